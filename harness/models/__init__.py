@@ -1,0 +1,1 @@
+"""GGUF facts, Ollama storage and synthetic models."""

@@ -1,0 +1,1 @@
+"""What each node samples once a second; imports nothing of the harness but this folder."""

@@ -1,0 +1,94 @@
+"""The node sample: one JSON object a second, the same in the ring file, on the wire and in a run."""
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Source(StrEnum):
+    """Where a group of figures was read."""
+
+    PROC = "proc"
+    CGROUP = "cgroup"
+
+
+class Memory(BaseModel):
+    """Memory of the node, or of the machine cgroup around it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: Source
+    total_bytes: int = Field(description="RAM of the node, or the cgroup's limit where that is lower")
+    available_bytes: int = Field(
+        description="min(MemAvailable, limit - rss - shmem): what a load may still take"
+    )
+    used_bytes: int = Field(
+        description="resident anonymous and shared memory; page cache never counts as used"
+    )
+    cache_bytes: int = Field(description="page cache")
+    swap_total_bytes: int
+    swap_used_bytes: int
+    major_faults: int = Field(description="major page faults since boot (counter)")
+    refaults_anon: int | None = Field(
+        None, description="anonymous refaults since boot (counter), cgroup only"
+    )
+    oom_kills: int | None = Field(None, description="OOM kills in this cgroup or node since boot (counter)")
+
+
+class Process(BaseModel):
+    """One llama.cpp process."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pid: int
+    name: str = Field(description="rpc-server, ggml-rpc-server or llama-server")
+    rss_bytes: int
+    swap_bytes: int = Field(description="VmSwap of /proc/PID/status")
+    cpu_s: float = Field(description="user + system CPU seconds since its start (counter)")
+
+
+class Unit(BaseModel):
+    """State of one systemd unit."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    active: str = Field(description="ActiveState: active, activating, failed, ...")
+    sub: str = Field(description="SubState: running, dead, auto-restart, ...")
+    main_pid: int
+    restarts: int = Field(description="NRestarts")
+    result: str = Field(description="Result of the last run: success, exit-code, signal, oom-kill, ...")
+
+
+class RpcSocket(BaseModel):
+    """rpc-server's sockets, read from the node's own socket table; nothing ever connects to it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    listening: bool
+    backlog: int = Field(description="connections waiting to be accepted (Recv-Q of the listening socket)")
+    peer: str | None = Field(None, description="address:port of the coordinator being served, when busy")
+
+
+class Network(BaseModel):
+    """Counters of the interface that carries the node's inventory address."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    interface: str
+    received_bytes: int
+    sent_bytes: int
+
+
+class Sample(BaseModel):
+    """One node at one moment. Sizes in bytes, counters since boot."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    time_ns: int = Field(description="UTC, nanoseconds")
+    node: str
+    memory: Memory
+    cpu_s: float = Field(description="CPU seconds used by the node (or its cgroup) since boot (counter)")
+    processes: list[Process] = []
+    units: dict[str, Unit] = {}
+    rpc: RpcSocket | None = None
+    network: Network | None = None

@@ -1,0 +1,1 @@
+"""Which layers, KV cache and buffers go to which backend, and what each node has left."""

@@ -1,0 +1,1 @@
+"""The catalogue of llama.cpp releases that can be deployed."""

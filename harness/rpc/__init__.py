@@ -1,0 +1,1 @@
+"""The ggml RPC wire protocol."""

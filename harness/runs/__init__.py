@@ -1,0 +1,1 @@
+"""Runs: what is recorded, in which shape, and how it is kept."""

@@ -1,0 +1,44 @@
+"""Where things are on the control machine and on the nodes, and on which ports."""
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+"""The checkout on the control machine (playbooks, roles, inventories, reports)."""
+
+PLAYBOOKS = REPOSITORY / "playbooks"
+REPORTS = REPOSITORY / "reports"
+DEFAULT_INVENTORY = REPOSITORY / "inventories" / "lab"
+
+RPC_PORT = 50052
+ROUTER_PORT = 11435
+COORDINATOR_PORT = 18080
+POOL_PORT = 18081
+
+NODE_LLAMA_CPP = Path("/opt/llama.cpp")
+NODE_VENV = Path("/opt/llama-harness/venv")
+NODE_CONFIG = Path("/etc/llama-harness")
+NODE_STATE = Path("/var/lib/llama-harness")
+NODE_LOGS = Path("/var/log/llama-harness")
+NODE_MODELS = Path("/srv/llama-models")
+NODE_RPC_CACHE = Path("/var/cache/llama.cpp/rpc")
+
+
+def cache_dir() -> Path:
+    """Folder for what is slow to make and safe to lose: sources, builds, images, models, wheels.
+
+    ``LLAMA_HARNESS_CACHE`` overrides it; roles receive the same folder as ``llama_harness_cache_dir``.
+    """
+    override = os.environ.get("LLAMA_HARNESS_CACHE")
+    return Path(override) if override else Path.home() / ".cache" / "llama-harness"
+
+
+def state_dir(inventory: Path) -> Path:
+    """Folder, private to the user, for what belongs to one inventory: the router's keys.
+
+    Named after the inventory's folder, so that two inventories never share a key.
+    """
+    override = os.environ.get("LLAMA_HARNESS_STATE")
+    base = Path(override) if override else Path.home() / ".local" / "state" / "llama-harness"
+    resolved = inventory.resolve()
+    return base / (resolved if resolved.is_dir() else resolved.parent).name

@@ -1,0 +1,1 @@
+"""Load and inference trials, and the runner that keeps them in order."""
