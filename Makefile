@@ -1,0 +1,94 @@
+# What people do here. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PROFILE ?= default
+INVENTORY ?= inventories/lab
+PYTHON ?= python3
+BIN := .venv/bin
+export ANSIBLE_INVENTORY := $(INVENTORY)
+export HARNESS_INVENTORY := $(INVENTORY)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+# Debian packages of the control machine: Python, and what the lab's machines are made with.
+HOST_PACKAGES := python3 python3-venv openssh-client iproute2 nftables systemd-container mmdebstrap
+# Only `make test` needs these.
+TEST_PACKAGES := chromium
+PROFILE_MODELS = $(shell $(BIN)/harness run models --profile $(PROFILE))
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+.PHONY: benchmark
+benchmark: deploy ## From nothing: tools, lab, deployment, trials, report  [PROFILE=smoke|default|full]
+	harness run benchmark --profile $(PROFILE)
+
+.PHONY: test
+test: lint unit lab-test integration browser ## From nothing: lint, types, unit, lab, integration and browser tests
+
+.PHONY: lint
+lint: .venv/.installed ## Check style and types
+	ruff format --check .
+	ruff check .
+	mypy
+	yamllint --strict .
+	ansible-lint --profile production -q
+
+.PHONY: unit
+unit: .venv/.installed ## Run the unit tests
+	pytest -q tests/unit
+
+.PHONY: lab-test
+lab-test: .venv/.installed host-packages ## Run the tests that boot real machines
+	pytest -q tests/lab
+
+.PHONY: integration
+integration: .venv/.installed host-packages ## Run the tests that need real llama.cpp processes
+	pytest -q tests/integration
+
+.PHONY: browser
+browser: .venv/.installed test-packages ## Run the tests that look at pages in a real browser
+	pytest -q tests/browser
+
+.PHONY: lab
+lab: .venv/.installed host-packages ## Boot the lab's machines
+	harness lab up
+
+.PHONY: models
+models: .venv/.installed ## Get or make the models that the profile needs
+	harness model ensure $$(harness run models --profile $(PROFILE))
+
+.PHONY: deploy
+deploy: lab models ## Put everything on the lab's machines
+	harness deploy
+
+.PHONY: down
+down: .venv/.installed ## Stop the lab and leave nothing of it
+	harness lab down
+
+.PHONY: lock
+lock: ## Renew the hashed lock files (needs uv)
+	for extra in monitor router control dev; do \
+	  uv pip compile pyproject.toml --extra $$extra --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-annotate --no-header -q -o requirements/$$extra.lock; done
+
+.PHONY: clean
+clean: ## Remove the virtual environment and what tools left; runs, labs and caches stay
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .ansible .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+.PHONY: host-packages test-packages
+host-packages:
+	@scripts/apt-ensure $(HOST_PACKAGES)
+test-packages:
+	@scripts/apt-ensure $(TEST_PACKAGES)
+
+# Everything is pinned and hashed; the project itself is installed in place.
+.venv/.installed: requirements/dev.lock pyproject.toml
+	@scripts/apt-ensure python3-venv
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --require-hashes -r requirements/dev.lock
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,20 @@
+"""``harness deploy``: site.yml through ansible-runner, with progress."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.settings import DEFAULT_INVENTORY, REPOSITORY
+
+
+def command(
+    inventory: Annotated[Path, typer.Option(help="Ansible inventory.")] = DEFAULT_INVENTORY,
+    limit: Annotated[str | None, typer.Option(help="Only these hosts or groups.")] = None,
+    extra: Annotated[list[str] | None, typer.Option("--extra", "-e", help="key=value for Ansible.")] = None,
+) -> None:
+    """Deploy everything: the same as ``ansible-playbook site.yml``."""
+    from harness.ansible import run_playbook
+
+    pairs = dict(pair.split("=", 1) for pair in extra or [] if "=" in pair)
+    run_playbook(REPOSITORY / "site.yml", inventory, extra_vars=pairs, limit=limit, title="Deploying")
