@@ -17,7 +17,7 @@ class Memory(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    source: Source
+    source: Source = Field(description="where the figures were read: the node's /proc or its machine cgroup")
     total_bytes: int = Field(description="RAM of the node, or the cgroup's limit where that is lower")
     available_bytes: int = Field(
         description="min(MemAvailable, limit - rss - shmem): what a load may still take"
@@ -26,8 +26,8 @@ class Memory(BaseModel):
         description="resident anonymous and shared memory; page cache never counts as used"
     )
     cache_bytes: int = Field(description="page cache")
-    swap_total_bytes: int
-    swap_used_bytes: int
+    swap_total_bytes: int = Field(description="swap the node or cgroup may use")
+    swap_used_bytes: int = Field(description="of it, in use now")
     major_faults: int = Field(description="major page faults since boot (counter)")
     refaults_anon: int | None = Field(
         None, description="anonymous refaults since boot (counter), cgroup only"
@@ -40,9 +40,9 @@ class Process(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    pid: int
+    pid: int = Field(description="process number on the node")
     name: str = Field(description="rpc-server, ggml-rpc-server or llama-server")
-    rss_bytes: int
+    rss_bytes: int = Field(description="VmRSS of /proc/PID/status: resident memory, mapped files included")
     swap_bytes: int = Field(description="VmSwap of /proc/PID/status")
     cpu_s: float = Field(description="user + system CPU seconds since its start (counter)")
 
@@ -54,7 +54,7 @@ class Unit(BaseModel):
 
     active: str = Field(description="ActiveState: active, activating, failed, ...")
     sub: str = Field(description="SubState: running, dead, auto-restart, ...")
-    main_pid: int
+    main_pid: int = Field(description="MainPID; 0 when nothing runs")
     restarts: int = Field(description="NRestarts")
     result: str = Field(description="Result of the last run: success, exit-code, signal, oom-kill, ...")
 
@@ -64,7 +64,7 @@ class RpcSocket(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    listening: bool
+    listening: bool = Field(description="something listens on the node's address and the RPC port")
     backlog: int = Field(description="connections waiting to be accepted (Recv-Q of the listening socket)")
     peer: str | None = Field(None, description="address:port of the coordinator being served, when busy")
 
@@ -74,9 +74,9 @@ class Network(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    interface: str
-    received_bytes: int
-    sent_bytes: int
+    interface: str = Field(description="name of the interface")
+    received_bytes: int = Field(description="bytes received since it came up (counter)")
+    sent_bytes: int = Field(description="bytes sent since it came up (counter)")
 
 
 class Sample(BaseModel):
@@ -85,7 +85,7 @@ class Sample(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     time_ns: int = Field(description="UTC, nanoseconds")
-    node: str
+    node: str = Field(description="the node's name in the inventory")
     memory: Memory
     cpu_s: float = Field(description="CPU seconds used by the node (or its cgroup) since boot (counter)")
     processes: list[Process] = []

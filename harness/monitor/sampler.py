@@ -1,0 +1,62 @@
+"""Takes one sample of the node: every reader's figures in one record."""
+
+import time
+from pathlib import Path
+
+from harness.monitor.cgroup import cgroup_cpu_s, cgroup_memory
+from harness.monitor.model import LAB_SWAP_BYTES, MonitorConfig
+from harness.monitor.network import NetworkReader
+from harness.monitor.proc import PROC, meminfo, node_cpu_s, node_memory
+from harness.monitor.processes import ProcessTable
+from harness.monitor.sample import Memory, Sample
+from harness.monitor.sockets import rpc_socket
+from harness.monitor.systemd import UnitStates
+
+
+class Sampler:
+    """Keeps the readers of one node between samples."""
+
+    def __init__(self, config: MonitorConfig, proc: Path = PROC, units: UnitStates | None = None) -> None:
+        self._config = config
+        self._proc = proc
+        self._address = str(config.address)
+        self._memory_folder = config.memory_folder
+        self._cpu_folder = config.cpu_folder
+        self._swap_bytes = _swap_bytes(LAB_SWAP_BYTES) if self._memory_folder else None
+        self._processes = ProcessTable(config.process_names, proc)
+        self._units = units or UnitStates(config.units, proc=proc)
+        self._network = NetworkReader(self._address, proc)
+
+    @property
+    def memory_source(self) -> str:
+        """Where memory is read, for people."""
+        return str(self._memory_folder or self._proc)
+
+    def sample(self) -> Sample:
+        """The node at this moment."""
+        time_ns = time.time_ns()
+        processes = self._processes.read()
+        port = self._config.rpc_port
+        return Sample(
+            time_ns=time_ns,
+            node=self._config.node,
+            memory=self._memory(),
+            cpu_s=cgroup_cpu_s(self._cpu_folder) if self._cpu_folder else node_cpu_s(self._proc),
+            processes=processes,
+            units=self._units.read(time.monotonic(), (process.pid for process in processes)),
+            rpc=rpc_socket(self._address, port, self._proc) if port else None,
+            network=self._network.read(),
+        )
+
+    def _memory(self) -> Memory:
+        info = meminfo(self._proc)
+        if self._memory_folder:
+            return cgroup_memory(self._memory_folder, info, self._swap_bytes)
+        return node_memory(info, self._proc)
+
+
+def _swap_bytes(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
