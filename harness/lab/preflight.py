@@ -1,0 +1,142 @@
+"""Everything that would stop a lab from coming up, found before anything is touched."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from harness.errors import HarnessError
+from harness.lab.cgroup import Groups
+from harness.lab.image import wanted_image
+from harness.lab.shell import run
+from harness.lab.spec import LabSpec, parse_spec, veth_name
+
+_GIB = 2**30
+IMAGE_BYTES = 2 * _GIB
+"""Room that making an image takes at its height."""
+MACHINE_RESIDENT_BYTES = 160 * 2**20
+"""What a machine with nothing deployed holds, roundly."""
+
+
+def obstacles(lab: LabSpec) -> list[str]:
+    """One line per thing in the way, each with the way out; empty when the lab can come up."""
+    if os.geteuid() != 0:
+        return ["the lab needs root: run this as root or with sudo"]
+    found = [*_system(), *_tools(lab)]
+    if found:
+        return found
+    return [*_names(lab), *_memory(lab), *_disk(lab), *_network(lab)]
+
+
+def _system() -> Iterator[str]:
+    values = dict(
+        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
+    )
+    family = f"{values.get('ID', '')} {values.get('ID_LIKE', '')}".replace('"', "").split()
+    if not {"debian", "ubuntu"} & set(family):
+        name = values.get("PRETTY_NAME", "this system").strip('"')
+        yield f"the lab runs on Debian or Ubuntu; this is {name}"
+    try:
+        groups = Groups()
+        for controller in ("memory", "cpu"):
+            groups.folder(controller, Path())
+    except HarnessError as error:
+        yield str(error)
+
+
+def _tools(lab: LabSpec) -> Iterator[str]:
+    missing: dict[str, list[str]] = {}
+    for tool, package in lab.host_packages.items():
+        if shutil.which(tool) is None:
+            missing.setdefault(package, []).append(tool)
+    for package, tools in missing.items():
+        yield f"{', '.join(tools)} not found on this computer: apt-get install {package}"
+
+
+def _names(lab: LabSpec) -> Iterator[str]:
+    if lab.record.exists():
+        try:
+            before = parse_spec(lab.record.read_text())
+        except HarnessError:
+            yield f"{lab.record} cannot be read; take the lab down (harness lab down) and up again"
+            return
+        if before.network != lab.network:
+            yield (
+                f"lab name '{lab.name}' is taken by a lab on {before.network}; "
+                "take that one down or set another lab_node_lab"
+            )
+        return
+    if lab.folder.exists() and any(lab.folder.iterdir()):
+        yield f"name taken: {lab.folder} exists and is not a lab's; remove it or set another lab_node_lab"
+    links = {entry["ifname"] for entry in json.loads(run("ip", "-j", "link"))}
+    for name in sorted({lab.bridge, *(veth_name(lab.name, m.name) for m in lab.machines)} & links):
+        yield f"name taken: a network interface '{name}' exists; remove it or set another lab_node_lab"
+    for tree in Groups().hierarchies[:1]:
+        if (tree.mount / lab.group).exists():
+            yield f"name taken: cgroup {tree.mount / lab.group} exists; run harness lab down, or set another lab_node_lab"
+
+
+def _memory(lab: LabSpec) -> Iterator[str]:
+    values = {line.split(":")[0]: line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines()}
+    total, available = int(values["MemTotal"]) * 1024, int(values["MemAvailable"]) * 1024
+    for machine in lab.machines:
+        if machine.memory > total:
+            yield (
+                f"{machine.name}: lab_node_memory is {_gib(machine.memory)}, more than this computer's {_gib(total)}; "
+                "lower it"
+            )
+    needed = MACHINE_RESIDENT_BYTES * sum(not _made(lab, m.name) for m in lab.machines)
+    if needed > available:
+        yield (
+            f"{len(lab.machines)} machines need {_gib(needed)} of memory to boot; {_gib(available)} is available: "
+            "end something or ask for fewer nodes"
+        )
+
+
+def _disk(lab: LabSpec) -> Iterator[str]:
+    planned = [
+        (lab.images, 0 if wanted_image(lab).is_dir() else IMAGE_BYTES, "image"),
+        (lab.folder, 0 if lab.swap_file.exists() else lab.swap, "swap"),
+        (lab.folder, lab.machine_disk * sum(not _made(lab, m.name) for m in lab.machines), "machines"),
+    ]
+    by_device: dict[int, list[tuple[Path, int, str]]] = {}
+    for path, size, what in planned:
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        by_device.setdefault(existing.stat().st_dev, []).append((existing, size, what))
+    for parts in by_device.values():
+        total, free = sum(size for _, size, _ in parts), shutil.disk_usage(parts[0][0]).free
+        if total > free:
+            sums = " + ".join(f"{what} {_gib(size)}" for _, size, what in parts if size)
+            yield f"disk under {parts[0][0]}: {sums} = {_gib(total)} is planned, {_gib(free)} is free"
+
+
+def _made(lab: LabSpec, machine: str) -> bool:
+    return (lab.folder / "machines" / machine / "machine.json").exists()
+
+
+def _network(lab: LabSpec) -> Iterator[str]:
+    routes = json.loads(run("ip", "-j", "-4", "route", "show", "table", "all"))
+    own = lab.record.exists()
+    for device, network in overlaps(lab.network, routes, ignore={lab.bridge} if own else set()):
+        yield f"subnet taken: lab_node_network {lab.network} overlaps {network} on {device}; choose another"
+
+
+def overlaps(
+    wanted: IPv4Network, routes: list[dict[str, str]], ignore: Iterable[str]
+) -> list[tuple[str, IPv4Network]]:
+    """Routes of `ip -j route` that share an address with ``wanted``; the default route shares with all and is none."""
+    found = {}
+    for route in routes:
+        destination, device = str(route.get("dst", "default")), str(route.get("dev", "?"))
+        if destination == "default" or device in ignore:
+            continue
+        network = IPv4Network(destination, strict=False)
+        if network.prefixlen > 0 and network.overlaps(wanted):
+            found.setdefault(device, network)
+    return list(found.items())
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.1f} GiB"
