@@ -47,7 +47,9 @@ def fetch(name: Annotated[str, typer.Argument(help="smollm2: the small real mode
 
 @app.command()
 def resolve(
-    name: Annotated[str, typer.Argument(help="Ollama name (codellama:13b), GGUF path, or name in the cache.")],
+    name: Annotated[
+        str, typer.Argument(help="Ollama name (codellama:13b), GGUF path, or name in the cache.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Find a model's file: in Ollama's storage, by path, or in the cache."""

@@ -35,7 +35,9 @@ def random_pool(kind: GGMLQuantizationType, rng: np.random.Generator, size: int 
     if kind is T.F16:
         return (rng.standard_normal(size // 2, dtype=np.float32) * WEIGHT_STD).astype("<f2").view(np.uint8)
     block_bytes = GGML_QUANT_SIZES[kind][1]
-    blocks = np.frombuffer(rng.bytes(size // block_bytes * block_bytes), np.uint8).reshape(-1, block_bytes).copy()
+    blocks = (
+        np.frombuffer(rng.bytes(size // block_bytes * block_bytes), np.uint8).reshape(-1, block_bytes).copy()
+    )
     if kind is T.TQ2_0:
         threes = rng.integers(0, 3, (len(blocks), _TERNARY_QUANTS, 4), dtype=np.uint8)
         blocks[:, :_TERNARY_QUANTS] = (threes << np.array([0, 2, 4, 6], np.uint8)).sum(axis=2, dtype=np.uint8)

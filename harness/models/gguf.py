@@ -24,7 +24,19 @@ _KEPT_ARRAY = 1024
 """Longer arrays (the vocabulary) are counted, not read; per-layer arrays are shorter."""
 _MOST_ENTRIES = 1_000_000
 """More keys or tensors than this is a damaged header."""
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
 _STRING, _ARRAY = 8, 9
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
@@ -147,7 +159,7 @@ class GgufModel:
         """``Q4_0``, ``Q4_K_M``, ...: the header's file type, or the type that most bytes have."""
         declared = self.metadata.get("general.file_type")
         if isinstance(declared, int) and declared in set(LlamaFileType):
-            return LlamaFileType(declared).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+            return str(LlamaFileType(declared).name).removeprefix("MOSTLY_").removeprefix("ALL_")
         sizes: Counter[str] = Counter()
         for tensor in self.tensors:
             sizes[tensor.type] += tensor.bytes
@@ -208,16 +220,16 @@ def _read(path: Path, size: int, view: mmap.mmap) -> GgufModel:
 
 def _parse(view: mmap.mmap) -> tuple[dict[str, Any], list[Tensor]]:
     cursor = _Cursor(view, 4)
-    version = cursor.scalar(4)
+    version = cursor.count(4)
     if version not in (2, 3):
         raise ValueError(f"version {version}, known are 2 and 3")
-    tensor_count, key_count = cursor.scalar(10), cursor.scalar(10)
+    tensor_count, key_count = cursor.count(10), cursor.count(10)
     if max(tensor_count, key_count) > _MOST_ENTRIES:
         raise ValueError(f"it claims {tensor_count} tensors and {key_count} keys")
     metadata: dict[str, Any] = {}
     for _ in range(key_count):
         key = cursor.string()
-        metadata[key] = cursor.value(cursor.scalar(4))
+        metadata[key] = cursor.value(cursor.count(4))
     infos = [_tensor_info(cursor) for _ in range(tensor_count)]
     alignment = int(metadata.get("general.alignment", _DEFAULT_ALIGNMENT))
     start = -(-cursor.position // alignment) * alignment
@@ -226,23 +238,23 @@ def _parse(view: mmap.mmap) -> tuple[dict[str, Any], list[Tensor]]:
 
 def _tensor_info(cursor: "_Cursor") -> tuple[str, GGMLQuantizationType, tuple[int, ...], int]:
     name = cursor.string()
-    shape = tuple(cursor.scalar(10) for _ in range(cursor.scalar(4)))
-    number = cursor.scalar(4)
+    shape = tuple(cursor.count(10) for _ in range(cursor.count(4)))
+    number = cursor.count(4)
     try:
         kind = GGMLQuantizationType(number)
     except ValueError:
         raise ValueError(f"tensor {name} has the unknown type {number}") from None
-    return name, kind, shape, cursor.scalar(10)
+    return name, kind, shape, cursor.count(10)
 
 
 def _tensor_bytes(name: str, kind: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
-    block, block_bytes = GGML_QUANT_SIZES[kind]
+    block, block_bytes = (int(n) for n in GGML_QUANT_SIZES[kind])
     if not shape or shape[0] % block:
         raise ValueError(f"tensor {name}: rows of {shape[:1]} elements are not whole {kind.name} blocks")
     elements = 1
     for dimension in shape:
         elements *= dimension
-    return elements // block * int(block_bytes)
+    return elements // block * block_bytes
 
 
 class _Cursor:
@@ -251,6 +263,9 @@ class _Cursor:
     def __init__(self, view: mmap.mmap, position: int) -> None:
         self.view = view
         self.position = position
+
+    def count(self, kind: int) -> int:
+        return int(self.scalar(kind))
 
     def scalar(self, kind: int) -> Any:
         layout = _SCALARS.get(kind)
@@ -261,11 +276,11 @@ class _Cursor:
         return value
 
     def string(self) -> str:
-        length = self.scalar(10)
+        length = self.count(10)
         end = self.position + length
         if end > len(self.view):
             raise struct.error("string ends past the file")
-        text = self.view[self.position : end]
+        text: bytes = self.view[self.position : end]
         self.position = end
         return text.decode("utf-8", errors="replace")
 
@@ -275,7 +290,7 @@ class _Cursor:
         return self.array() if kind == _ARRAY else self.scalar(kind)
 
     def array(self) -> Any:
-        kind, length = self.scalar(4), self.scalar(10)
+        kind, length = self.count(4), self.count(10)
         if length <= _KEPT_ARRAY:
             return [self.value(kind) for _ in range(length)]
         self._skip(kind, length)

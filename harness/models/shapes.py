@@ -44,7 +44,18 @@ SHAPES = {
         Shape("13b", "CodeLlama 13B", 40, 5120, 13824, 40, 40, 32016, 16384, 1e6),
         Shape("70b", "Llama 3.1 70B", 80, 8192, 28672, 64, 8, 128256, 131072, 5e5, rope_factors=True),
         Shape(
-            "1b", "Llama 3.2 1B", 16, 2048, 8192, 32, 8, 128256, 131072, 5e5, rope_factors=True, tied_output=True
+            "1b",
+            "Llama 3.2 1B",
+            16,
+            2048,
+            8192,
+            32,
+            8,
+            128256,
+            131072,
+            5e5,
+            rope_factors=True,
+            tied_output=True,
         ),
         # For tests: every part of a model, in a megabyte.
         Shape("tiny", "no model", 4, 256, 512, 4, 2, 1024, 2048, 1e4),

@@ -5,6 +5,7 @@ Such a file costs the same memory, transfer and arithmetic as the real one; only
 
 import errno
 import fcntl
+import math
 import os
 import shutil
 import time
@@ -21,7 +22,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from harness.errors import HarnessError
 from harness.models import vocabulary
 from harness.models.blocks import Bytes, random_pool, stream
-from harness.models.gguf import GgufModel, read_gguf
+from harness.models.gguf import read_gguf
 from harness.models.shapes import PlannedTensor, Shape, find_shape, find_type, plan_tensors
 from harness.settings import cache_dir
 
@@ -86,8 +87,8 @@ def synthesise(
 
 def tensor_bytes(tensor: PlannedTensor) -> int:
     """Bytes of a tensor's data."""
-    block, block_bytes = GGML_QUANT_SIZES[tensor.type]
-    return int(np.prod(tensor.shape, dtype=np.int64)) // block * int(block_bytes)
+    block, block_bytes = (int(n) for n in GGML_QUANT_SIZES[tensor.type])
+    return math.prod(tensor.shape) // block * block_bytes
 
 
 def _padded(size: int) -> int:
@@ -210,7 +211,7 @@ def _write_tensors(
     for tensor in tensors:
         size = tensor_bytes(tensor)
         for part in _content(tensor, size, pools, rng):
-            _write_all(file, memoryview(part))
+            _write_all(file, part.data)
             done += len(part)
         _write_all(file, memoryview(bytes(_padded(size) - size)))
         progress(min(done, total), total)

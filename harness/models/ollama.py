@@ -1,0 +1,132 @@
+"""Ollama's storage: from a model's name to the GGUF blob behind it.
+
+Layout: ``manifests/<registry>/<namespace>/<model>/<tag>`` is a JSON list of layers, each a file
+``blobs/sha256-<digest>`` (``sha256:<digest>`` before Ollama 0.1.3x).
+https://github.com/ollama/ollama: ``types/model/name.go``, ``server/manifest.go``.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+
+_REGISTRY, _NAMESPACE, _TAG = "registry.ollama.ai", "library", "latest"
+_MODEL_LAYER = "application/vnd.ollama.image.model"
+
+
+@dataclass(frozen=True)
+class OllamaName:
+    """A model's full name."""
+
+    registry: str
+    namespace: str
+    model: str
+    tag: str
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Folders of its manifest, and the file."""
+        return (self.registry, *self.namespace.split("/"), self.model, self.tag)
+
+    def __str__(self) -> str:
+        return f"{'/'.join(self.parts[:-1])}:{self.tag}"
+
+
+@dataclass(frozen=True)
+class OllamaModel:
+    """A model in Ollama's storage."""
+
+    name: OllamaName
+    digest: str
+    """``sha256:<64 hex digits>``."""
+    blob: Path
+    storage: Path
+
+
+def parse_name(text: str) -> OllamaName | None:
+    """Read ``codellama:13b``, ``user/model:tag``, ``hf.co/user/repo:quant``; None where it is no name."""
+    path, _, tag = text.rpartition(":")
+    if not path or "/" in tag:
+        path, tag = text, ""
+    parts = path.split("/")
+    if not all(parts) or len(parts) > 4 or path.startswith((".", "~")):
+        return None
+    registry = parts.pop(0) if len(parts) > 2 else _REGISTRY
+    namespace = "/".join(parts[:-1]) or _NAMESPACE
+    return OllamaName(registry, namespace, parts[-1], tag or _TAG)
+
+
+def storages() -> list[Path]:
+    """Folders where Ollama may keep models on this machine, most particular first.
+
+    ``OLLAMA_MODELS``, the user's own, then those of the service (its user's home, or a packager's choice).
+    """
+    override = os.environ.get("OLLAMA_MODELS")
+    places = [Path(override)] if override else []
+    places += [
+        Path.home() / ".ollama" / "models",
+        Path("/usr/share/ollama/.ollama/models"),
+        Path("/var/lib/ollama/.ollama/models"),
+        Path("/var/lib/ollama/models"),
+        Path("/var/lib/ollama"),
+    ]
+    return list(dict.fromkeys(places))
+
+
+def find_model(name: OllamaName, places: list[Path]) -> OllamaModel | None:
+    """The model in the first storage that has it; None where none has.
+
+    Raises:
+        HarnessError: a manifest that cannot be read, names no GGUF, or whose blob is missing or cut.
+    """
+    for storage in places:
+        try:
+            manifest = _descend(storage / "manifests", name.parts)
+            if manifest is not None:
+                return _read_manifest(name, manifest, storage)
+        except PermissionError as error:
+            raise HarnessError(
+                f"model '{name}': no permission to read {error.filename}; run as root or join its group"
+            ) from error
+    return None
+
+
+def _descend(folder: Path, parts: tuple[str, ...]) -> Path | None:
+    """Follow ``parts`` without regard to case, as Ollama does."""
+    for part in parts:
+        exact = folder / part
+        if exact.exists():
+            folder = exact
+            continue
+        if not folder.is_dir():
+            return None
+        match = next((p for p in sorted(folder.iterdir()) if p.name.lower() == part.lower()), None)
+        if match is None:
+            return None
+        folder = match
+    return folder if folder.is_file() else None
+
+
+def _read_manifest(name: OllamaName, manifest: Path, storage: Path) -> OllamaModel:
+    try:
+        layers: list[dict[str, Any]] = json.loads(manifest.read_text()).get("layers") or []
+        layer = next((entry for entry in layers if entry.get("mediaType") == _MODEL_LAYER), None)
+        digest = str(layer["digest"]) if layer else ""
+        size = int(layer["size"]) if layer else 0
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise HarnessError(f"model '{name}': damaged Ollama manifest {manifest}; pull it again") from error
+    if not layer:
+        raise HarnessError(f"model '{name}': {manifest} lists no GGUF layer; only GGUF models can be used")
+    blobs = [storage / "blobs" / digest.replace(":", mark) for mark in ("-", ":")]
+    blob = next((path for path in blobs if path.exists()), None)
+    if blob is None:
+        raise HarnessError(f"model '{name}': blob {blobs[0]} is missing; pull it again")
+    seen = blob.stat().st_size
+    if seen != size:
+        raise HarnessError(
+            f"model '{name}': blob {blob} has {seen} bytes, its manifest says {size}; pull it again"
+        )
+    return OllamaModel(name, digest, blob, storage)
