@@ -1,0 +1,43 @@
+"""``llama-router --config PATH``: runs the router until it is told to stop."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from harness.errors import HarnessError
+from harness.router.app import create_app
+from harness.router.config import load_config
+from harness.router.logs import configure_logging
+from harness.settings import NODE_CONFIG
+
+
+def main() -> None:
+    """Entry point of ``llama-router``."""
+    parser = argparse.ArgumentParser(prog="llama-router", description=__doc__)
+    parser.add_argument("--config", type=Path, default=NODE_CONFIG / "router.json")
+    parser.add_argument("--check", action="store_true", help="read the configuration and the keys, then exit")
+    arguments = parser.parse_args()
+    try:
+        config = load_config(arguments.config)
+        app = create_app(config)
+    except HarnessError as error:
+        sys.exit(f"llama-router: {error}")
+    if arguments.check:
+        return
+    configure_logging()
+    uvicorn.run(
+        app,
+        host=config.address,
+        port=config.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(config.drain_s)),
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The router's HTTP service: routes, keys, errors, and the order in which things start and stop."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import aiohttp
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from harness.errors import HarnessError
+from harness.router.admin import Admin, bad_body
+from harness.router.auth import Gate
+from harness.router.catalogue import Catalogue
+from harness.router.chat import Front
+from harness.router.config import RouterConfig, read_key
+from harness.router.coordinator import Coordinator
+from harness.router.errors import RouterError
+from harness.router.logs import log
+from harness.router.pool import Pool
+
+_READ_BUFFER = 1024 * 1024
+"""One event of a stream fits into this."""
+
+
+def create_app(config: RouterConfig) -> ASGIApp:
+    """The service, with its keys read.
+
+    Raises:
+        HarnessError: a key file cannot be read.
+    """
+    router_key, admin_key = read_key(config.router_key_file), read_key(config.admin_key_file)
+    pool, catalogue = Pool(config.pool), Catalogue(config.models_dir)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(
+            connector=connector, auto_decompress=False, read_bufsize=_READ_BUFFER
+        ) as session:
+            coordinator = Coordinator(config, catalogue, session)
+            front = Front(config, catalogue, pool, coordinator, session)
+            _add_routes(app, front, Admin(config, catalogue, front, coordinator), catalogue)
+            log("router ready", address=config.address, port=config.port, models=front.models())
+            try:
+                yield
+            finally:
+                await coordinator.close()
+                log("router stopped")
+
+    handlers = {
+        RouterError: _router_error,
+        HarnessError: _harness_error,
+        ValidationError: _validation_error,
+    }
+    app = Starlette(lifespan=lifespan, exception_handlers=handlers)  # type: ignore[arg-type]
+    return Gate(app, router_key=router_key, admin_key=admin_key)
+
+
+def _add_routes(app: Starlette, front: Front, admin: Admin, catalogue: Catalogue) -> None:
+    async def models(request: Request) -> Response:
+        data = [{"id": name, "object": "model", "owned_by": "llama-harness"} for name in front.models()]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def tags(request: Request) -> Response:
+        files = {file.name: file for file in catalogue.files()}
+        listed = []
+        for name in front.models():
+            entry: dict[str, object] = {"name": name, "model": name, "size": 0, "digest": ""}
+            if file := files.get(name):
+                moment = datetime.fromtimestamp(file.modified_ns / 1e9, UTC)
+                entry |= {"size": file.file_bytes, "modified_at": moment.isoformat()}
+            listed.append(entry | {"details": {"format": "gguf"}})
+        return JSONResponse({"models": listed})
+
+    app.router.routes += [
+        Route("/healthz", _healthz),
+        Route("/v1/chat/completions", front.openai, methods=["POST"]),
+        Route("/v1/completions", front.openai, methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/api/chat", front.ollama_chat, methods=["POST"]),
+        Route("/api/tags", tags),
+        Route("/admin/load", admin.load, methods=["POST"]),
+        Route("/admin/unload", admin.unload, methods=["POST"]),
+        Route("/admin/coordinator", admin.coordinator),
+        Route("/admin/starts", admin.starts),
+        Route("/admin/logs/{start_id}", admin.logs),
+        Route("/admin/models", admin.models),
+    ]
+
+
+async def _healthz(request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _router_error(request: Request, error: RouterError) -> Response:
+    log("refused", status=error.status, error_class=error.error_class, message=error.message)
+    ollama = request.url.path.startswith("/api/")
+    return JSONResponse(error.ollama_body() if ollama else error.body(), error.status)
+
+
+async def _harness_error(request: Request, error: HarnessError) -> Response:
+    return await _router_error(request, RouterError(500, "error", str(error)))
+
+
+async def _validation_error(request: Request, error: ValidationError) -> Response:
+    return await _router_error(request, bad_body(error))

@@ -1,0 +1,48 @@
+"""Models on the head node's disk: the ``*.gguf`` files of one folder, named by their stems."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.models.gguf import GgufModel, read_gguf
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file; its size is a fact, its contents are read when asked for."""
+
+    name: str
+    path: Path
+    file_bytes: int
+    modified_ns: int
+
+
+class Catalogue:
+    """Finds models by name; headers are read once per version of a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._headers: dict[ModelFile, GgufModel] = {}
+
+    def files(self) -> list[ModelFile]:
+        """Every model file, by name. A folder that is not there holds none."""
+        if not self._folder.is_dir():
+            return []
+        found = []
+        for path in sorted(self._folder.glob("*.gguf")):
+            stat = path.stat()
+            found.append(ModelFile(path.stem, path, stat.st_size, stat.st_mtime_ns))
+        return found
+
+    def find(self, name: str) -> ModelFile | None:
+        """The file of the model called ``name``."""
+        return next((file for file in self.files() if file.name == name), None)
+
+    def header(self, file: ModelFile) -> GgufModel:
+        """Facts from the file's header. Reads the disk the first time.
+
+        Raises:
+            HarnessError: it is not a whole GGUF file.
+        """
+        if file not in self._headers:
+            self._headers[file] = read_gguf(file.path)
+        return self._headers[file]

@@ -1,0 +1,57 @@
+"""A plan as llama-server's command line, and what its log must say once the plan is carried out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.diagnosis.loadlog import missing_backends
+from harness.planner.plan import Plan
+from harness.runs.schema import LoadReport
+
+_OURS = frozenset(
+    {
+        "-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo", "-dr", "--docker-repo",
+        "-a", "--alias", "--rpc", "-dev", "--device", "-ngl", "--gpu-layers", "--n-gpu-layers",
+        "-ts", "--tensor-split", "-c", "--ctx-size", "-np", "--parallel", "--host", "--port",
+        "--log-file", "--log-disable", "--path", "--slot-save-path", "--api-key", "--api-key-file",
+        "--ssl-key-file", "--ssl-cert-file", "--api-prefix",
+    }
+)  # fmt: skip
+
+
+def refused_flags(flags: Sequence[str]) -> list[str]:
+    """Flags that nobody may pass: the plan or the router sets them, or they write files."""
+    return [flag for flag in flags if flag.split("=", 1)[0] in _OURS]
+
+
+def coordinator_argv(llama_server: Path, plan: Plan, *, port: int, flags: Sequence[str] = ()) -> list[str]:
+    """llama-server's command line for a plan: backends in plan order, nothing left to its defaults."""
+    return [
+        str(llama_server),
+        *("--model", plan.model_path),
+        *("--alias", plan.model),
+        *("--rpc", ",".join(share.endpoint for share in plan.shares)),
+        *("--device", ",".join(f"RPC{index}" for index, _ in enumerate(plan.shares))),
+        *("--n-gpu-layers", str(plan.n_gpu_layers)),
+        *("--tensor-split", ",".join(f"{share.weight:g}" for share in plan.shares)),
+        *("--ctx-size", str(plan.context)),
+        *("--parallel", str(plan.parallel)),
+        *("--cache-ram", "0"),
+        *("--host", "127.0.0.1"),
+        *("--port", str(port)),
+        "--no-webui",
+        *flags,
+    ]
+
+
+def disagreements(plan: Plan, report: LoadReport) -> list[str]:
+    """Where the log of a load contradicts its plan; empty where it was carried out."""
+    if report.offloaded is None:
+        return ["the log has no 'offloaded' line"]
+    found = []
+    expected = min(plan.n_gpu_layers, plan.layers_total)
+    if report.offloaded != expected or report.layers_total != plan.layers_total:
+        seen = f"offloaded {report.offloaded}/{report.layers_total} layers"
+        found.append(f"{seen}, planned {expected}/{plan.layers_total}")
+    if plan.distributed and (missing := missing_backends(report, plan)):
+        found.append(f"no part of the model on {', '.join(missing)}")
+    return found

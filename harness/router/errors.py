@@ -1,0 +1,43 @@
+"""What the router answers when it cannot do what was asked."""
+
+from harness.diagnosis.model import Diagnosis
+from harness.runs.schema import CoordinatorState
+
+
+class RouterError(Exception):
+    """An error with an HTTP status, a class for programs and a message for people."""
+
+    def __init__(
+        self,
+        status: int,
+        error_class: str,
+        message: str,
+        *,
+        state: CoordinatorState | None = None,
+        diagnosis: Diagnosis | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.error_class = error_class
+        self.message = message
+        self.state = state
+        self.diagnosis = diagnosis or (state.diagnosis if state else None)
+
+    def body(self) -> dict[str, object]:
+        """``{"error": {...}}``; ``type`` and ``code`` are there for OpenAI clients."""
+        error: dict[str, object] = {
+            "class": self.error_class,
+            "type": self.error_class,
+            "code": self.status,
+            "message": self.message,
+        }
+        if self.diagnosis:
+            error["diagnosis"] = self.diagnosis.model_dump(mode="json")
+        if self.state:
+            error["state"] = self.state.model_dump(mode="json")
+        return {"error": error}
+
+    def ollama_body(self) -> dict[str, object]:
+        """Ollama's clients expect a string in ``error``; the rest stands beside it."""
+        body = self.body()["error"]
+        return {"error": self.message, "details": body}

@@ -1,0 +1,116 @@
+"""One start of a coordinator, from the request to the exit, and the record of it on disk."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness.diagnosis.model import Diagnosis, FailureClass
+from harness.planner.plan import Plan
+from harness.router.process import ServerProcess
+from harness.runs.schema import CoordinatorPhase, CoordinatorState, LoadTimings
+
+
+class Start:
+    """A coordinator's state and what has to be waited for around it."""
+
+    def __init__(self, plan: Plan, argv: list[str], log_dir: Path, *, requested_ns: int) -> None:
+        moment = datetime.fromtimestamp(requested_ns / 1e9, UTC)
+        self.id = f"{moment:%Y%m%dT%H%M%S.%fZ}-{plan.model}"
+        self.folder = log_dir / self.id
+        self.plan = plan
+        self.process: ServerProcess | None = None
+        self.timings = LoadTimings(requested_ns=requested_ns)
+        self.state = CoordinatorState(
+            phase=CoordinatorPhase.STARTING,
+            start_id=self.id,
+            model=plan.model,
+            argv=argv,
+            plan=plan,
+            log_dir=str(self.folder),
+            timings=self.timings,
+        )
+        self.ended = asyncio.Event()
+        """Set once the exit is known and diagnosed."""
+        self.aborted: str | None = None
+        """Why somebody wants this load to end before it is ready."""
+        self.leased = asyncio.Event()
+        """Set when the first request has got it."""
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def phase(self) -> CoordinatorPhase:
+        """Where it is in its life."""
+        return self.state.phase
+
+    @property
+    def running(self) -> bool:
+        """Whether there is, or is about to be, a process."""
+        return self.phase not in (CoordinatorPhase.ENDED, CoordinatorPhase.ABSENT)
+
+    @property
+    def log_path(self) -> Path:
+        """The child's output."""
+        return self.folder / "server.log"
+
+    def serves(self, model: str) -> bool:
+        """Whether a request for ``model`` can be sent to it now."""
+        return self.phase is CoordinatorPhase.READY and self.state.model == model
+
+    def take(self) -> None:
+        """One more request is in flight."""
+        self.state.requests_in_flight += 1
+        self._idle.clear()
+        self.leased.set()
+
+    def give(self) -> None:
+        """One request less is in flight."""
+        self.state.requests_in_flight -= 1
+        if self.state.requests_in_flight == 0:
+            self._idle.set()
+
+    async def idle_or_ended(self, timeout_s: float) -> None:
+        """Return when no request is in flight, the child has ended, or time is up."""
+        waits = {asyncio.create_task(self._idle.wait()), asyncio.create_task(self.ended.wait())}
+        try:
+            await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    def signal(self, name: str, reason: str) -> None:
+        """Signal the child and keep the record of it."""
+        if self.process and self.process.exit is None:
+            self.process.send(name, reason=reason, requests_in_flight=self.state.requests_in_flight)
+            self.state.signals = list(self.process.signals)
+
+    def ready(self) -> None:
+        """Its log agrees with the plan: requests may come."""
+        self.timings.ready_ns = time.time_ns()
+        self.state.distributed = self.plan.distributed
+        self.state.phase = CoordinatorPhase.READY
+        self.save()
+
+    def finish(self, diagnosis: Diagnosis | None) -> None:
+        """Record the end; an earlier, more telling diagnosis is kept."""
+        if self.process:
+            self.state.exit = self.process.exit
+        if self.state.diagnosis is None:
+            self.state.diagnosis = diagnosis
+        self.state.phase = CoordinatorPhase.ENDED
+        self.save()
+        self.ended.set()
+
+    def save(self) -> None:
+        """Write ``start.json`` beside the log: argv, plan, timings, signals, exit, diagnosis."""
+        if not self.folder.is_dir():
+            return
+        draft = self.folder / f"start.json.{time.monotonic_ns()}"
+        draft.write_text(self.state.model_dump_json(indent=1))
+        draft.replace(self.folder / "start.json")
+
+    @property
+    def failure(self) -> str:
+        """Class of its end, for an error."""
+        return str(self.state.diagnosis.failure_class if self.state.diagnosis else FailureClass.UNKNOWN)

@@ -1,0 +1,189 @@
+"""Real parts on loopback for the router's tests: rpc-servers, a pool llama-server and the router itself."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+ROUTER_KEY = "router-key-of-the-tests"
+ADMIN_KEY = "admin-key-of-the-tests"
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(what: Callable[[], bool], seconds: float, name: str) -> None:
+    """Poll until something holds."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, f"{name}: not within {seconds} s"
+        time.sleep(0.02)
+
+
+def listens(port: int) -> bool:
+    """Whether the kernel's socket table shows a listener; nothing is connected to."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return any(f[1].endswith(f":{port:04X}") and f[3] == "0A" for f in (line.split() for line in lines))
+
+
+class RpcServer:
+    """One rpc-server with SIGPIPE ignored, as systemd runs it."""
+
+    def __init__(self, binaries: Path, log: Path) -> None:
+        self.port = free_port()
+        self.endpoint = f"127.0.0.1:{self.port}"
+        self._command = [str(binaries / "rpc-server"), "-H", "127.0.0.1", "-p", str(self.port)]
+        self._log = log
+        self.start()
+
+    def start(self) -> None:
+        """Start it, unless it runs."""
+        if getattr(self, "process", None) and self.process.poll() is None:
+            return
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command, stdout=log, stderr=subprocess.STDOUT, restore_signals=False
+            )
+        wait_for(lambda: listens(self.port), 10, "rpc-server")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for its end."""
+        self.process.kill()
+        self.process.wait(10)
+
+
+class RouterStack:
+    """Two backends, a pool server with the model ``tiny``, and a router for which ``smollm2`` is large."""
+
+    def __init__(self, binaries: Path, model: Path, folder: Path) -> None:
+        self.folder = folder
+        self.models = folder / "models"
+        self.models.mkdir()
+        for name in ("smollm2", "other"):
+            (self.models / f"{name}.gguf").symlink_to(model)
+        self.backends = [RpcServer(binaries, folder / f"rpc{n}.log") for n in (0, 1)]
+        self._pool_port = free_port()
+        self._pool = self._start_pool(binaries, model)
+        self.port, self.coordinator_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.config = self._write_config(binaries)
+        self.start_router()
+
+    def _start_pool(self, binaries: Path, model: Path) -> subprocess.Popen[bytes]:
+        key = self.folder / "pool.key"
+        key.write_text("pool-key-of-the-tests")
+        with (self.folder / "pool.log").open("wb") as log:
+            return subprocess.Popen(
+                [
+                    *(str(binaries / "llama-server"), "-m", str(model), "--alias", "tiny"),
+                    *("--host", "127.0.0.1", "--port", str(self._pool_port)),
+                    *("--api-key-file", str(key), "-c", "512", "--no-webui"),
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _write_config(self, binaries: Path) -> Path:
+        (self.folder / "router.key").write_text(ROUTER_KEY)
+        (self.folder / "admin.key").write_text(ADMIN_KEY)
+        config = {
+            "address": "127.0.0.1",
+            "port": self.port,
+            "coordinator_port": self.coordinator_port,
+            "router_key_file": str(self.folder / "router.key"),
+            "admin_key_file": str(self.folder / "admin.key"),
+            "models_dir": str(self.models),
+            "llama_server": str(binaries / "llama-server"),
+            "log_dir": str(self.folder / "starts"),
+            "large_model_bytes": 1,
+            "stop_deadline_s": 5,
+            "drain_s": 3,
+            "backends": [
+                {"node": f"node{n}", "endpoint": backend.endpoint, "memory_bytes": 4 << 30}
+                for n, backend in enumerate(self.backends, 1)
+            ],
+            "pool": [
+                {
+                    "node": "node1",
+                    "url": f"http://127.0.0.1:{self._pool_port}",
+                    "models": ["tiny"],
+                    "key_file": str(self.folder / "pool.key"),
+                }
+            ],
+        }
+        path = self.folder / "router.json"
+        path.write_text(json.dumps(config))
+        return path
+
+    def start_router(self) -> None:
+        """Start the router and wait until it and the pool answer."""
+        with (self.folder / "router.log").open("ab") as log:
+            self.router = subprocess.Popen(
+                [sys.executable, "-m", "harness.router", "--config", str(self.config)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"LLAMA_ARG_CTX_SIZE": "1"},
+            )
+        wait_for(lambda: listens(self.port), 20, "router")
+        wait_for(self._pool_is_healthy, 20, "pool server")
+
+    def _pool_is_healthy(self) -> bool:
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self._pool_port}/health") as answer:
+            return bool(answer.status == 200)
+        return False
+
+    def call(
+        self, path: str, body: Any = None, *, key: str | None = ROUTER_KEY, timeout: float = 60
+    ) -> tuple[int, Any, dict[str, str]]:
+        """Status, body (JSON where it is) and headers of one request; POST where there is a body."""
+        headers = {"content-type": "application/json"}
+        if key:
+            headers["authorization"] = f"Bearer {key}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data=data, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                status, raw, got = answer.status, answer.read(), dict(answer.headers)
+        except urllib.error.HTTPError as error:
+            status, raw, got = error.code, error.read(), dict(error.headers)
+            error.close()
+        text = raw.decode()
+        return status, json.loads(text) if text.startswith(("{", "[")) else text, got
+
+    def admin(self, path: str, body: Any = None) -> tuple[int, Any]:
+        """Status and body of one ``/admin`` call."""
+        status, answer, _ = self.call("/admin/" + path, body, key=ADMIN_KEY)
+        return status, answer
+
+    def reset(self) -> None:
+        """Nothing loaded, both backends up."""
+        for backend in self.backends:
+            backend.start()
+        self.admin("unload", {"deadline_s": 0})
+
+    def close(self) -> None:
+        """End everything that was started."""
+        self.router.terminate()
+        try:
+            self.router.wait(20)
+        finally:
+            for process in (self.router, self._pool, *(b.process for b in self.backends)):
+                process.kill()
+                process.wait(10)
