@@ -38,7 +38,8 @@ def create_app(config: RouterConfig) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        connector = aiohttp.TCPConnector(limit=0)
+        # llama-server gives a kept-open connection one of its few threads: others would wait behind it.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(
             connector=connector, auto_decompress=False, read_bufsize=_READ_BUFFER
         ) as session:

@@ -17,6 +17,9 @@ _OURS = frozenset(
     }
 )  # fmt: skip
 
+_HTTP_THREADS = 32
+"""A request that waits for its turn holds one of llama-server's threads; health must still be answered."""
+
 
 def refused_flags(flags: Sequence[str]) -> list[str]:
     """Flags that nobody may pass: the plan or the router sets them, or they write files."""
@@ -38,6 +41,7 @@ def coordinator_argv(llama_server: Path, plan: Plan, *, port: int, flags: Sequen
         *("--cache-ram", "0"),
         *("--host", "127.0.0.1"),
         *("--port", str(port)),
+        *("--threads-http", str(_HTTP_THREADS)),
         "--no-webui",
         *flags,
     ]

@@ -17,7 +17,7 @@ from harness.router.catalogue import Catalogue
 from harness.router.command import coordinator_argv
 from harness.router.config import RouterConfig
 from harness.router.errors import RouterError
-from harness.router.loading import LoadError, wait_ended, watch_load
+from harness.router.loading import LoadError, busy_slots, wait_ended, watch_load
 from harness.router.logs import log
 from harness.router.plans import LoadRequest, plan_load
 from harness.router.process import ServerProcess
@@ -28,6 +28,7 @@ from harness.runs.schema import CoordinatorPhase, CoordinatorState
 _KEPT_STARTS = 20
 _KILL_WAIT_S = 10
 _DIAGNOSIS_WAIT_S = 5
+_SLOTS_WAIT_S = 0.5
 _LISTEN = "0A"
 """TCP_LISTEN in /proc/net/tcp."""
 _FIRST_LEASE_S = 1
@@ -228,16 +229,28 @@ class Coordinator:
         if start.process is None:
             start.finish(None)
             return
+        was_ready = start.phase is CoordinatorPhase.READY
         if start.running:
             start.state.phase = CoordinatorPhase.STOPPING
-        if idle_s > 0:
-            await start.idle_or_ended(idle_s)
-        start.signal(signal, reason)
+        busy = await self._idle(start, idle_s) if was_ready else 0
+        start.signal(signal, reason, busy=busy)
         patience = self._config.stop_deadline_s
         if not await wait_ended(start, patience):
             start.signal("SIGKILL", f"still there {patience:g} s after {signal}")
             if not await wait_ended(start, _KILL_WAIT_S):
                 log("coordinator outlives SIGKILL", level=logging.ERROR, pid=start.process.pid)
+
+    async def _idle(self, start: Start, patience_s: float) -> int:
+        """Wait until neither the router nor llama-server has a request; how many it still has after that."""
+        deadline = time.monotonic() + patience_s
+        await start.idle_or_ended(patience_s)
+        while not start.ended.is_set():
+            left = deadline - time.monotonic()
+            busy = await busy_slots(self._session, self.url, max(left, _SLOTS_WAIT_S))
+            if not busy or left <= 0:
+                return busy or 0
+            await wait_ended(start, self._config.poll_s)
+        return 0
 
 
 def _port_taken(port: int) -> bool:

@@ -105,6 +105,21 @@ async def _model_names(session: aiohttp.ClientSession, base_url: str) -> list[st
     return [str(entry.get("id")) for entry in listing.get("data", [])]
 
 
+async def busy_slots(session: aiohttp.ClientSession, base_url: str, timeout_s: float) -> int | None:
+    """Requests that llama-server itself is working on; None where it does not say in time.
+
+    A client that has left is noticed by llama-server only at its next token.
+    """
+    try:
+        async with session.get(base_url + "/slots", timeout=aiohttp.ClientTimeout(total=timeout_s)) as answer:
+            slots = await answer.json(content_type=None)
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        return None
+    if not isinstance(slots, list):
+        return None
+    return sum(bool(slot.get("is_processing")) for slot in slots)
+
+
 async def wait_ended(start: Start, timeout_s: float) -> bool:
     """Whether the start's end was known and diagnosed within ``timeout_s``."""
     try:

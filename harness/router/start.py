@@ -79,10 +79,15 @@ class Start:
             for wait in waits:
                 wait.cancel()
 
-    def signal(self, name: str, reason: str) -> None:
-        """Signal the child and keep the record of it."""
+    def signal(self, name: str, reason: str, *, busy: int = 0) -> None:
+        """Signal the child and keep the record of it.
+
+        Args:
+            busy: requests that llama-server works on, where that is known and more than the router's own.
+        """
         if self.process and self.process.exit is None:
-            self.process.send(name, reason=reason, requests_in_flight=self.state.requests_in_flight)
+            in_flight = max(busy, self.state.requests_in_flight)
+            self.process.send(name, reason=reason, requests_in_flight=in_flight)
             self.state.signals = list(self.process.signals)
 
     def ready(self) -> None:

@@ -1,5 +1,6 @@
 """Real parts on loopback for the router's tests: rpc-servers, a pool llama-server and the router itself."""
 
+import http.client
 import json
 import os
 import signal
@@ -7,8 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -145,27 +144,35 @@ class RouterStack:
         wait_for(self._pool_is_healthy, 20, "pool server")
 
     def _pool_is_healthy(self) -> bool:
-        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self._pool_port}/health") as answer:
-            return bool(answer.status == 200)
+        with suppress(OSError):
+            return self.send("/health", port=self._pool_port)[1].status == 200
         return False
 
+    def send(
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        key: str | None = ROUTER_KEY,
+        timeout: float = 60,
+        port: int | None = None,
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Send one request, a POST where it has a body; the answer has begun and is still to be read."""
+        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=timeout)
+        data = None if body is None else json.dumps(body)
+        connection.request("GET" if data is None else "POST", path, data, headers)
+        return connection, connection.getresponse()
+
     def call(
-        self, path: str, body: Any = None, *, key: str | None = ROUTER_KEY, timeout: float = 60
+        self, path: str, body: Any = None, *, key: str | None = ROUTER_KEY
     ) -> tuple[int, Any, dict[str, str]]:
-        """Status, body (JSON where it is) and headers of one request; POST where there is a body."""
-        headers = {"content-type": "application/json"}
-        if key:
-            headers["authorization"] = f"Bearer {key}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data=data, headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
-                status, raw, got = answer.status, answer.read(), dict(answer.headers)
-        except urllib.error.HTTPError as error:
-            status, raw, got = error.code, error.read(), dict(error.headers)
-            error.close()
-        text = raw.decode()
-        return status, json.loads(text) if text.startswith(("{", "[")) else text, got
+        """Status, body (JSON where it is) and headers of one request."""
+        connection, answer = self.send(path, body, key=key)
+        text = answer.read().decode()
+        connection.close()
+        parsed = json.loads(text) if text.startswith(("{", "[")) else text
+        return answer.status, parsed, {name.lower(): value for name, value in answer.getheaders()}
 
     def admin(self, path: str, body: Any = None) -> tuple[int, Any]:
         """Status and body of one ``/admin`` call."""

@@ -6,7 +6,6 @@ import signal
 import socket
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,12 +45,7 @@ class Stream:
     """A streamed request; its lines are read as they are asked for."""
 
     def __init__(self, stack: RouterStack, path: str, body: dict[str, Any]) -> None:
-        request = urllib.request.Request(
-            stack.url + path,
-            data=json.dumps({"model": "smollm2", "stream": True} | body).encode(),
-            headers={"authorization": f"Bearer {ROUTER_KEY}", "content-type": "application/json"},
-        )
-        self.answer = urllib.request.urlopen(request, timeout=60)
+        self.connection, self.answer = stack.send(path, {"model": "smollm2", "stream": True} | body)
 
     def tokens(self, count: int) -> None:
         """Read until so many pieces of text have come."""
@@ -59,6 +53,11 @@ class Stream:
             line = self.answer.readline()
             assert line, "the stream ended early"
             count -= b'"content":"' in line or b'"content": "' in line
+
+    def leave(self) -> None:
+        """Hang up."""
+        self.answer.close()
+        self.connection.close()
 
     def rest(self) -> list[str]:
         """Everything that is still to come."""
@@ -203,7 +202,7 @@ def test_health_needs_no_key(stack: RouterStack) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{"model": "smollm2", "surprise": 1}, {}, {"model": "smollm2", "flags": ["--host", "0.0.0.0"]}]
+    "body", [{"model": "smollm2", "surprise": 1}, {}, {"model": "smollm2", "flags": ["--host", "::"]}]
 )
 def test_bad_load_request_is_refused_before_anything_starts(stack: RouterStack, body: Any) -> None:
     before = len(stack.admin("starts")[1])
@@ -313,7 +312,7 @@ def test_unload_ends_a_load_that_is_going_on(stack: RouterStack) -> None:
 
 
 def test_stranger_on_the_coordinators_port_is_not_taken_for_ours(stack: RouterStack) -> None:
-    with socket.create_server(("127.0.0.1", stack.coordinator_port)):
+    with socket.create_server(("127.0.0.1", stack.coordinator_port), reuse_port=True):
         status, answer = stack.admin("load", {"model": "smollm2"})
     assert (status, answer["error"]["class"]) == (502, "port_in_use")
 
@@ -322,7 +321,7 @@ def test_client_that_leaves_sets_the_server_free(stack: RouterStack) -> None:
     stream = Stream(stack, "/v1/chat/completions", LONG)
     stream.tokens(1)
     assert stack.admin("coordinator")[1]["requests_in_flight"] == 1
-    stream.answer.close()
+    stream.leave()
     wait_for(lambda: stack.admin("coordinator")[1]["requests_in_flight"] == 0, 5, "request let go")
     status, state = stack.admin("unload", {"deadline_s": 5})
     assert (status, state["diagnosis"]["class"]) == (200, "stopped")
