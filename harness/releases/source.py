@@ -62,9 +62,9 @@ def fetch_source(release: Release, choice: SourceChoice, cache: Path) -> Fetched
     kind = choice.kind or release.sources.kinds[0]
     origin = _origin(release, kind, choice)
     target = cache / "sources" / f"{release.build}-{kind}.tar.gz"
-    if cached := _cached(target, origin):
-        return cached
     try:
+        if cached := _cached(target, origin):
+            return cached
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{release.build}-") as scratch:
             return _fetch(release, choice, origin, target, Path(scratch))

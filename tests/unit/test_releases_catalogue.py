@@ -1,0 +1,89 @@
+"""The release catalogue: what is pinned, and what a wrong entry says."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from harness.errors import HarnessError
+from harness.releases.catalogue import CATALOGUE, SourceKind, catalogue, read_catalogue
+
+
+def test_the_releases_the_project_speaks_of_are_there() -> None:
+    assert [release.build for release in catalogue().releases] == [6666, 6689, 6743, 6751, 6792, 11434]
+
+
+@pytest.mark.parametrize(
+    ("build", "protocol", "target", "kinds"),
+    [
+        (6666, "2.0.0", "rpc-server", ["pypi", "archive"]),
+        (6689, "3.0.0", "rpc-server", ["git", "archive"]),
+        (6743, "3.0.0", "rpc-server", ["git", "archive"]),
+        (6751, "3.0.0", "rpc-server", ["pypi", "archive"]),
+        (11434, "7.0.0", "ggml-rpc-server", ["pypi", "archive"]),
+    ],
+)
+def test_a_release_says_what_it_speaks_and_where_it_is(
+    build: int, protocol: str, target: str, kinds: list[str]
+) -> None:
+    release = catalogue().release(build)
+    assert (release.protocol, release.rpc_target) == (protocol, target)
+    assert release.sources.kinds == [SourceKind(kind) for kind in kinds]
+
+
+def test_the_founding_reports_pin_carries_its_vulnerabilities() -> None:
+    issues = {issue.id for issue in catalogue().release(6743).issues}
+    assert {"CVE-2026-34159", "CVE-2026-21869"} <= issues
+
+
+def test_memory_flag_of_rpc_server_is_gone_at_6792() -> None:
+    assert "-m" in catalogue().release(6751).flags.rpc_server
+    assert "-m" not in catalogue().release(6792).flags.rpc_server
+
+
+def test_a_newer_release_keeps_to_the_plan_and_prints_its_load_lines() -> None:
+    assert catalogue().release(11434).server_args[-4:] == ("-fit", "off", "-lv", "4")
+    assert "-fit" not in catalogue().release(6751).server_args
+
+
+def test_the_commit_is_shown_as_llama_server_prints_it() -> None:
+    assert catalogue().release(6743).short_commit == "c7be9febc"
+    assert catalogue().release(11434).short_commit == "unknown"
+
+
+def test_an_unknown_build_names_those_that_are_known() -> None:
+    with pytest.raises(HarnessError, match=r"llama\.cpp 9999 is not in the release catalogue.*6666, 6689"):
+        catalogue().release(9999)
+
+
+def written(folder: Path, change: object) -> Path:
+    data = yaml.safe_load(CATALOGUE.read_text())
+    assert callable(change)
+    change(data)
+    path = folder / "catalogue.yml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def test_an_unknown_field_is_refused_by_name(tmp_path: Path) -> None:
+    path = written(tmp_path, lambda data: data["releases"][0].update(protocl="3.0.0"))
+    with pytest.raises(HarnessError, match=r"catalogue\.yml: releases\.0\.protocl"):
+        read_catalogue(path)
+
+
+def test_a_checksum_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, lambda data: data["releases"][3]["sources"]["pypi"].update(sha256="6a66"))
+    with pytest.raises(HarnessError, match=r"releases\.3\.sources\.pypi\.sha256"):
+        read_catalogue(path)
+
+
+def test_a_build_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, lambda data: data["releases"].append(data["releases"][0]))
+    with pytest.raises(HarnessError, match="build 6666 stands twice"):
+        read_catalogue(path)
+
+
+def test_a_broken_file_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "catalogue.yml"
+    path.write_text("releases: [")
+    with pytest.raises(HarnessError, match="cannot be read"):
+        read_catalogue(path)
