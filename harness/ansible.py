@@ -1,0 +1,155 @@
+"""Playbooks from Python: progress while they run, and one line that says what failed where."""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.status import Status
+
+from harness.errors import HarnessError
+from harness.settings import REPOSITORY
+
+_WORTH_A_LINE_S = 2.0
+_MESSAGE_MAX = 1200
+
+
+@dataclass(frozen=True)
+class PlaybookResult:
+    """What a playbook did, counted per node."""
+
+    changed: dict[str, int]
+    ok: dict[str, int]
+    changed_tasks: list[str]
+    """``node: task`` for each change, in order."""
+    seconds: float
+
+    @property
+    def total_changed(self) -> int:
+        return sum(self.changed.values())
+
+
+def run_playbook(
+    playbook: Path,
+    inventory: Path,
+    extra_vars: Mapping[str, Any] | None = None,
+    limit: str | None = None,
+    title: str = "",
+    check: bool = False,
+    console: Console | None = None,
+) -> PlaybookResult:
+    """Run ``playbook`` on ``inventory`` with the Ansible of this virtual environment.
+
+    Progress goes to ``console`` (standard error by default): a moving line on a terminal, and a line for each
+    task that took a while anywhere.
+
+    Raises:
+        HarnessError: a task failed or a node was unreachable; the first such node, task and message are named.
+        KeyboardInterrupt: the run was interrupted.
+    """
+    import ansible_runner
+
+    if not playbook.exists():
+        raise HarnessError(f"no playbook at {playbook}")
+    console = console or Console(stderr=True)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="harness-ansible-") as private, console.status(title) as status:
+        log = _Log(title or playbook.stem, console, status)
+        runner = ansible_runner.run(
+            private_data_dir=private,
+            project_dir=str(REPOSITORY),
+            playbook=str(playbook.resolve()),
+            inventory=str(inventory.resolve()),
+            extravars=dict(extra_vars or {}),
+            limit=limit,
+            cmdline="--check" if check else None,
+            quiet=True,
+            suppress_env_files=True,
+            envvars=_environment(),
+            event_handler=log.take,
+        )
+        log.finish_task()
+        stats: dict[str, dict[str, int]] = runner.stats or {}
+    if runner.status == "canceled":
+        raise KeyboardInterrupt
+    if runner.status != "successful":
+        raise HarnessError(log.failure or f"{playbook.name}: {log.last_words()}")
+    changed = {node: stats.get("changed", {}).get(node, 0) for node in stats.get("ok", {})}
+    return PlaybookResult(
+        changed, dict(stats.get("ok", {})), log.changed_tasks, round(time.monotonic() - started, 1)
+    )
+
+
+def _environment() -> dict[str, str]:
+    # Found by PATH alone: another Ansible on the computer must not come first.
+    own = str(Path(sys.executable).parent)
+    return {
+        "PATH": f"{own}:{os.environ.get('PATH', '/usr/sbin:/usr/bin:/sbin:/bin')}",
+        "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_DEPRECATION_WARNINGS": "0",
+    }
+
+
+@dataclass
+class _Log:
+    """Follows the events of one playbook."""
+
+    title: str
+    console: Console
+    status: Status
+    failure: str | None = None
+    changed_tasks: list[str] = field(default_factory=list)
+    _task: str = ""
+    _task_started: float = 0.0
+    _output: list[str] = field(default_factory=list)
+
+    def take(self, event: dict[str, Any]) -> bool:
+        kind, data = event.get("event", ""), event.get("event_data", {})
+        if kind in ("playbook_on_task_start", "playbook_on_handler_task_start"):
+            self.finish_task()
+            self._task, self._task_started = str(data.get("task", "")), time.monotonic()
+            role = f"{data['role']} : " if data.get("role") else ""
+            self.status.update(f"{self.title}: {role}{self._task}")
+        elif kind == "runner_on_ok" and data.get("res", {}).get("changed"):
+            self.changed_tasks.append(f"{data.get('host')}: {data.get('task')}")
+        elif kind == "runner_on_unreachable" or (
+            kind == "runner_on_failed" and not data.get("ignore_errors")
+        ):
+            self.failure = self.failure or failure_line(data, unreachable=kind == "runner_on_unreachable")
+        elif event.get("stdout"):
+            self._output.append(str(event["stdout"]))
+        return False
+
+    def finish_task(self) -> None:
+        seconds = time.monotonic() - self._task_started
+        if self._task and seconds >= _WORTH_A_LINE_S:
+            self.console.print(f"[dim]{seconds:6.1f} s  {self._task}[/dim]", highlight=False)
+        self._task = ""
+
+    def last_words(self) -> str:
+        lines = [line.strip() for line in "\n".join(self._output).splitlines() if line.strip()]
+        errors = [line for line in lines if "ERROR" in line]
+        return (errors or lines or ["Ansible ended without a word"])[-1]
+
+
+def failure_line(data: Mapping[str, Any], unreachable: bool) -> str:
+    """``node: task: message`` from a failed task's event data."""
+    result = data.get("res", {})
+    failed_items = [item for item in result.get("results", []) if item.get("failed")]
+    said = failed_items[0] if failed_items else result
+    if unreachable:
+        message = f"unreachable: {said.get('msg', 'no answer')}"
+    elif "rc" in said and (said.get("stderr") or said.get("stdout")):
+        message = str(said.get("stderr") or said["stdout"])
+    else:
+        message = str(said.get("msg") or said.get("censored") or "no message")
+    text = message.strip()
+    if len(text) > _MESSAGE_MAX:
+        text = "... " + text[-_MESSAGE_MAX:]
+    return f"{data.get('host', '?')}: {data.get('task', 'a task')}: {text}"

@@ -1,0 +1,91 @@
+"""``harness lab``: the lab's machines up, down, and how they are."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.settings import DEFAULT_INVENTORY, PLAYBOOKS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from harness.lab.status import MachineStatus
+
+app = typer.Typer(help="Systemd machines on this computer, to try everything for real.", no_args_is_help=True)
+
+_Inventory = Annotated[Path, typer.Option(help="Inventory of the lab.", envvar="HARNESS_INVENTORY")]
+_Nodes = Annotated[int | None, typer.Option(min=1, help="Only the first N nodes of the inventory.")]
+
+
+@app.command()
+def up(inventory: _Inventory = DEFAULT_INVENTORY, nodes: _Nodes = None) -> None:
+    """Boot the lab; machines that are up stay as they are."""
+    _play(inventory, "present", nodes, "Bringing the lab up")
+    _print_status(inventory)
+
+
+@app.command()
+def down(inventory: _Inventory = DEFAULT_INVENTORY) -> None:
+    """Remove the lab and everything it took from this computer; images and models stay cached."""
+    _play(inventory, "absent", None, "Taking the lab down")
+    print("nothing of the lab is left")
+
+
+@app.command()
+def status(
+    inventory: _Inventory = DEFAULT_INVENTORY,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Each machine: state, memory, swap, link rate."""
+    _print_status(inventory, as_json)
+
+
+def _play(inventory: Path, state: str, nodes: int | None, title: str) -> None:
+    from harness.ansible import run_playbook
+    from harness.inventory import load_inventory
+
+    names = list(load_inventory(inventory).nodes)
+    limit = ",".join(names[:nodes]) if nodes else None
+    run_playbook(PLAYBOOKS / "lab.yml", inventory, {"lab_node_state": state}, limit, title)
+
+
+def _print_status(inventory: Path, as_json: bool = False) -> None:
+    from rich.console import Console
+
+    from harness.inventory import load_inventory
+    from harness.lab.status import lab_status
+
+    variables = next(iter(load_inventory(inventory).nodes.values())).variables
+    root = Path(str(variables.get("lab_node_root", "/var/lib/llama-harness/labs")))
+    lab, machines = lab_status(root / str(variables.get("lab_node_lab", "lab")))
+    if as_json:
+        json.dump([machine.model_dump() for machine in machines], sys.stdout, indent=2)
+        print()
+    elif lab is None:
+        print("the lab is down")
+    else:
+        Console().print(_table(f"lab {lab.name} on {lab.network}", machines))
+
+
+def _table(title: str, machines: "list[MachineStatus]") -> "Table":
+    from rich.table import Table
+
+    table = Table("machine", "address", "state", "memory", "limit", "swap", "link", title=title)
+    for machine in machines:
+        table.add_row(
+            machine.machine,
+            machine.address,
+            machine.state,
+            _mib(machine.memory_used),
+            _mib(machine.memory_limit) if machine.memory_limit else "none",
+            _mib(machine.swap_used),
+            f"{machine.rate_bits / 1e9:g} Gbit/s" if machine.rate_bits else "not shaped",
+        )
+    return table
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
