@@ -1,0 +1,52 @@
+"""``harness run benchmark``: the trials of a profile, through the router, into a run folder with a report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.errors import HarnessError
+from harness.settings import DEFAULT_INVENTORY, REPORTS
+
+KINDS = ("benchmark",)
+INTERRUPTED_STATUS = 130
+
+
+def command(
+    what: Annotated[str, typer.Argument(help="What to run: benchmark.")],
+    profile: Annotated[
+        str, typer.Option(help="smoke, default or full; or the path of a profile of your own.")
+    ] = "default",
+    inventory: Annotated[Path, typer.Option(help="Ansible inventory.")] = DEFAULT_INVENTORY,
+    reports: Annotated[Path, typer.Option(help="Folder in which the run's folder is made.")] = REPORTS,
+) -> None:
+    """Load and exercise models through the router, watch every node, and write a report.
+
+    Exit status: 0 when every trial ended as expected, 1 when one did not, 130 after Ctrl-C.
+    """
+    if what not in KINDS:
+        raise HarnessError(f"nothing called '{what}' can be run; known: {', '.join(KINDS)}")
+    import asyncio
+
+    from rich.console import Console
+
+    from harness.report import write_report
+    from harness.runs.schema import Outcome
+    from harness.trials.progress import RunProgress
+    from harness.trials.runner import Interrupted, run_benchmark
+    from harness.trials.setup import Options
+
+    with RunProgress(Console()) as progress:
+        try:
+            result = asyncio.run(run_benchmark(Options(profile, inventory, reports), progress))
+        except Interrupted:
+            progress.say("Stopped before the first trial; nothing was written.")
+            raise typer.Exit(INTERRUPTED_STATUS) from None
+        report = write_report(result.folder)
+        progress.say(f"\nRun {result.folder.name}: {result.outcome}")
+        progress.summary(result.trials)
+        progress.say(f"Report: {report}")
+    if result.outcome is Outcome.INTERRUPTED:
+        raise typer.Exit(INTERRUPTED_STATUS)
+    if result.outcome is not Outcome.PASSED:
+        raise typer.Exit(1)

@@ -1,0 +1,54 @@
+"""Flat rows of the records, the same for JSON lines and for parquet."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from harness.runs.schema import Request
+
+Row = dict[str, Any]
+
+
+def flatten(table: str, record: Row) -> Row:
+    """One flat row of a record of ``trials``, ``requests`` or ``samples``."""
+    return _FLATTENERS[table](record)
+
+
+def _sample(record: Row) -> Row:
+    row = _dotted(record, nested=("memory", "rpc", "network"), text=("units", "processes"))
+    for prefix, names in (("rpc", ("rpc-server", "ggml-rpc-server")), ("server", ("llama-server",))):
+        group = [p for p in record.get("processes", ()) if p["name"] in names]
+        row[f"{prefix}_rss_bytes"] = sum(p["rss_bytes"] for p in group)
+        row[f"{prefix}_swap_bytes"] = sum(p["swap_bytes"] for p in group)
+    return row
+
+
+def _request(record: Row) -> Row:
+    request = Request.model_validate(record)
+    row = _dotted(record, nested=("server",), text=())
+    row |= {
+        "ttft_s": request.ttft_s,
+        "e2e_s": request.e2e_s,
+        "tpot_s": request.tpot_s,
+        "itl_s": request.itl_s,
+    }
+    return row
+
+
+def _trial(record: Row) -> Row:
+    return _dotted(record, nested=("metrics",), text=("coordinator", "diagnosis", "peak", "details"))
+
+
+def _dotted(record: Row, nested: tuple[str, ...], text: tuple[str, ...]) -> Row:
+    row: Row = {}
+    for key, value in record.items():
+        if key in nested:
+            row |= {f"{key}.{inner}": content for inner, content in (value or {}).items()}
+        elif key in text:
+            row[key] = None if value is None else json.dumps(value)
+        else:
+            row[key] = value
+    return row
+
+
+_FLATTENERS: dict[str, Callable[[Row], Row]] = {"samples": _sample, "requests": _request, "trials": _trial}

@@ -1,0 +1,200 @@
+"""The router, as trials drive it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+from pydantic import ValidationError
+
+from harness.errors import HarnessError
+from harness.inventory import Inventory
+from harness.planner.plan import Plan
+from harness.runs.schema import CoordinatorState, Request
+from harness.settings import ROUTER_PORT, state_dir
+from harness.trials.stream import ChatRequest, chat_session, stream_chat
+
+
+@dataclass(frozen=True)
+class RouterAddress:
+    """Where the router is and the keys to it."""
+
+    url: str
+    key: str
+    admin_key: str
+
+
+def router_address(inventory: Inventory, environment: Mapping[str, str] = os.environ) -> RouterAddress:
+    """Address and keys: ``ROUTER_URL``, ``ROUTER_KEY``, ``ROUTER_ADMIN_KEY``, else what was deployed.
+
+    Raises:
+        HarnessError: a key is neither in the environment nor on this machine.
+    """
+    port = inventory.head.variables.get("router_port", ROUTER_PORT)
+    folder = state_dir(inventory.path)
+
+    def key(variable: str, file: str) -> str:
+        if value := environment.get(variable):
+            return value
+        try:
+            return (folder / file).read_text().strip()
+        except OSError:
+            raise HarnessError(
+                f"no router key at {folder / file}; deploy first "
+                f"(harness deploy --inventory {inventory.path}) or set {variable}"
+            ) from None
+
+    return RouterAddress(
+        environment.get("ROUTER_URL", f"http://{inventory.head.address}:{port}").rstrip("/"),
+        key("ROUTER_KEY", "router.key"),
+        key("ROUTER_ADMIN_KEY", "admin.key"),
+    )
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """What ``POST /admin/load`` is asked."""
+
+    model: str
+    plan: Plan | None = None
+    nodes: list[str] | None = None
+    n_gpu_layers: int | None = None
+    flags: tuple[str, ...] = ()
+    context: int = 2048
+    deadline_s: float = 900
+    cold: bool = False
+
+    def body(self) -> dict[str, Any]:
+        """JSON body."""
+        return {
+            "model": self.model,
+            "plan": None if self.plan is None else self.plan.model_dump(),
+            "nodes": self.nodes,
+            "n_gpu_layers": self.n_gpu_layers,
+            "flags": list(self.flags),
+            "context": self.context,
+            "deadline_s": self.deadline_s,
+            "cold": self.cold,
+        }
+
+
+class RouterRefusedError(HarnessError):
+    """The router answered an admin call with an error."""
+
+    def __init__(self, message: str, failure_class: str | None, state: CoordinatorState | None) -> None:
+        super().__init__(message)
+        self.failure_class = failure_class
+        self.state = state
+
+
+class RouterClient:
+    """Admin calls and timed chat requests; every call has a deadline."""
+
+    def __init__(self, address: RouterAddress) -> None:
+        self.address = address
+        self._session = chat_session()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def models(self) -> dict[str, dict[str, Any]]:
+        """Models that the router can serve, by name."""
+        listing = await self._json("GET", "/admin/models")
+        return {entry["name"]: entry for entry in listing["models"]}
+
+    async def load(self, request: LoadRequest) -> CoordinatorState:
+        """Load a model; returns once it is ready.
+
+        Raises:
+            RouterRefusedError: it did not become ready; carries the class and the state.
+        """
+        # The router ends a load at its deadline; ours is there for a router that does not answer.
+        content = await self._json("POST", "/admin/load", request.body(), deadline_s=request.deadline_s + 60)
+        return self._state(content)
+
+    async def unload(self, deadline_s: float = 60) -> CoordinatorState:
+        """Stop the coordinator; the state says how it ended (phase absent if there was none)."""
+        body = {"signal": "SIGTERM", "deadline_s": deadline_s}
+        return self._state(await self._json("POST", "/admin/unload", body, deadline_s=deadline_s + 30))
+
+    async def coordinator(self) -> CoordinatorState:
+        """State of the current or last coordinator."""
+        return self._state(await self._json("GET", "/admin/coordinator"))
+
+    async def start(self, start_id: str) -> CoordinatorState | None:
+        """State of one start, also after another has followed it."""
+        starts = [self._state(entry) for entry in await self._json("GET", "/admin/starts")]
+        return next((state for state in starts if state.start_id == start_id), None)
+
+    async def log(self, start_id: str) -> str:
+        """The coordinator's log of one start."""
+        return str(await self._call("GET", f"/admin/logs/{start_id}", None, 60, as_json=False))
+
+    async def chat(self, ask: ChatRequest) -> Request:
+        """One streamed request through the router."""
+        return await stream_chat(self._session, self.address.url, ask, self._bearer(self.address.key))
+
+    async def _json(
+        self, method: str, path: str, body: dict[str, Any] | None = None, deadline_s: float = 30
+    ) -> Any:
+        return await self._call(method, path, body, deadline_s, as_json=True)
+
+    async def _call(
+        self, method: str, path: str, body: dict[str, Any] | None, deadline_s: float, as_json: bool
+    ) -> Any:
+        url = self.address.url + path
+        timeout = aiohttp.ClientTimeout(total=deadline_s, connect=10)
+        try:
+            async with self._session.request(
+                method, url, json=body, timeout=timeout, headers=self._bearer(self.address.admin_key)
+            ) as response:
+                if response.status >= 400:
+                    raise await self._refusal(method, path, response)
+                return await (response.json(content_type=None) if as_json else response.text())
+        except TimeoutError:
+            raise HarnessError(
+                f"router at {self.address.url} did not answer {method} {path} within {deadline_s:.0f} s; "
+                f"see `journalctl -u llama-router` on the head node"
+            ) from None
+        except (aiohttp.ClientError, ValueError) as error:
+            raise HarnessError(
+                f"router at {self.address.url} cannot be reached ({method} {path}: {error}); "
+                f"is llama-router.service active on the head node?"
+            ) from error
+
+    async def _refusal(self, method: str, path: str, response: aiohttp.ClientResponse) -> HarnessError:
+        if response.status in (401, 403):
+            return HarnessError(
+                f"router at {self.address.url} refuses the admin key ({response.status}); "
+                f"deploy again or set ROUTER_ADMIN_KEY"
+            )
+        try:
+            error = (await response.json(content_type=None))["error"]
+            message, failure_class = str(error["message"]), error.get("class")
+            state = self._state(error["state"]) if error.get("state") else None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            message, failure_class, state = await response.text(), None, None
+        return RouterRefusedError(
+            f"router: {method} {path}: {response.status}: {message[:500]}", failure_class, state
+        )
+
+    @staticmethod
+    def _state(content: Any) -> CoordinatorState:
+        try:
+            return CoordinatorState.model_validate(content)
+        except ValidationError as error:
+            raise HarnessError(
+                f"the router's coordinator state cannot be read ({error.errors()[0]['loc']}); "
+                f"deploy the router of this checkout"
+            ) from error
+
+    @staticmethod
+    def _bearer(key: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {key}"}

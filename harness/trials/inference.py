@@ -1,0 +1,67 @@
+"""The inference trial: requests of one prompt length to the model that is loaded."""
+
+import time
+
+from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
+from harness.runs.schema import CoordinatorState, Outcome, Request
+from harness.trials.context import Context, Finding, judge
+from harness.trials.coordinator import ended_state
+from harness.trials.metrics import summarise
+from harness.trials.profile import InferenceStep
+from harness.trials.requests import measure, shortfall
+from harness.trials.thrash import find_thrash
+
+
+async def run_inference(ctx: Context, trial: str, step: InferenceStep) -> Finding:
+    """Send the requests; passes when each has the asked lengths and the coordinator is still the same."""
+    if ctx.loaded is None or ctx.loaded.model != step.model:
+        return Finding(Outcome.SKIPPED, f"{step.model} is not loaded", step.expected)
+    started_ns = time.time_ns()
+    sent = await measure(
+        ctx,
+        trial,
+        step.model,
+        prompt_tokens=step.prompt_tokens,
+        generated_tokens=step.generated_tokens,
+        repeats=step.repeats,
+        deadline_s=step.deadline_s,
+    )
+    metrics = summarise(sent)
+    wrong = shortfall(
+        sent, prompt_tokens=step.prompt_tokens, generated_tokens=step.generated_tokens, repeats=step.repeats
+    )
+    # An error may be the coordinator's end: the router then knows of it within seconds.
+    state = await (ended_state(ctx) if wrong else ctx.router.start(ctx.loaded.start_id))
+    ended_ns = time.time_ns()
+    await ctx.sampler.caught_up(ended_ns)
+    names = [node.name for node in ctx.inventory.backends]
+    thrash = find_thrash(ctx.sampler.series, names, started_ns, ended_ns)
+    answer = wrong or _figures(metrics)
+    diagnosis = _failure(state, sent, wrong) if wrong else None
+    if diagnosis is None and thrash is not None:
+        answer += f"; thrashed: {thrash.evidence[0].source}: {thrash.evidence[0].line}"
+        diagnosis = thrash if step.expected is FailureClass.SWAP_THRASH else None
+    outcome, text = judge(diagnosis, step.expected, answer)
+    return Finding(outcome, text, step.expected, state, diagnosis, metrics)
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    def figure(name: str) -> str:
+        return f"{metrics[name]:.2f}" if name in metrics else "?"
+
+    return (
+        f"first token after {figure('ttft_s_median')} s, {figure('decode_tokens_per_s_median')} tokens/s "
+        f"(server: {figure('server_decode_tokens_per_s_median')})"
+    )
+
+
+def _failure(state: CoordinatorState | None, sent: list[Request], wrong: str) -> Diagnosis:
+    if state and state.diagnosis:
+        return state.diagnosis
+    late = any(request.error and request.error.startswith("no end within") for request in sent)
+    return Diagnosis(
+        failure_class=FailureClass.HUNG if late else FailureClass.UNKNOWN,
+        evidence=[Evidence(source="requests", line=wrong)],
+        confidence=Confidence.POSSIBLE,
+        advice="Read the coordinator's log and the journals of the backends in the run's logs folder.",
+    )

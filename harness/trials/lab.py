@@ -1,0 +1,33 @@
+"""The lab around a trial: a machine's memory limit while it is starved, and the stated rate of its link."""
+
+from pathlib import Path
+
+from harness.inventory import Inventory
+from harness.lab.cgroup import Groups
+from harness.lab.link import bits_per_second
+from harness.lab.spec import LabSpec, parse_spec
+
+LABS = LabSpec.model_fields["root"].default
+
+
+def lab_of(inventory: Inventory) -> LabSpec | None:
+    """The lab on this computer that an inventory describes; None where it names none or it is not up."""
+    name = inventory.head.variables.get("lab_node_lab")
+    record = Path(LABS) / str(name) / "lab.json"
+    return parse_spec(record.read_text()) if name and record.exists() else None
+
+
+def lab_memory_limit(lab: LabSpec, node: str, memory: int | None) -> None:
+    """Hold a machine to ``memory`` bytes, swap beside it; None gives it back what the lab promised.
+
+    Raises:
+        HarnessError: the lab has no such machine, or the kernel refuses the limit.
+    """
+    machine = lab.machine(node)
+    Groups().limit(lab.group / node, memory or machine.memory, machine.cpu, swap=lab.swap > 0)
+
+
+def stated_rate(lab: LabSpec | None, node: str) -> float | None:
+    """Bits per second that a lab node's link is shaped to; None where nothing is stated."""
+    rate = lab.machine(node).rate if lab else ""
+    return bits_per_second(rate) if rate else None

@@ -1,0 +1,253 @@
+"""The load trial: a model put over the backends, from cold caches or warm ones."""
+
+import time
+from typing import Any
+
+from harness.diagnosis.classify import classify
+from harness.diagnosis.evidence import Inputs
+from harness.diagnosis.loadlog import missing_backends
+from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
+from harness.errors import HarnessError
+from harness.inventory import Node
+from harness.runs.schema import CoordinatorState, Outcome
+from harness.trials.client import LoadRequest, RouterRefusedError
+from harness.trials.context import Context, Finding, Loaded, LoadKey, judge
+from harness.trials.coordinator import keep_log, record_end, stop
+from harness.trials.lab import lab_memory_limit, stated_rate
+from harness.trials.nodes import make_cold
+from harness.trials.profile import LoadStep
+from harness.trials.stream import ChatRequest
+
+
+async def run_load(ctx: Context, trial: str, step: LoadStep) -> Finding:
+    """Unload what is up, make the caches what the step says, load, and prove it with one token."""
+    nodes = ctx.backends(step.nodes)
+    key = LoadKey(
+        step.model, tuple(n.name for n in nodes or ()), step.n_gpu_layers, tuple(step.flags), step.context
+    )
+    if reason := _skipped(ctx, step, nodes, key):
+        return Finding(Outcome.SKIPPED, reason, step.expected)
+    assert nodes is not None  # noqa: S101 - _skipped says so
+    ctx.say("unloading what is up")
+    await stop(ctx, trial)
+    details: dict[str, Any] = {"cache": step.cache, "nodes": [node.name for node in nodes]}
+    if step.cache == "cold":
+        ctx.say("emptying caches")
+        path = str(ctx.models[step.model]["path"])
+        details["made_cold"] = await make_cold(ctx.inventory.backends, ctx.inventory.head, path)
+    request = LoadRequest(
+        model=step.model,
+        plan=_plan(ctx, step, key),
+        nodes=[node.name for node in nodes],
+        n_gpu_layers=step.n_gpu_layers,
+        flags=tuple(step.flags),
+        context=step.context,
+        deadline_s=step.deadline_s,
+        cold=step.cache == "cold",
+    )
+    if step.starve:
+        assert ctx.lab is not None  # noqa: S101 - _skipped says so
+        ctx.starved.add(step.starve.node)
+        lab_memory_limit(ctx.lab, step.starve.node, step.starve.memory)
+        details["starved"] = step.starve.model_dump()
+    ctx.say("loading")
+    started_ns = time.time_ns()
+    try:
+        state = await ctx.router.load(request)
+    except RouterRefusedError as refusal:
+        return await _refused(ctx, trial, step, refusal, details)
+    return await _ready(ctx, trial, step, key, request, state, started_ns, details)
+
+
+def _skipped(ctx: Context, step: LoadStep, nodes: list[Node] | None, key: LoadKey) -> str | None:
+    if nodes is None:
+        return f"the inventory has {len(ctx.inventory.backends)} backends, the trial asks for {step.nodes}"
+    if step.cache == "warm" and key not in ctx.plans:
+        return (
+            f"a warm load of {step.model} needs an earlier one over the same nodes in this run; none came up"
+        )
+    if step.starve and ctx.lab is None:
+        return "only a lab's node can be starved, and this inventory names no lab that is up on this computer"
+    return None
+
+
+def _plan(ctx: Context, step: LoadStep, key: LoadKey) -> Any:
+    """A warm load repeats the earlier split; a starved one keeps the split made before the node shrank."""
+    return ctx.plans.get(key) if step.cache == "warm" or step.starve else None
+
+
+async def _ready(
+    ctx: Context,
+    trial: str,
+    step: LoadStep,
+    key: LoadKey,
+    request: LoadRequest,
+    state: CoordinatorState,
+    started_ns: int,
+    details: dict[str, Any],
+) -> Finding:
+    ended_ns = time.time_ns()
+    if state.start_id is None or state.plan is None:
+        raise HarnessError(
+            "the router calls the load ready but gives no start and no plan; deploy the router again"
+        )
+    ctx.loaded = Loaded(state.start_id, step.model, request)
+    gap = undistributed(state)
+    canary_error = None
+    if gap is None:
+        ctx.plans[key] = state.plan
+        canary_error = await _canary(ctx, trial, step, state)
+    await keep_log(ctx, state)
+    await ctx.sampler.caught_up(ended_ns)
+    metrics = _metrics(ctx, state) | _wire(ctx, state, started_ns, ended_ns, details)
+    diagnosis = gap or canary_error
+    if gap:
+        diagnosis = _with_log(ctx, state, gap)
+        metrics |= _local_footprint(state)
+    outcome, answer = judge(diagnosis, step.expected, _answer(state, metrics, diagnosis))
+    return Finding(outcome, answer, step.expected, state, diagnosis, metrics, details)
+
+
+async def _canary(ctx: Context, trial: str, step: LoadStep, state: CoordinatorState) -> Diagnosis | None:
+    """Ask for one token: until then a load has not shown that every backend computes."""
+    ctx.say("one token")
+    seen = await ctx.router.chat(
+        ChatRequest(step.model, "the", 1, min(step.deadline_s, 300), trial=trial, warmup=True)
+    )
+    ctx.run.append_request(seen)
+    if seen.error or not seen.token_ns:
+        line = seen.error or "no token came"
+        return Diagnosis(
+            failure_class=FailureClass.UNKNOWN,
+            evidence=[Evidence(source="one-token canary", line=line)],
+            confidence=Confidence.POSSIBLE,
+            advice="It loaded but does not answer: read the coordinator's log and the backends' journals.",
+        )
+    if state.timings:
+        offset = ctx.clock_offset_ns.get(ctx.inventory.head.name, 0)
+        state.timings.canary_ns = seen.token_ns[0] + offset
+    return None
+
+
+async def _refused(
+    ctx: Context, trial: str, step: LoadStep, refusal: RouterRefusedError, details: dict[str, Any]
+) -> Finding:
+    state = refusal.state
+    if state is not None:
+        await keep_log(ctx, state)
+        record_end(ctx, trial, state)
+    diagnosis = state.diagnosis if state and state.diagnosis else _from_class(refusal)
+    outcome, answer = judge(diagnosis, step.expected, str(refusal))
+    metrics = _local_footprint(state) if state else {}
+    return Finding(outcome, answer, step.expected, state, diagnosis, metrics, details)
+
+
+def _from_class(refusal: RouterRefusedError) -> Diagnosis:
+    known = {member.value for member in FailureClass}
+    name = refusal.failure_class if refusal.failure_class in known else FailureClass.UNKNOWN
+    return Diagnosis(
+        failure_class=FailureClass(name),
+        evidence=[Evidence(source="router", line=str(refusal))],
+        confidence=Confidence.POSSIBLE,
+        advice="The router refused the load; its message says what it needs.",
+    )
+
+
+def undistributed(state: CoordinatorState) -> Diagnosis | None:
+    """Why a ready coordinator does not count as distributed; None where it does.
+
+    It counts only if every layer is offloaded and each planned backend holds part of the model.
+    """
+    report = state.report
+    if report and report.distributed and state.plan and not missing_backends(report, state.plan):
+        return None
+    # A plan with -ngl 0 is not distributed by intent; the trial says so all the same.
+    found = classify(Inputs(running=True, argv=state.argv, plan=state.plan, report=report))
+    if found.failure_class is FailureClass.NOT_DISTRIBUTED:
+        return found
+    return Diagnosis(
+        failure_class=FailureClass.NOT_DISTRIBUTED,
+        evidence=[Evidence(source="load report", line=report.model_dump_json() if report else "no report")],
+        confidence=Confidence.LIKELY,
+        advice="The log does not show every layer on the planned backends.",
+    )
+
+
+def _with_log(ctx: Context, state: CoordinatorState, gap: Diagnosis) -> Diagnosis:
+    """The same verdict with the log's own line as its evidence."""
+    log = ctx.run.logs / f"{state.start_id}.log"
+    if not log.exists():
+        return gap
+    lines = {log.name: log.read_text(errors="replace").splitlines()}
+    found = classify(Inputs(running=True, argv=state.argv, logs=lines, plan=state.plan, report=state.report))
+    return found if found.failure_class is FailureClass.NOT_DISTRIBUTED else gap
+
+
+def _metrics(ctx: Context, state: CoordinatorState) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    if state.plan:
+        figures["file_bytes"] = state.plan.file_bytes
+    if state.report:
+        figures["rpc_model_bytes"] = sum(
+            b.model_bytes for b in state.report.buffers if b.device.startswith("RPC")
+        )
+        figures["layers_offloaded"] = state.report.offloaded or 0
+    if timings := state.timings:
+        figures |= {f"phase_{name}_s": seconds for name, seconds in timings.phases.items()}
+        if timings.load_s is not None:
+            figures["load_s"] = timings.load_s
+        if timings.overhead_s is not None:
+            figures["overhead_s"] = timings.overhead_s
+        if timings.canary_ns and timings.exec_ns:
+            figures["canary_s"] = (timings.canary_ns - timings.exec_ns) / 1e9
+    return figures
+
+
+def _wire(
+    ctx: Context, state: CoordinatorState, started_ns: int, ended_ns: int, details: dict[str, Any]
+) -> dict[str, float]:
+    """Bytes each backend received over the load, and the time they need at the link's stated rate."""
+    head = ctx.inventory.head.name
+    received = {
+        name: count
+        for share in (state.plan.shares if state.plan else [])
+        if (name := share.node) != head
+        and (count := ctx.sampler.series.received(name, started_ns, ended_ns)) is not None
+    }
+    details["wire_bytes"] = received
+    if not received:
+        return {}
+    total = sum(received.values())
+    figures = {"wire_bytes": float(total)}
+    if rate := stated_rate(ctx.lab, head):
+        figures["wire_floor_s"] = 8 * total / rate
+    return figures
+
+
+def _local_footprint(state: CoordinatorState) -> dict[str, float]:
+    """What the coordinator itself holds of the model: with repacking, twice the file."""
+    if not state.report:
+        return {}
+    local = [b for b in state.report.buffers if not b.device.startswith("RPC")]
+    total = sum(b.model_bytes for b in local)
+    figures = {f"local_{b.device.lower()}_bytes": float(b.model_bytes) for b in local if b.model_bytes}
+    if total and state.plan:
+        figures["local_model_bytes"] = total
+        figures["local_model_to_file_ratio"] = total / state.plan.file_bytes
+    return figures
+
+
+def _answer(state: CoordinatorState, metrics: dict[str, float], diagnosis: Diagnosis | None) -> str:
+    report = state.report
+    layers = f"{report.offloaded}/{report.layers_total} layers" if report else "no load report"
+    ready = f"ready in {metrics['load_s']:.1f} s" if "load_s" in metrics else "ready"
+    if diagnosis and diagnosis.failure_class is FailureClass.NOT_DISTRIBUTED:
+        held = metrics.get("local_model_bytes", 0) / 2**30
+        ratio = metrics.get("local_model_to_file_ratio", 0)
+        return f"{ready}, {layers} offloaded; the coordinator holds {held:.1f} GiB ({ratio:.2f} x the file)"
+    if diagnosis:
+        return f"{ready}, {layers}, but {diagnosis.evidence[0].line}"
+    count = len(state.plan.shares) if state.plan else 0
+    first = f", first token after {metrics['canary_s']:.1f} s" if "canary_s" in metrics else ""
+    wire = f", {metrics['wire_bytes'] / 2**30:.2f} GiB over the wire" if "wire_bytes" in metrics else ""
+    return f"{ready}{first}, {layers} on {count} backends{wire}"

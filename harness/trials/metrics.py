@@ -1,0 +1,62 @@
+"""Figures of a batch of requests; formulas in ``formulas.py``."""
+
+from collections.abc import Sequence
+from statistics import median
+
+from harness.runs.schema import Request
+
+
+def summarise(requests: Sequence[Request]) -> dict[str, float]:
+    """Metrics of the measured requests (warm-ups left out), each named with its unit.
+
+    A figure for which no request has the data is absent, not zero.
+    """
+    measured = [request for request in requests if not request.warmup]
+    good = [request for request in measured if request.error is None]
+    figures: dict[str, float] = {"requests": len(measured), "errors": len(measured) - len(good)}
+    for name, values in (
+        ("ttft_s", [r.ttft_s for r in good]),
+        ("tpot_s", [r.tpot_s for r in good]),
+        ("e2e_s", [r.e2e_s for r in good]),
+        ("itl_s", [gap for r in good for gap in r.itl_s]),
+        ("decode_tokens_per_s", [decode_rate(r) for r in good]),
+        ("server_decode_tokens_per_s", [server_decode_rate(r) for r in good]),
+        ("server_prompt_tokens_per_s", [server_prompt_rate(r) for r in good]),
+    ):
+        figures |= _spread(name, [value for value in values if value is not None])
+    figures["output_tokens"] = sum(r.completion_tokens or 0 for r in good)
+    if rate := stage_rate(good):
+        figures["tokens_per_s"] = rate
+    return figures
+
+
+def decode_rate(request: Request) -> float | None:
+    """Tokens per second after the first, as the client saw them arrive."""
+    return 1 / request.tpot_s if request.tpot_s else None
+
+
+def server_decode_rate(request: Request) -> float | None:
+    """The same figure from llama.cpp's ``timings``: its clock starts at the first token, so n - 1 gaps."""
+    tokens, elapsed_ms = request.server.get("predicted_n", 0), request.server.get("predicted_ms", 0)
+    return (tokens - 1) / elapsed_ms * 1e3 if tokens > 1 and elapsed_ms > 0 else None
+
+
+def server_prompt_rate(request: Request) -> float | None:
+    """Prompt tokens per second from llama.cpp's ``timings``."""
+    tokens, elapsed_ms = request.server.get("prompt_n", 0), request.server.get("prompt_ms", 0)
+    return tokens / elapsed_ms * 1e3 if tokens > 0 and elapsed_ms > 0 else None
+
+
+def stage_rate(requests: Sequence[Request]) -> float | None:
+    """Output tokens of all requests / time from the first request sent to the last token."""
+    ended = [r for r in requests if r.token_ns]
+    if not ended:
+        return None
+    wall = (max(r.token_ns[-1] for r in ended) - min(r.sent_ns for r in ended)) / 1e9
+    return sum(r.completion_tokens or 0 for r in ended) / wall if wall > 0 else None
+
+
+def _spread(name: str, values: list[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    return {f"{name}_median": median(values), f"{name}_min": min(values), f"{name}_max": max(values)}

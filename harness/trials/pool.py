@@ -1,0 +1,34 @@
+"""The pool trial: a small model answers through the router."""
+
+from harness.runs.schema import Outcome
+from harness.trials.context import Context, Finding
+from harness.trials.metrics import summarise
+from harness.trials.profile import PoolStep
+from harness.trials.requests import measure, shortfall
+
+
+async def run_pool(ctx: Context, trial: str, step: PoolStep) -> Finding:
+    """Send the requests; passes when each came back whole, from the pool."""
+    sent = await measure(
+        ctx,
+        trial,
+        step.model,
+        prompt_tokens=step.prompt_tokens,
+        generated_tokens=step.generated_tokens,
+        repeats=step.requests,
+        deadline_s=step.deadline_s,
+    )
+    metrics = summarise(sent)
+    wrong = shortfall(
+        sent, prompt_tokens=step.prompt_tokens, generated_tokens=step.generated_tokens, repeats=step.requests
+    )
+    routes = {request.route for request in sent if request.error is None}
+    if wrong is None and routes != {"pool"}:
+        wrong = f"{step.model} was answered by {', '.join(sorted(routes))}, not by the pool"
+    if wrong:
+        return Finding(Outcome.FAILED, wrong, metrics=metrics)
+    answer = (
+        f"{step.requests} answers from the pool, first token after {metrics['ttft_s_median'] * 1e3:.0f} ms, "
+        f"{metrics.get('decode_tokens_per_s_median', 0):.1f} tokens/s"
+    )
+    return Finding(Outcome.PASSED, answer, metrics=metrics)

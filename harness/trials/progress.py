@@ -1,0 +1,83 @@
+"""What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from harness.runs.schema import Outcome, Trial
+
+_COLOUR = {
+    Outcome.PASSED: "green",
+    Outcome.FAILED: "red",
+    Outcome.SKIPPED: "yellow",
+    Outcome.INTERRUPTED: "yellow",
+}
+
+
+class RunProgress:
+    """One line per trial that ended; on a terminal, a spinner with the time of the one that runs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._title = ""
+
+    def __enter__(self) -> "RunProgress":
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+    def begin(self, number: int, total: int, trial: str, estimate_s: float) -> None:
+        """A trial starts."""
+        self._title = f"[{number}/{total}] {trial}"
+        self._describe(f"{self._title} (about {duration(estimate_s)})", fresh=True)
+        if not self._console.is_terminal:
+            self.say(f"{self._title} starts, about {duration(estimate_s)}")
+
+    def step(self, text: str) -> None:
+        """What the running trial does now; shown on a terminal only."""
+        self._describe(f"{self._title}: {text}")
+
+    def end(self, trial: Trial) -> None:
+        """A trial has ended."""
+        self._console.print(trial_line(trial), highlight=False, soft_wrap=True)
+
+    def summary(self, trials: Sequence[Trial]) -> None:
+        """All trials once more, a line each."""
+        for trial in trials:
+            self._console.print(trial_line(trial), highlight=False, soft_wrap=True)
+
+    def _describe(self, text: str, fresh: bool = False) -> None:
+        if fresh or not self._live.task_ids:
+            for task in self._live.task_ids:
+                self._live.remove_task(task)
+            self._live.add_task(escape(text), total=None)
+        else:
+            self._live.update(self._live.task_ids[-1], description=escape(text))
+
+
+def trial_line(trial: Trial) -> str:
+    """One trial in one line of rich markup."""
+    colour = _COLOUR[trial.outcome]
+    took = duration((trial.ended_ns - trial.started_ns) / 1e9)
+    return f"[{colour}]{trial.outcome:<11}[/] {escape(trial.id)} ({took}): {escape(trial.answer)}"
+
+
+def duration(seconds: float) -> str:
+    """``45 s`` or ``12 min``."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

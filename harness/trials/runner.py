@@ -1,0 +1,289 @@
+"""A run from the first check to the packed folder: trial after trial, and an end whatever happens."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from harness.errors import HarnessError
+from harness.inventory import Inventory, load_inventory
+from harness.runs.lock import inventory_lock
+from harness.runs.pack import pack
+from harness.runs.schema import Outcome, RunManifest, Trial
+from harness.runs.store import RunFolder, run_name
+from harness.trials.client import RouterClient, router_address
+from harness.trials.context import Context, Finding
+from harness.trials.coordinator import feed_again, keep_log, stop
+from harness.trials.estimate import assumptions, step_signature
+from harness.trials.inference import run_inference
+from harness.trials.lab import lab_of
+from harness.trials.load import run_load
+from harness.trials.nodes import UNITS, read_journal
+from harness.trials.pool import run_pool
+from harness.trials.profile import InferenceStep, LoadStep, PoolStep, Profile, Step, load_profile
+from harness.trials.progress import RunProgress, duration
+from harness.trials.samples import Sampler
+from harness.trials.setup import Options, Setting, make_manifest, settle
+from harness.trials.unload import run_unload
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    folder: Path
+    outcome: Outcome
+    trials: list[Trial]
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM came."""
+
+
+class Stopper:
+    """Turns SIGINT and SIGTERM into the end of what is being waited for, once per signal."""
+
+    def __init__(self) -> None:
+        self._current: asyncio.Task[object] | None = None
+        self._asked = False
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the signals for as long as the block runs."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    async def run(self, work: Coroutine[object, object, ResultT]) -> ResultT:
+        """Await ``work``.
+
+        Raises:
+            Interrupted: a signal came while it ran, or since the last call.
+        """
+        if self._asked:
+            work.close()
+            self._answer()
+        task = self._current = asyncio.create_task(work)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if not self._asked:
+                raise
+            self._answer()
+        finally:
+            self._current = None
+
+    def _answer(self) -> NoReturn:
+        self._asked = False
+        raise Interrupted
+
+    def _stop(self) -> None:
+        self._asked = True
+        if self._current:
+            self._current.cancel()
+
+
+async def run_benchmark(options: Options, progress: RunProgress) -> RunResult:
+    """Run a profile on an inventory.
+
+    Raises:
+        HarnessError: it cannot start; nothing was written then.
+        Interrupted: a signal came before the first trial.
+    """
+    name, text, profile = load_profile(options.profile)
+    inventory = load_inventory(options.inventory)
+    stopper = Stopper()
+    started = datetime.now(UTC)
+    run = run_name(started, name)
+    with stopper.installed(), inventory_lock(options.inventory, run):
+        async with RouterClient(router_address(inventory)) as router:
+            setting = await stopper.run(settle(options, profile, inventory, router))
+            _announce(progress, name, profile, setting)
+            folder = RunFolder.create(options.reports, run)
+            manifest = make_manifest(run, name, text, options, setting)
+            folder.write_manifest(manifest)
+            with contextlib.closing(folder):
+                ctx = _context(inventory, router, folder, setting, manifest.started_ns, progress)
+                return await _run_all(ctx, profile, setting, manifest, stopper, progress)
+
+
+def _announce(progress: RunProgress, name: str, profile: Profile, setting: Setting) -> None:
+    known = setting.estimates_known
+    basis = f"{known} of {len(profile.trials)} trials timed in earlier runs" if known else assumptions()
+    total = sum(setting.estimates_s)
+    progress.say(f"Profile {name}: {len(profile.trials)} trials, about {duration(total)} ({basis})")
+
+
+def _context(
+    inventory: Inventory,
+    router: RouterClient,
+    folder: RunFolder,
+    setting: Setting,
+    started_ns: int,
+    progress: RunProgress,
+) -> Context:
+    def warn(node: str, message: str) -> None:
+        ctx.event(time.time_ns(), "warning", None, node, message=message)
+        progress.say(f"warning: {node}: {message}")
+
+    sampler = Sampler(inventory.nodes.values(), folder, started_ns, warn)
+    ctx = Context(
+        inventory=inventory,
+        router=router,
+        run=folder,
+        sampler=sampler,
+        models=setting.models,
+        facts=setting.facts,
+        clock_offset_ns=setting.clock_offset_ns,
+        lab=lab_of(inventory),
+        say=progress.step,
+    )
+    return ctx
+
+
+async def _run_all(
+    ctx: Context,
+    profile: Profile,
+    setting: Setting,
+    manifest: RunManifest,
+    stopper: Stopper,
+    progress: RunProgress,
+) -> RunResult:
+    trials: list[Trial] = []
+    ctx.event(manifest.started_ns, "run_start", None, profile=manifest.profile)
+    for name, offset in setting.clock_offset_ns.items():
+        if offset:
+            ctx.event(
+                time.time_ns(), "warning", None, name, message=f"its clock is {offset / 1e9:+.3f} s off ours"
+            )
+    ctx.sampler.begin()
+    try:
+        for number, step in enumerate(profile.trials, start=1):
+            trial_id = f"{number:02d}-{step_title(step)}"
+            progress.begin(number, len(profile.trials), trial_id, setting.estimates_s[number - 1])
+            trial = await _run_trial(ctx, trial_id, step, stopper)
+            trials.append(trial)
+            progress.end(trial)
+            if trial.outcome is Outcome.INTERRUPTED:
+                break
+    finally:
+        outcome = _outcome(trials, len(profile.trials))
+        await _finish(ctx, manifest, outcome, stopper, progress)
+    return RunResult(ctx.run.path, outcome, trials)
+
+
+async def _run_trial(ctx: Context, trial_id: str, step: Step, stopper: Stopper) -> Trial:
+    started_ns = time.time_ns()
+    ctx.event(started_ns, "trial_start", trial_id)
+    try:
+        finding = await stopper.run(_act(ctx, trial_id, step))
+    except Interrupted:
+        finding = Finding(Outcome.INTERRUPTED, "stopped by the user")
+    except HarnessError as error:
+        finding = Finding(Outcome.FAILED, str(error))
+    ended_ns = time.time_ns()
+    if finding.outcome is not Outcome.INTERRUPTED:
+        await ctx.sampler.caught_up(ended_ns)
+    trial = Trial(
+        id=trial_id,
+        kind=step.kind,
+        model=step.model,
+        started_ns=started_ns,
+        ended_ns=ended_ns,
+        outcome=finding.outcome,
+        answer=finding.answer,
+        expected=finding.expected,
+        coordinator=finding.coordinator,
+        diagnosis=finding.diagnosis,
+        metrics=finding.metrics,
+        peak=ctx.sampler.series.peaks(started_ns, ended_ns),
+        details={**finding.details, "step": step_signature(step)},
+    )
+    ctx.run.append_trial(trial)
+    ctx.event(ended_ns, "trial_end", trial_id, outcome=trial.outcome)
+    return trial
+
+
+async def _act(ctx: Context, trial_id: str, step: Step) -> Finding:
+    if isinstance(step, PoolStep):
+        return await run_pool(ctx, trial_id, step)
+    if isinstance(step, LoadStep):
+        return await run_load(ctx, trial_id, step)
+    if isinstance(step, InferenceStep):
+        return await run_inference(ctx, trial_id, step)
+    return await run_unload(ctx, trial_id, step)
+
+
+def step_title(step: Step) -> str:
+    """What a trial is called: ``13b-q4_0-cold-load``."""
+    if isinstance(step, LoadStep):
+        parts = [step.model, step.cache, "load"]
+        if step.n_gpu_layers is not None:
+            parts.append(f"ngl{step.n_gpu_layers}")
+        if step.nodes is not None:
+            parts.append(f"{step.nodes if isinstance(step.nodes, int) else len(step.nodes)}-nodes")
+        return "-".join([*parts, *(["starved"] if step.starve else [])])
+    if isinstance(step, InferenceStep):
+        return f"{step.model}-inference-{step.prompt_tokens}x{step.repeats}"
+    return f"{step.model}-{step.kind}"
+
+
+def _outcome(trials: list[Trial], planned: int) -> Outcome:
+    if any(trial.outcome is Outcome.INTERRUPTED for trial in trials):
+        return Outcome.INTERRUPTED
+    if len(trials) < planned or any(trial.outcome is Outcome.FAILED for trial in trials):
+        return Outcome.FAILED
+    return Outcome.PASSED
+
+
+async def _finish(
+    ctx: Context, manifest: RunManifest, outcome: Outcome, stopper: Stopper, progress: RunProgress
+) -> None:
+    """Unload, fetch journals, pack. A second signal leaves out what is not done yet."""
+    try:
+        await stopper.run(_wind_down(ctx, manifest, progress))
+    except Interrupted:
+        progress.say("Stopped again: the coordinator may still be up (harness lab status, or /admin/unload)")
+    finally:
+        feed_again(ctx)
+        await ctx.sampler.end()
+        ended_ns = time.time_ns()
+        ctx.event(ended_ns, "run_end", None, outcome=outcome)
+        ctx.run.write_manifest(manifest.model_copy(update={"ended_ns": ended_ns, "outcome": outcome}))
+        pack(ctx.run.path)
+
+
+async def _wind_down(ctx: Context, manifest: RunManifest, progress: RunProgress) -> None:
+    progress.step("unloading")
+    try:
+        await keep_log(ctx, await stop(ctx, None))
+    except HarnessError as error:
+        ctx.event(time.time_ns(), "warning", None, ctx.inventory.head.name, message=str(error))
+        progress.say(f"warning: {error}")
+    progress.step("fetching journals")
+    wanted = [
+        (node, unit)
+        for node in ctx.inventory.nodes.values()
+        for unit in UNITS
+        if f"{unit}.service" in ctx.facts[node.name].units
+    ]
+    texts = await asyncio.gather(
+        *(read_journal(node, unit, manifest.started_ns) for node, unit in wanted), return_exceptions=True
+    )
+    for (node, unit), text in zip(wanted, texts, strict=True):
+        if isinstance(text, str):
+            ctx.run.write_log(f"{node.name}-{unit}.log", text)
+        else:
+            ctx.event(time.time_ns(), "warning", None, node.name, message=f"no journal of {unit}: {text}")

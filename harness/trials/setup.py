@@ -1,0 +1,103 @@
+"""Everything that a run settles before its first trial: who is there, does it fit, how long will it take."""
+
+import asyncio
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness.inventory import Inventory
+from harness.runs.schema import NodeFacts, RunManifest
+from harness.settings import REPOSITORY
+from harness.trials.check import check_fit, check_models
+from harness.trials.client import RouterClient
+from harness.trials.estimate import earlier_durations, estimate
+from harness.trials.formulas import FORMULAS
+from harness.trials.nodes import NodeState, read_state
+from harness.trials.profile import Profile
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed."""
+
+    profile: str
+    inventory: Path
+    reports: Path
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The cluster as it was found."""
+
+    models: dict[str, dict[str, Any]]
+    states: dict[str, NodeState]
+    estimates_s: list[float]
+    estimates_known: int
+    """How many of the estimates come from earlier runs."""
+
+    @property
+    def facts(self) -> dict[str, NodeFacts]:
+        """Facts by node."""
+        return {name: state.facts for name, state in self.states.items()}
+
+    @property
+    def clock_offset_ns(self) -> dict[str, int]:
+        """Per node the clock's offset, where it is larger than what measuring it leaves open; else 0."""
+        return {
+            name: state.clock_offset_ns if abs(state.clock_offset_ns) > state.clock_error_ns else 0
+            for name, state in self.states.items()
+        }
+
+
+async def settle(options: Options, profile: Profile, inventory: Inventory, router: RouterClient) -> Setting:
+    """Look at the cluster and refuse what cannot work.
+
+    The coordinator that may be up is unloaded: its memory is part of what the trials need.
+
+    Raises:
+        HarnessError: a node, the router or a model is not there, or a model cannot fit.
+    """
+    models = await router.models()
+    check_models(profile, models, router.address.url)
+    await router.unload()
+    nodes = list(inventory.nodes.values())
+    states = dict(
+        zip(inventory.nodes, await asyncio.gather(*(read_state(node) for node in nodes)), strict=True)
+    )
+    check_fit(profile, inventory, {name: state.facts for name, state in states.items()}, models)
+    earlier = earlier_durations(options.reports, options.inventory.resolve())
+    seconds, known = estimate(profile, models, earlier)
+    used = {name: models[name] for name in profile.models}
+    return Setting(used, states, seconds, known)
+
+
+def make_manifest(run: str, profile_name: str, text: str, options: Options, setting: Setting) -> RunManifest:
+    """``run.json`` as it is when the run starts."""
+    builds = sorted({str(facts.build) for facts in setting.facts.values() if facts.build})
+    return RunManifest(
+        run=run,
+        profile=profile_name,
+        profile_text=text,
+        inventory=str(options.inventory.resolve()),
+        started_ns=time.time_ns(),
+        harness_version=harness.__version__,
+        harness_commit=_commit(),
+        command=["harness", *sys.argv[1:]],
+        versions={"python": platform.python_version(), "llama.cpp": ", ".join(builds) or "unknown"},
+        nodes=list(setting.facts.values()),
+        models=setting.models,
+        formulas=FORMULAS,
+        estimate_s=sum(setting.estimates_s),
+    )
+
+
+def _commit() -> str | None:
+    shown = subprocess.run(
+        ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return shown.stdout.strip() or None if shown.returncode == 0 else None

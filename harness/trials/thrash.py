@@ -1,0 +1,36 @@
+"""Swap thrash, told from node samples: rpc-server's memory in swap, read back page after page."""
+
+from collections.abc import Iterable
+
+from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
+from harness.trials.samples import Series
+
+SWAPPED_BYTES = 128 << 20
+FAULTS_PER_S = 100.0
+
+
+def find_thrash(series: Series, nodes: Iterable[str], start_ns: int, end_ns: int) -> Diagnosis | None:
+    """Whether a backend lived off its swap during a window.
+
+    It did where rpc-server had at least 128 MiB in swap and the node took at least 100 major faults a second
+    over the window: the figures of a trial of the founding report's kind lie an order of magnitude above.
+    """
+    evidence = []
+    for node in nodes:
+        points = series.window(node, start_ns, end_ns)
+        if len(points) < 2:
+            continue
+        elapsed = (points[-1].time_ns - points[0].time_ns) / 1e9
+        rate = (points[-1].major_faults - points[0].major_faults) / elapsed
+        swapped = max(one.rpc_swap_bytes for one in points)
+        if swapped >= SWAPPED_BYTES and rate >= FAULTS_PER_S:
+            line = f"rpc-server had up to {swapped / 2**20:.0f} MiB in swap; {rate:.0f} major faults/s"
+            evidence.append(Evidence(source=f"samples {node}", line=f"{line} over {elapsed:.0f} s"))
+    if not evidence:
+        return None
+    return Diagnosis(
+        failure_class=FailureClass.SWAP_THRASH,
+        evidence=evidence,
+        confidence=Confidence.LIKELY,
+        advice="Put fewer layers there, or give the node more memory: each token reads layers from swap.",
+    )
