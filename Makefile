@@ -15,7 +15,6 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 HOST_PACKAGES := python3 python3-venv openssh-client iproute2 nftables systemd-container mmdebstrap
 # Only `make test` needs these.
 TEST_PACKAGES := chromium
-PROFILE_MODELS = $(shell $(BIN)/harness run models --profile $(PROFILE))
 
 .PHONY: help
 help: ## Show this list
@@ -58,7 +57,7 @@ lab: .venv/.installed host-packages ## Boot the lab's machines
 
 .PHONY: models
 models: .venv/.installed ## Get or make the models that the profile needs
-	harness model ensure $$(harness run models --profile $(PROFILE))
+	harness model ensure --profile $(PROFILE)
 
 .PHONY: deploy
 deploy: lab models ## Put everything on the lab's machines

