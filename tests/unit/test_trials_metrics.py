@@ -1,0 +1,80 @@
+"""Figures of requests, on token times made by hand; and prompts of an exact length."""
+
+import pytest
+from harness.runs.schema import Request
+from harness.trials.metrics import summarise
+from harness.trials.prompt import PromptSizer, words
+
+S = 10**9
+
+
+def request(sent_s: float, tokens_s: list[float], **fields: object) -> Request:
+    values = {
+        "trial": "t",
+        "index": 1,
+        "route": "coordinator",
+        "model": "m",
+        "sent_ns": int(sent_s * S),
+        "token_ns": [int(at * S) for at in tokens_s],
+        "completion_tokens": len(tokens_s),
+        **fields,
+    }
+    return Request.model_validate(values)
+
+
+def test_figures_follow_their_formulas() -> None:
+    figures = summarise([request(10, [12, 12.5, 13.5]), request(20, [21, 22, 23])])
+    assert figures["ttft_s_median"] == pytest.approx(1.5)
+    assert (figures["ttft_s_min"], figures["ttft_s_max"]) == pytest.approx((1.0, 2.0))
+    assert figures["e2e_s_median"] == pytest.approx(3.25)
+    assert figures["tpot_s_median"] == pytest.approx((0.75 + 1.0) / 2)
+    assert figures["itl_s_median"] == pytest.approx(1.0)
+    assert figures["output_tokens"] == 6
+    assert figures["tokens_per_s"] == pytest.approx(6 / 13)
+
+
+def test_tpot_counts_tokens_as_the_server_did() -> None:
+    """Two tokens may arrive in one piece, where a character spans them."""
+    figures = summarise([request(0, [1, 3], completion_tokens=5)])
+    assert figures["tpot_s_median"] == pytest.approx(0.5)
+    assert figures["decode_tokens_per_s_median"] == pytest.approx(2.0)
+
+
+def test_server_rate_counts_the_gaps_as_the_client_does() -> None:
+    server = {"predicted_n": 3, "predicted_ms": 1000.0, "prompt_n": 35, "prompt_ms": 500.0}
+    figures = summarise([request(0, [1, 1.5, 2], server=server)])
+    assert figures["server_decode_tokens_per_s_median"] == pytest.approx(2.0)
+    assert figures["decode_tokens_per_s_median"] == pytest.approx(2.0)
+    assert figures["server_prompt_tokens_per_s_median"] == pytest.approx(70.0)
+
+
+def test_warmup_is_left_out_and_errors_are_counted() -> None:
+    figures = summarise(
+        [
+            request(0, [9, 99], warmup=True),
+            request(0, [], error="broke", completion_tokens=None),
+            request(0, [1, 2]),
+        ]
+    )
+    assert (figures["requests"], figures["errors"]) == (2, 1)
+    assert figures["ttft_s_max"] == pytest.approx(1.0)
+
+
+def test_figures_without_data_are_absent() -> None:
+    figures = summarise([request(0, [], error="broke", completion_tokens=None)])
+    assert figures == {"requests": 1, "errors": 1, "output_tokens": 0}
+
+
+@pytest.mark.parametrize("overhead", [9, 27])
+def test_second_prompt_has_exactly_the_length_asked_for(overhead: int) -> None:
+    sizer = PromptSizer()
+    first = sizer.guess(35)
+    sizer.learn(first, first + overhead)
+    assert sizer.guess(35) + overhead == 35
+    assert sizer.guess(512) + overhead == 512
+    assert sizer.shortest == overhead + 1
+
+
+def test_prompt_has_as_many_words_as_asked_for() -> None:
+    assert len(words(512).split()) == 512
+    assert words(3) == "the of and"

@@ -1,0 +1,104 @@
+"""Profiles: what is shipped can be read, and what is wrong is named in one line."""
+
+from pathlib import Path
+
+import pytest
+from harness.diagnosis.model import FailureClass
+from harness.errors import HarnessError
+from harness.trials.profile import (
+    PROFILES,
+    InferenceStep,
+    LoadStep,
+    Profile,
+    UnloadStep,
+    load_profile,
+    parse_profile,
+)
+
+
+def profile(text: str) -> Profile:
+    return parse_profile(Path("mine.yml"), text)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PROFILES.glob("*.yml")))
+def test_shipped_profile_is_valid(name: str) -> None:
+    assert load_profile(name)[2].trials
+
+
+def test_default_asks_what_the_project_promises() -> None:
+    steps = load_profile("default")[2].trials
+    loads = [(s.model, s.cache) for s in steps if isinstance(s, LoadStep)]
+    assert loads == [("13b-q4_0", "cold"), ("13b-q4_0", "warm"), ("70b-tq1_0", "cold")]
+    asked = [
+        (s.model, s.prompt_tokens, s.repeats, s.generated_tokens)
+        for s in steps
+        if isinstance(s, InferenceStep)
+    ]
+    assert asked == [("13b-q4_0", 35, 3, 32), ("13b-q4_0", 512, 1, 32), ("70b-tq1_0", 35, 2, 8)]
+
+
+def test_full_begins_with_default_and_adds_the_open_questions() -> None:
+    _, text, full = load_profile("full")
+    default = load_profile("default")[2]
+    assert full.trials[: len(default.trials)] == default.trials
+    added = [s for s in full.trials[len(default.trials) :] if isinstance(s, LoadStep)]
+    assert [(s.nodes, s.n_gpu_layers, s.expected, s.starve is not None) for s in added] == [
+        (3, None, None, False),
+        (None, 0, FailureClass.NOT_DISTRIBUTED, False),
+        (None, None, None, True),
+    ]
+    assert "13b-q4_0, cache: warm" in text, "the text of the profile it extends is kept with the run"
+
+
+def test_unload_expects_a_clean_stop() -> None:
+    step = profile("trials: [{kind: unload, model: m}]").trials[0]
+    assert isinstance(step, UnloadStep)
+    assert step.expected is FailureClass.STOPPED
+
+
+def test_size_of_a_starved_node_is_read_like_the_inventory() -> None:
+    step = profile("trials: [{kind: load, model: m, starve: {node: node1, memory: 1.5G}}]").trials[0]
+    assert isinstance(step, LoadStep)
+    assert step.starve is not None
+    assert step.starve.memory == 1536 * 2**20
+
+
+def test_own_profile_is_read_by_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yml"
+    path.write_text("trials: [{kind: pool, model: smollm2}]")
+    name, _, content = load_profile(str(path))
+    assert (name, content.models) == ("mine", ["smollm2"])
+
+
+def test_unknown_profile_names_the_shipped_ones() -> None:
+    with pytest.raises(HarnessError, match="no profile 'nightly'; shipped ones: default, full, smoke"):
+        load_profile("nightly")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "trials: [{kind: inference, model: m, prompt_tokens: 1, generated_tokens: 1, repeat: 3}]",
+            r"mine\.yml: unknown key 'trials\[0\]\.repeat'; known keys here: kind, model, .*repeats",
+        ),
+        (
+            "trails: []\ntrials: [{kind: pool, model: m}]",
+            "unknown key 'trails'; known keys here: description",
+        ),
+        (
+            "trials: [{kind: load, model: m, starve: {node: a, memory: 1G, swap: 2}}]",
+            r"unknown key 'trials\[0\]\.starve\.swap'; known keys here: node, memory",
+        ),
+        ("trials: [{kind: soaking, model: m}]", r"trials\[0\].*soaking"),
+        ("trials: [{kind: load, model: m, expected: exploded}]", r"trials\[0\]\.expected"),
+        ("trials: [{kind: load, model: m, deadline_s: 0}]", r"trials\[0\]\.deadline_s"),
+        ("trials: []", "trials"),
+        ("- a\n- b", "mine.yml: the file"),
+        ("trials: [", "mine.yml is not YAML"),
+    ],
+)
+def test_fault_is_named_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(HarnessError, match=message) as caught:
+        profile(text)
+    assert "\n" not in str(caught.value)
