@@ -1,1 +1,29 @@
-"""Tables, figures and the one HTML file."""
+"""Report: tables, figures and the HTML page."""
+
+import os
+from pathlib import Path
+
+REPORT_NAME = "report.html"
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``report.html`` into a run folder, in one step; an earlier one is replaced.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        HarnessError: the folder is no run, or its ``run.json`` cannot be used.
+    """
+    from harness.report.load import load_run
+    from harness.report.page import render
+
+    page = render(load_run(run_dir))
+    target = run_dir / REPORT_NAME
+    temporary = run_dir / f".{REPORT_NAME}.{os.getpid()}.tmp"
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target

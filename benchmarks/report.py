@@ -1,0 +1,214 @@
+"""How long a report of a long run takes, and how large it is: a made-up run of any size, measured.
+
+    python benchmarks/report.py --samples 1000000 --requests 10000
+
+The run is synthetic (said in its manifest); only the report's own cost is measured, in a process of its own.
+"""
+
+import argparse
+import json
+import math
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from harness.diagnosis.model import Confidence, Diagnosis, Evidence, ExitStatus, FailureClass, Signal
+from harness.planner.plan import BackendShare, Plan
+from harness.runs.schema import (
+    BackendBuffers,
+    CoordinatorPhase,
+    CoordinatorState,
+    LoadReport,
+    LoadTimings,
+    NodeFacts,
+    Outcome,
+    Request,
+    RunManifest,
+    Trial,
+)
+from harness.runs.store import RunFolder
+
+GIB = 1024**3
+SECOND = 1_000_000_000
+START = 1_800_000_000 * SECOND
+NODES = {"node1": 5.6, "node2": 11.3, "node3": 5.5, "node4": 5.8}
+
+
+def make_run(folder: Path, samples: int, requests: int, trials: int = 24) -> Path:
+    """Write a synthetic run with this many samples (all nodes together) and requests.
+
+    Returns:
+        The run's folder.
+    """
+    per_node = max(samples // len(NODES), 2)
+    length_s = per_node
+    run = RunFolder.create(folder, "synthetic")
+    each = length_s / trials
+    for number in range(trials):
+        run.append_trial(_trial(number, START + int(number * each * SECOND), int(each * SECOND)))
+    lines = [
+        _request(n, f"{n % trials:02d}-13b-q4_0-inference", n % trials, each).model_dump_json()
+        for n in range(requests)
+    ]
+    (run.path / "requests.jsonl").write_text("\n".join(lines) + "\n")
+    _write_samples(run.path / "samples.parquet", per_node)
+    run.write_manifest(_manifest(length_s))
+    run.close()
+    return run.path
+
+
+def _manifest(length_s: int) -> RunManifest:
+    return RunManifest(
+        run="synthetic",
+        profile="synthetic",
+        profile_text="made up by benchmarks/report.py; measures the report, not a cluster\n",
+        inventory="none",
+        started_ns=START,
+        ended_ns=START + length_s * SECOND,
+        outcome=Outcome.FAILED,
+        harness_version="0",
+        command=["python", "benchmarks/report.py"],
+        nodes=[
+            NodeFacts(
+                name=name, address=f"192.0.2.{place}", groups=["backends"], build=6751, commit="01d2bdc2b"
+            )
+            for place, name in enumerate(NODES, 1)
+        ],
+    )
+
+
+def _trial(number: int, start_ns: int, length_ns: int) -> Trial:
+    load = number % 2 == 0
+    model = ("13b-q4_0", "70b-tq1_0")[number // 2 % 2]
+    exec_ns = start_ns + 40_000_000
+    took = 30.0 + 10 * (number % 5)
+    shares = [
+        BackendShare(
+            node=name, endpoint=f"192.0.2.{n}:50052", available_bytes=int(size * GIB), weight=size, layers=10,
+            model_bytes=int(1.7 * GIB), kv_bytes=400 << 20, compute_bytes=85 << 20,
+        )
+        for n, (name, size) in enumerate(NODES.items(), 1)
+    ]  # fmt: skip
+    state = CoordinatorState(
+        phase=CoordinatorPhase.ENDED,
+        start_id=f"start-{number}",
+        model=model,
+        plan=Plan(model=model, model_path="/m.gguf", file_bytes=7 * GIB, layers_total=40, shares=shares),
+        timings=LoadTimings(
+            requested_ns=start_ns,
+            exec_ns=exec_ns,
+            healthy_ns=exec_ns + int(took * SECOND),
+            ready_ns=exec_ns + int((took + 0.2) * SECOND),
+            phases={"connect": 0.2, "open": 1.1, "transfer": took - 4, "kv": 0.6, "warmup": 1.9},
+        ),
+        report=LoadReport(
+            offloaded=40,
+            layers_total=40,
+            build=6751,
+            buffers=[
+                BackendBuffers(
+                    device=f"RPC{n}[{s.endpoint}]", node=s.node, model_bytes=int(s.model_bytes * 1.01),
+                    kv_bytes=s.kv_bytes, compute_bytes=s.compute_bytes,
+                )
+                for n, s in enumerate(shares)
+            ],
+        ),
+        signals=[
+            Signal(name="SIGTERM", time_ns=start_ns + length_ns - SECOND, reason="test", requests_in_flight=1)
+        ],
+        exit=ExitStatus(time_ns=start_ns + length_ns - SECOND // 2, signal=6),
+    )  # fmt: skip
+    diagnosis = Diagnosis(
+        failure_class=FailureClass.STOPPED_BUSY,
+        evidence=[Evidence(source="signals", line="SIGTERM sent with 1 request(s) in flight")],
+        confidence=Confidence.CERTAIN,
+        advice="Nothing to mend.",
+    )
+    return Trial(
+        id=f"{number:02d}-{model}-{'cold-load' if load else 'inference'}",
+        kind="load" if load else "inference",
+        model=model,
+        started_ns=start_ns,
+        ended_ns=start_ns + length_ns,
+        outcome=Outcome.PASSED if number % 5 else Outcome.FAILED,
+        answer="made up",
+        coordinator=state if load else None,
+        diagnosis=diagnosis if load else None,
+        metrics={"load_s": took, "wire_bytes": 7.0e9, "wire_floor_s": took * 0.8} if load else {},
+    )
+
+
+def _request(index: int, trial: str, number: int, each_s: float) -> Request:
+    dice = random.Random(index)  # noqa: S311 - made-up data
+    sent = START + int((number * each_s + dice.random() * each_s) * SECOND)
+    first = sent + int(dice.gauss(1.2, 0.1) * SECOND)
+    tokens = [first + int(n * 0.52 * SECOND * dice.gauss(1, 0.02)) for n in range(32)]
+    return Request(
+        trial=trial, index=index, route="coordinator", model="13b-q4_0", sent_ns=sent,
+        token_ns=sorted(tokens), done_ns=tokens[-1],
+        prompt_tokens=(35, 512)[index % 2], completion_tokens=32, status=200,
+        server={"predicted_n": 32, "predicted_ms": 16120.0}, text="made up " * 8,
+    )  # fmt: skip
+
+
+def _write_samples(path: Path, per_node: int) -> None:
+    """What packing makes of samples.jsonl: one flat row each, nodes interleaved."""
+    random_source = np.random.default_rng(1)
+    seconds = np.arange(per_node)
+    tables = []
+    for place, (name, size) in enumerate(NODES.items()):
+        total = int(size * GIB)
+        wave = 0.5 + 0.35 * np.sin(seconds / per_node * 2 * math.pi * (place + 2))
+        used = (np.clip(wave + random_source.normal(0, 0.01, per_node), 0, 1) * total).astype(np.int64)
+        swap = np.where(used > 0.8 * total, used // 10, 0)
+        tables.append(
+            pa.table(
+                {
+                    "time_ns": START + seconds * SECOND + place,
+                    "node": pa.array([name] * per_node),
+                    "memory.total_bytes": np.full(per_node, total),
+                    "memory.available_bytes": total - used,
+                    "memory.used_bytes": used,
+                    "memory.cache_bytes": used // 3,
+                    "memory.swap_used_bytes": swap,
+                    "memory.major_faults": np.cumsum(swap > 0),
+                    "units": pa.array(['{"llama-rpc-server.service": {"active": "active"}}'] * per_node),
+                }
+            )
+        )
+    pq.write_table(pa.concat_tables(tables).sort_by("time_ns"), path, compression="zstd")
+
+
+def main() -> None:
+    """Make the run, write its report in a fresh process, print time, size and memory."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=1_000_000)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--keep", type=Path, help="make the run in this folder and leave it there")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        run = make_run(options.keep or Path(scratch), options.samples, options.requests)
+        code = "import sys, pathlib, harness.report as r; r.write_report(pathlib.Path(sys.argv[1]))"
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", code, str(run)], check=True)
+        took = time.monotonic() - began
+        most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        figures = {
+            "samples": options.samples,
+            "requests": options.requests,
+            "seconds": round(took, 2),
+            "report_mb": round((run / "report.html").stat().st_size / 1e6, 2),
+            "peak_memory_mb": round(most),
+        }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

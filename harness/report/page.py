@@ -1,0 +1,99 @@
+"""Puts the sections, figures and templates together into one HTML page."""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from harness.report import figures, numbers, strips
+from harness.report.load import RunData
+from harness.report.sections.cluster import cluster
+from harness.report.sections.failures import ends, moments
+from harness.report.sections.inference import FEW, request_rows, stages
+from harness.report.sections.loads import loads, plan_tables
+from harness.report.sections.memory import peaks
+from harness.report.sections.method import method
+from harness.report.sections.verdict import verdict
+
+TEMPLATES = Path(__file__).parent / "templates"
+SECTIONS = (
+    ("verdict", "Verdict"),
+    ("cluster", "The cluster"),
+    ("load", "Load"),
+    ("memory", "Memory and swap"),
+    ("inference", "Inference"),
+    ("failures", "Failures and ends"),
+    ("method", "Method"),
+)
+MOST_REQUESTS = 300
+MANY_SAMPLES = 420
+
+
+def render(run: RunData) -> str:
+    """The run as one self-contained HTML page."""
+    script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            sections=SECTIONS,
+            style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
+            script=script,
+            script_hash=f"sha256-{digest}",
+            **_content(run),
+        )
+    )
+
+
+def _content(run: RunData) -> dict[str, Any]:
+    load_rows, stage_rows, moment_rows, peak_rows = loads(run), stages(run), moments(run), peaks(run)
+    requests = request_rows(run)
+    timed = [row for row in load_rows if row.load_s]
+    return {
+        "verdict": verdict(run),
+        "cluster": cluster(run),
+        "builds": sorted({f"{n.build} ({n.commit or '?'})" for n in run.manifest.nodes if n.build}),
+        "loads": load_rows,
+        "plans": plan_tables(run),
+        "floors": any(row.floors for row in load_rows),
+        "phases": figures.phase_legend(timed),
+        "load_figure": figures.load_figure(timed) if timed else None,
+        "peaks": peak_rows,
+        "decimated": any(row.samples > MANY_SAMPLES for row in peak_rows),
+        "memory_figure": figures.memory_figure(run) if peak_rows else None,
+        "stages": stage_rows,
+        "few": FEW,
+        "requests": requests[:MOST_REQUESTS],
+        "request_count": len(requests),
+        "inference_figure": strips.inference_figure(stage_rows)
+        if any(s.ttft_s for s in stage_rows)
+        else None,
+        "ends": ends(run),
+        "moments": moment_rows,
+        "timeline_figure": figures.timeline_figure(run, moment_rows) if run.trials else None,
+        "method": method(run),
+    }
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=False
+    )
+    environment.filters |= {
+        "size": numbers.size,
+        "seconds": numbers.seconds,
+        "digits": lambda v: numbers.DASH if v is None else numbers.digits(v),
+        "percent": numbers.percent,
+        "utc": numbers.utc,
+        "offset": numbers.offset,
+        "slug": numbers.slug,
+        "printable": lambda v: numbers.printable(str(v)),
+        "lines": lambda v: "\n".join(numbers.printable(line) for line in str(v).splitlines()),
+        "urlpath": lambda path: quote("./" + path),
+    }
+    return environment

@@ -1,0 +1,1 @@
+"""The page's seven sections: each turns a run into rows, without drawing and without HTML."""
