@@ -1,10 +1,13 @@
 """A plan as llama-server's command line, and what its log must say once the plan is carried out."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.diagnosis.loadlog import missing_backends
+from harness.errors import HarnessError
 from harness.planner.plan import Plan
+from harness.releases.catalogue import catalogue
 from harness.runs.schema import LoadReport
 
 _OURS = frozenset(
@@ -26,6 +29,19 @@ def refused_flags(flags: Sequence[str]) -> list[str]:
     return [flag for flag in flags if flag.split("=", 1)[0] in _OURS]
 
 
+def release_args(llama_server: Path) -> list[str]:
+    """What the installed release is always given, by its manifest and the catalogue of releases.
+
+    A build without a manifest, or one that the catalogue does not know, is given what the lab's pin is.
+    """
+    manifest = llama_server.resolve().parent.parent / "manifest.json"
+    try:
+        release = catalogue().release(int(json.loads(manifest.read_bytes())["build"]))
+    except (OSError, ValueError, KeyError, HarnessError):
+        return ["--cache-ram", "0"]
+    return list(release.server_args)
+
+
 def coordinator_argv(llama_server: Path, plan: Plan, *, port: int, flags: Sequence[str] = ()) -> list[str]:
     """llama-server's command line for a plan: backends in plan order, nothing left to its defaults."""
     return [
@@ -38,7 +54,6 @@ def coordinator_argv(llama_server: Path, plan: Plan, *, port: int, flags: Sequen
         *("--tensor-split", ",".join(f"{share.weight:g}" for share in plan.shares)),
         *("--ctx-size", str(plan.context)),
         *("--parallel", str(plan.parallel)),
-        *("--cache-ram", "0"),
         *("--host", "127.0.0.1"),
         *("--port", str(port)),
         *("--threads-http", str(_HTTP_THREADS)),

@@ -12,9 +12,8 @@ from pathlib import Path
 import aiohttp
 
 from harness.diagnosis.model import FailureClass
-from harness.planner.plan import Plan
 from harness.router.catalogue import Catalogue
-from harness.router.command import coordinator_argv
+from harness.router.command import coordinator_argv, release_args
 from harness.router.config import RouterConfig
 from harness.router.errors import RouterError
 from harness.router.loading import LoadError, busy_slots, wait_ended, watch_load
@@ -151,6 +150,7 @@ class Coordinator:
     async def _load(self, request: LoadRequest) -> Start:
         if self._closing:
             raise RouterError(503, "stopping", "the router is stopping")
+        asked_ns = time.time_ns()
         file = self._catalogue.find(request.model)
         if file is None:
             known = ", ".join(found.name for found in self._catalogue.files()) or "none"
@@ -163,19 +163,21 @@ class Coordinator:
             self._config.llama_server,
             plan,
             port=self._config.coordinator_port,
-            flags=[*self._config.flags, *request.flags],
+            flags=[*release_args(self._config.llama_server), *self._config.flags, *request.flags],
         )
         current = self._current
         if current and current.serves(plan.model) and current.state.argv == argv and not request.cold:
             return current
+        room_ns = time.time_ns()
         if current and current.running:
             await self._stop(current, f"{plan.model} is to be loaded", idle_s=self._config.drain_s)
         if request.cold:
             await asyncio.to_thread(_drop_page_cache, file.path)
-        return await self._start(plan, argv, request)
+        # What was asked for besides the load, an unload and a cold cache, is not part of its time.
+        start = Start(plan, argv, self._config.log_dir, requested_ns=asked_ns + time.time_ns() - room_ns)
+        return await self._start(start, request)
 
-    async def _start(self, plan: Plan, argv: list[str], request: LoadRequest) -> Start:
-        start = Start(plan, argv, self._config.log_dir, requested_ns=time.time_ns())
+    async def _start(self, start: Start, request: LoadRequest) -> Start:
         deadline_s = request.deadline_s or self._config.load_deadline_s
         self._current = start
         self._starts.append(start)
@@ -190,7 +192,7 @@ class Coordinator:
                 start.state.distributed = False
             await self._stop(start, error.message, idle_s=0)
             failure = start.failure if error.failure is FailureClass.UNKNOWN else str(error.failure)
-            message = f"{plan.model}: {error.message}"
+            message = f"{start.plan.model}: {error.message}"
             raise RouterError(_STATUS.get(error.failure, 502), failure, message, state=start.state) from None
         except asyncio.CancelledError:
             await asyncio.shield(self._stop(start, "the load was cancelled", idle_s=0))

@@ -15,7 +15,7 @@ class Start:
     """A coordinator's state and what has to be waited for around it."""
 
     def __init__(self, plan: Plan, argv: list[str], log_dir: Path, *, requested_ns: int) -> None:
-        moment = datetime.fromtimestamp(requested_ns / 1e9, UTC)
+        moment = datetime.now(UTC)
         self.id = f"{moment:%Y%m%dT%H%M%S.%fZ}-{plan.model}"
         self.folder = log_dir / self.id
         self.plan = plan

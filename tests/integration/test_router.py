@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.models.fetch import fetch_model
 from router_stack import ADMIN_KEY, ROUTER_KEY, RouterStack, listens, wait_for
 
 pytestmark = pytest.mark.integration
@@ -21,10 +22,8 @@ LONG = {"messages": QUESTION, "max_tokens": 1500, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def shared(
-    llama_build: Path, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RouterStack]:
-    stack = RouterStack(llama_build, smollm2, tmp_path_factory.mktemp("router"))
+def shared(llama_build: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RouterStack]:
+    stack = RouterStack(llama_build, fetch_model("smollm2"), tmp_path_factory.mktemp("router"))
     yield stack
     stack.close()
 
