@@ -98,13 +98,20 @@ class RunFolder:
 
 
 def write_whole(target: Path, content: bytes) -> None:
-    """Put ``content`` in ``target`` by a temporary file and a rename: readers see all of it or none."""
+    """Put ``content`` in ``target`` by a temporary file and a rename: readers see all of it or none.
+
+    Raises:
+        HarnessError: it cannot be written, say for want of space.
+    """
     temporary = target.with_name(f".{target.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(target)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise HarnessError(f"cannot write {target}: {error.strerror}") from error
 
 
 def _open_for_append(path: Path) -> BinaryIO:

@@ -16,6 +16,8 @@ DECODE_BYTES_PER_S = 6e9
 """Each generated token reads the whole model once."""
 PROMPT_SPEEDUP = 3.0
 """Prompt tokens are computed in batches, faster than generated ones."""
+UNKNOWN_BYTES = 500e6
+"""Taken for a pool's model whose file the router does not see."""
 STEP_S = 5.0
 STARVED_SLOWDOWN = 5.0
 
@@ -48,7 +50,8 @@ def estimate(
             seconds.append(seen)
         else:
             slow = STARVED_SLOWDOWN if starved else 1.0
-            seconds.append(_assumed(step, float(models[step.model]["file_bytes"])) * slow + STEP_S)
+            size = float(models[step.model].get("file_bytes") or UNKNOWN_BYTES)
+            seconds.append(_assumed(step, size) * slow + STEP_S)
     return seconds, known
 
 

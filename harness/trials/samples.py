@@ -146,10 +146,11 @@ class Sampler:
             )
             try:
                 await self._read(node, process)
-            finally:
-                if process.returncode is None:
-                    process.kill()
                 await process.wait()
+            except asyncio.CancelledError:
+                process.kill()
+                await process.wait()
+                raise
             await asyncio.sleep(RETRY_S)
 
     async def _read(self, node: Node, process: asyncio.subprocess.Process) -> None:

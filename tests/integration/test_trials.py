@@ -1,0 +1,286 @@
+"""Trials against real parts: a llama-server for the client, a router with backends for a whole run.
+
+SSH is the one double: a script named ``ssh`` that runs the remote command on this computer.
+"""
+
+import asyncio
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from harness.diagnosis.model import FailureClass
+from harness.runs.read import read_events, read_manifest, read_requests, read_table, read_trials
+from harness.runs.schema import Outcome, Request, Trial
+from harness.trials.metrics import decode_rate, server_decode_rate
+from harness.trials.progress import RunProgress
+from harness.trials.prompt import PromptSizer, words
+from harness.trials.runner import RunResult, run_benchmark
+from harness.trials.setup import Options
+from harness.trials.stream import ChatRequest, chat_session, stream_chat
+from rich.console import Console
+from router_stack import ADMIN_KEY, ROUTER_KEY, RouterStack, free_port, listens, wait_for
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def server(llama_build: Path, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a bare llama-server with the real small model."""
+    port = free_port()
+    with (tmp_path_factory.mktemp("server") / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                *(str(llama_build / "llama-server"), "-m", str(smollm2), "--alias", "smollm2"),
+                *("--host", "127.0.0.1", "--port", str(port), "-c", "2048", "-np", "1", "--no-webui"),
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_for(lambda: listens(port), 30, "llama-server")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+async def ask(url: str, count: int, generated: int, deadline_s: float = 120) -> Request:
+    async with chat_session() as session:
+        for _ in range(100):
+            seen = await stream_chat(
+                session, url, ChatRequest("smollm2", words(count), generated, deadline_s)
+            )
+            if seen.status != 503:  # 503: the model is still being read
+                return seen
+            await asyncio.sleep(0.2)
+    raise AssertionError("llama-server does not become ready")
+
+
+async def sized(url: str, tokens: int, generated: int) -> Request:
+    sizer = PromptSizer()
+    first = sizer.guess(tokens)
+    counted = (await ask(url, first, 1)).prompt_tokens
+    assert counted is not None
+    sizer.learn(first, counted)
+    return await ask(url, sizer.guess(tokens), generated)
+
+
+@pytest.mark.parametrize("tokens", [35, 48, 512])
+async def test_prompt_has_exactly_the_tokens_asked_for(server: str, tokens: int) -> None:
+    seen = await sized(server, tokens, 1)
+    assert seen.prompt_tokens == tokens
+    assert seen.server["prompt_n"] == tokens, "nothing of the earlier prompt was reused"
+
+
+async def test_end_of_sequence_is_banned(server: str) -> None:
+    """The model would end this answer after a few words."""
+    seen = await sized(server, 35, 200)
+    assert seen.completion_tokens == 200
+    assert seen.server["predicted_n"] == 200
+
+
+async def test_clients_rate_is_the_servers(server: str) -> None:
+    seen = await sized(server, 48, 64)
+    client, own = decode_rate(seen), server_decode_rate(seen)
+    assert client is not None
+    assert own is not None
+    assert client == pytest.approx(own, rel=0.03)
+    assert seen.ttft_s is not None
+    assert seen.ttft_s >= seen.server["prompt_ms"] / 1e3
+    assert len(seen.token_ns) == 64
+
+
+async def test_deadline_ends_a_request_and_keeps_its_tokens(server: str) -> None:
+    seen = await ask(server, 10, 2000, deadline_s=2)
+    assert seen.error is not None
+    assert seen.error.startswith(f"no end within 2 s ({len(seen.token_ns)} tokens came)")
+
+
+async def test_server_that_is_not_there_is_an_error_of_the_request() -> None:
+    async with chat_session() as session:
+        seen = await stream_chat(session, "http://127.0.0.1:9", ChatRequest("m", "the", 1, 5))
+    assert seen.error is not None
+    assert "Cannot connect" in seen.error or "refused" in seen.error
+
+
+PROFILE = [
+    {"kind": "pool", "model": "tiny", "requests": 2, "prompt_tokens": 35, "generated_tokens": 4},
+    {"kind": "load", "model": "smollm2", "cache": "cold", "nodes": 2, "context": 512},
+    {
+        "kind": "inference",
+        "model": "smollm2",
+        "prompt_tokens": 35,
+        "generated_tokens": 8,
+        "repeats": 2,
+    },
+    {"kind": "load", "model": "smollm2", "cache": "warm", "nodes": 2, "context": 512},
+    {"kind": "load", "model": "smollm2", "nodes": 3},
+    {"kind": "unload", "model": "smollm2"},
+    {"kind": "load", "model": "smollm2", "n_gpu_layers": 0, "expected": "not_distributed", "context": 512},
+    {"kind": "unload", "model": "smollm2"},
+]
+
+
+class Bench:
+    """A router with two backends on this computer, an inventory that names them, and a place for runs."""
+
+    def __init__(self, stack: RouterStack, folder: Path) -> None:
+        self.stack = stack
+        self.folder = folder
+        self.inventory = folder / "inventory"
+        self.inventory.mkdir()
+        hosts = {name: {"ansible_host": "127.0.0.1"} for name in ("node1", "node2")}
+        groups = {"backends": {"hosts": dict.fromkeys(hosts)}, "head": {"hosts": {"node2": None}}}
+        (self.inventory / "hosts.yml").write_text(
+            yaml.safe_dump({"all": {"hosts": hosts, "children": groups}})
+        )
+        (folder / "rpc-cache").mkdir()
+        tools = folder / "bin"
+        tools.mkdir()
+        ssh = tools / "ssh"
+        ssh.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
+        ssh.chmod(0o755)
+        self.environment = {
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "ROUTER_URL": stack.url,
+            "ROUTER_KEY": ROUTER_KEY,
+            "ROUTER_ADMIN_KEY": ADMIN_KEY,
+            "LLAMA_HARNESS_STATE": str(folder / "state"),
+        }
+
+    def profile(self, *trials: object) -> str:
+        path = self.folder / "mine.yml"
+        path.write_text(yaml.safe_dump({"trials": list(trials)}))
+        return str(path)
+
+
+@pytest.fixture
+def bench(
+    llama_build: Path, smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Bench]:
+    (tmp_path / "stack").mkdir()
+    stack = RouterStack(llama_build, smollm2, tmp_path / "stack")
+    made = Bench(stack, tmp_path)
+    for name, value in made.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("harness.trials.nodes.NODE_RPC_CACHE", tmp_path / "rpc-cache")
+    yield made
+    stack.close()
+
+
+async def run(bench: Bench, *trials: object) -> tuple[RunResult, str]:
+    shown = io.StringIO()
+    options = Options(bench.profile(*trials), bench.inventory, bench.folder / "reports")
+    with RunProgress(Console(file=shown, width=200)) as progress:
+        result = await run_benchmark(options, progress)
+    return result, shown.getvalue()
+
+
+async def test_run_leaves_every_trial_with_its_evidence(bench: Bench) -> None:
+    (bench.folder / "rpc-cache" / "0123456789abcdef").write_bytes(b"x" * 1000)
+    result, shown = await run(bench, *PROFILE)
+    trials = list(read_trials(result.folder))
+    assert [(t.kind, t.outcome) for t in trials] == [
+        ("pool", Outcome.PASSED),
+        ("load", Outcome.PASSED),
+        ("inference", Outcome.PASSED),
+        ("load", Outcome.PASSED),
+        ("load", Outcome.SKIPPED),
+        ("unload", Outcome.PASSED),
+        ("load", Outcome.PASSED),
+        ("unload", Outcome.PASSED),
+    ], "\n".join(f"{t.id}: {t.answer}" for t in trials)
+    _, cold, inference, warm, skipped, unloaded, local, _ = trials
+    _check_loads(cold, warm)
+    removed = [cold.details["made_cold"][node]["rpc_cache_removed"]["bytes"] for node in ("node1", "node2")]
+    assert sum(removed) == 1000, "both nodes are this computer: one of them found the file"
+    assert "has 2 backends, the trial asks for 3" in skipped.answer
+    assert unloaded.diagnosis is not None
+    assert unloaded.diagnosis.failure_class is FailureClass.STOPPED
+    assert local.diagnosis is not None
+    assert local.diagnosis.failure_class is FailureClass.NOT_DISTRIBUTED
+    assert "offloaded 0/31" in local.diagnosis.evidence[0].line
+    assert inference.metrics["requests"] == 2
+    measured = [r for r in read_requests(result.folder) if r.trial == inference.id and not r.warmup]
+    assert [(r.route, r.prompt_tokens, r.completion_tokens) for r in measured] == [("coordinator", 35, 8)] * 2
+    kinds = [event.kind for event in read_events(result.folder)]
+    assert (kinds[0], kinds[-1]) == ("run_start", "run_end")
+    assert kinds.count("signal") == kinds.count("exit") == 3
+    assert kinds.count("warning") >= 2, "no node has a monitor here, and the run says so"
+    assert result.outcome is read_manifest(result.folder).outcome is Outcome.PASSED
+    assert len(read_table(result.folder, "trials")) == len(trials)
+    assert len(list((result.folder / "logs").glob("*-smollm2.log"))) == 3
+    assert "Profile mine: 8 trials, about" in shown
+
+
+def _check_loads(cold: Trial, warm: Trial) -> None:
+    for load in (cold, warm):
+        assert load.coordinator is not None
+        assert load.coordinator.report is not None
+        assert load.coordinator.report.distributed
+        assert 0 < load.metrics["load_s"] <= load.metrics["canary_s"]
+        assert 0 <= load.metrics["overhead_s"] < 0.5
+    assert cold.coordinator is not None
+    assert warm.coordinator is not None
+    assert cold.coordinator.plan == warm.coordinator.plan
+    assert cold.coordinator.start_id != warm.coordinator.start_id
+
+
+async def test_backend_that_dies_is_the_diagnosis_of_the_trial(bench: Bench) -> None:
+    long = {
+        "kind": "inference",
+        "model": "smollm2",
+        "prompt_tokens": 35,
+        "generated_tokens": 400,
+        "repeats": 1,
+    }
+    task = asyncio.create_task(run(bench, {"kind": "load", "model": "smollm2"}, long))
+    await _tokens_flow(bench)
+    bench.stack.backends[0].kill()
+    result, _ = await task
+    inference = list(read_trials(result.folder))[-1]
+    assert inference.outcome is Outcome.FAILED
+    assert inference.diagnosis is not None
+    assert inference.diagnosis.failure_class is FailureClass.BACKEND_LOST, inference.answer
+    assert result.outcome is Outcome.FAILED
+
+
+async def test_ctrl_c_unloads_and_keeps_what_there_is(bench: Bench) -> None:
+    long = {"kind": "inference", "model": "smollm2", "prompt_tokens": 35, "generated_tokens": 2000}
+    profile = bench.profile({"kind": "load", "model": "smollm2", "context": 4096}, long)
+    reports = bench.folder / "reports"
+    harness = Path(sys.executable).with_name("harness")
+    process = await asyncio.create_subprocess_exec(
+        *(str(harness), "run", "benchmark", "--profile", profile, "--inventory", str(bench.inventory)),
+        *("--reports", str(reports)),
+        env=os.environ | bench.environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    await _tokens_flow(bench)
+    process.send_signal(signal.SIGINT)
+    shown, _ = await asyncio.wait_for(process.communicate(), 90)
+    assert process.returncode == 130, shown.decode()
+    folder = next(reports.iterdir())
+    assert read_manifest(folder).outcome is Outcome.INTERRUPTED
+    assert [t.outcome for t in read_trials(folder)] == [Outcome.PASSED, Outcome.INTERRUPTED]
+    assert (folder / "trials.parquet").exists()
+    assert "exit" in [event.kind for event in read_events(folder)], "the coordinator was stopped, and said so"
+
+
+async def _tokens_flow(bench: Bench) -> None:
+    """Wait until the coordinator has a request in flight that is not the warm-up or the canary."""
+    busy = 0
+    for _ in range(600):
+        _, state = await asyncio.to_thread(bench.stack.admin, "coordinator")
+        busy = busy + 1 if state.get("requests_in_flight") else 0
+        if busy >= 10:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("no request stays in flight")
