@@ -1,13 +1,11 @@
 """What integration tests stand on: the pinned llama.cpp build, on this machine."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from harness.settings import DEFAULT_INVENTORY, REPOSITORY, cache_dir
+from harness.ansible import run_playbook
+from harness.settings import DEFAULT_INVENTORY, cache_dir
 
 
 @pytest.fixture(scope="session")
@@ -24,12 +22,7 @@ def llama_build() -> Path:
         "llama_cpp_prefix": str(prefix),
         "llama_cpp_ccache_dir": str(cache_dir() / "ccache"),
     }
-    playbook = Path(__file__).with_name("llama_build.yml")
-    ansible = Path(sys.executable).with_name("ansible-playbook")
-    command = [str(ansible), "-i", "localhost,", str(playbook), "-e", json.dumps(variables)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.fail(
-            f"the pinned build cannot be had:\n{done.stdout[-3000:]}{done.stderr[-1000:]}", pytrace=False
-        )
+    run_playbook(
+        Path(__file__).with_name("llama_build.yml"), Path(__file__).parent / "inventory.yml", variables
+    )
     return (prefix / "current").resolve() / "bin"

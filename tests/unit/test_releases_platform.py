@@ -74,6 +74,13 @@ def test_a_binary_that_says_another_build_is_a_problem(info: ModuleType, tmp_pat
     assert problems(info, tmp_path) == ["bin/llama-server --version: build 6743, not build 6751"]
 
 
+def test_the_version_is_read_as_newer_builds_print_it(info: ModuleType, tmp_path: Path) -> None:
+    installed(tmp_path)
+    server = tmp_path / "bin" / "llama-server"
+    server.write_text("#!/bin/sh\necho 'version: 0.12.1 (build 11434, commit unknown)' >&2\n")
+    assert info.version_of(str(tmp_path)) == {"build": 11434}
+
+
 def test_a_binary_that_cannot_run_here_is_a_problem(info: ModuleType, tmp_path: Path) -> None:
     manifest = installed(tmp_path)
     path = tmp_path / "bin" / "llama-server"

@@ -69,6 +69,9 @@ X86_FLAGS = re.compile(
     r"|cldemote|fsgsbase|serialize|tsxldtrk|xsave\w*|prefetch\w*|hle|rtm|lzcnt|waitpkg|pku|ospke)$"
 )
 
+# Older builds print "version: 6751 (01d2bdc2b)", newer ones "version: 1.2 (build 11434, commit 0a1b2c3d)".
+VERSION = r"^version: (?:(?P<build>\d+) \(\w+\)|\S+ \(build (?P<newer>\d+), commit \w+\))"
+
 TOOLKITS = {
     "cuda": (["nvcc", "/usr/local/cuda/bin/nvcc"], ["--version"], r"release (\d+\.\d+)"),
     "rocm": (["hipconfig", "/opt/rocm/bin/hipconfig"], ["--version"], r"^(\d+\.\d+)"),
@@ -201,9 +204,9 @@ def read_manifest(folder):
 def version_of(folder):
     """What llama-server says it is, or why it says nothing."""
     status, output = run([str(Path(folder, "bin", "llama-server")), "--version"])
-    found = re.search(r"^version: (\d+) \((\w+)\)", output, re.M)
+    found = re.search(VERSION, output, re.M)
     if status == 0 and found:
-        return {"build": int(found.group(1)), "commit": found.group(2)}
+        return {"build": int(found.group("build") or found.group("newer"))}
     lines = [line for line in output.strip().splitlines() if line]
     return {"build": None, "error": f"exit {status}: {lines[-1] if lines else 'no output'}"}
 
