@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable
 
 from harness.errors import HarnessError
-from harness.lab.ground import claim, down, ground_up
-from harness.lab.image import build_image, wanted_image
-from harness.lab.machine import Machine, make, start, wait_until_reachable
+from harness.lab.build import build_image
+from harness.lab.ground import claim, down, ground_up, held
+from harness.lab.image import wanted_image
+from harness.lab.machine import Machine, make, start
 from harness.lab.preflight import obstacles
+from harness.lab.reach import wait_until_reachable
 from harness.lab.spec import LabSpec, parse_spec
 from harness.lab.tune import retune
 
@@ -31,33 +33,44 @@ def _wait(machine: Machine) -> bool:
     return False
 
 
-_LAB_STEPS: dict[str, Callable[[LabSpec], bool]] = {
+LAB_STEPS: dict[str, Callable[[LabSpec], bool]] = {
     "preflight": _preflight,
     "claim": claim,
     "image": build_image,
     "ground": ground_up,
     "down": down,
 }
-_MACHINE_STEPS: dict[str, Callable[[Machine], bool]] = {
+MACHINE_STEPS: dict[str, Callable[[Machine], bool]] = {
     "make": _make,
     "start": start,
     "tune": retune,
     "wait": _wait,
 }
+_UNLOCKED = ("preflight", "image", "wait")
+"""Steps that touch nothing of the lab's, or may take minutes."""
+
+
+def step(lab: LabSpec, name: str, machine: str | None) -> bool:
+    """Run one step; tells whether it changed anything.
+
+    Raises:
+        HarnessError: there is no such step, or it failed.
+    """
+    if name not in (LAB_STEPS if machine is None else MACHINE_STEPS):
+        raise HarnessError(f"no step '{name}'; there are {', '.join([*LAB_STEPS, *MACHINE_STEPS])}")
+    with held(lab, "none" if name in _UNLOCKED else "alone" if name == "down" else "shared") as recorded:
+        if (machine is not None or name == "ground") and not lab.record.exists():
+            raise HarnessError(f"lab {lab.name} was taken down meanwhile")
+        if machine is None:
+            return LAB_STEPS[name](lab if name in ("preflight", "claim", "image") else recorded)
+        return MACHINE_STEPS[name](Machine(recorded, machine))
 
 
 def main(arguments: list[str]) -> int:
     """Run one step on the lab described on standard input."""
     try:
-        lab = parse_spec(sys.stdin.read())
-        if len(arguments) == 1 and arguments[0] in _LAB_STEPS:
-            changed = _LAB_STEPS[arguments[0]](lab)
-        elif len(arguments) == 2 and arguments[0] in _MACHINE_STEPS:
-            changed = _MACHINE_STEPS[arguments[0]](Machine(lab, arguments[1]))
-        else:
-            raise HarnessError(
-                f"usage: python -m harness.lab {{{','.join([*_LAB_STEPS, *_MACHINE_STEPS])}}} [machine]"
-            )
+        name, *machine = arguments
+        changed = step(parse_spec(sys.stdin.read()), name, machine[0] if machine else None)
     except HarnessError as error:
         print(error, file=sys.stderr)
         return 1

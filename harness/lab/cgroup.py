@@ -1,7 +1,7 @@
 """Control groups around whole machines, for hosts with version 1, version 2, or both.
 
-Every group is made in every hierarchy but cpuset (which refuses processes until it is told of CPUs), so that two
-machines never meet in one group, whichever hierarchy the systemd inside them looks at.
+Every group is made in every hierarchy but cpuset (which refuses processes until it is told of CPUs), so
+that two machines never meet in one group, whichever hierarchy the systemd inside them looks at.
 """
 
 import contextlib

@@ -1,24 +1,71 @@
 """What the machines of a lab share: its record, keys, swap and network; and taking all of it away."""
 
 import contextlib
+import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from harness.errors import HarnessError
 from harness.lab import link
+from harness.lab.build import stop_build
 from harness.lab.cgroup import Groups
-from harness.lab.image import stop_build
 from harness.lab.machine import Machine, remove
-from harness.lab.shell import run, succeeds, write_atomically
+from harness.lab.preflight import is_foreign
+from harness.lab.reach import close_connections
+from harness.lab.shell import run, write_atomically
 from harness.lab.spec import LabSpec, parse_spec
+
+_NSPAWN_FOLDERS = [Path("/run/systemd/nspawn") / name for name in ("propagate", "unix-export", "locks", "")]
+
+
+@contextmanager
+def held(lab: LabSpec, how: Literal["none", "shared", "alone"]) -> Iterator[LabSpec]:
+    """Hold the lab for one step, and give it as it is recorded (as described, where nothing is recorded).
+
+    A step that an interrupted `up` left running ends before `down` begins.
+    """
+    if how == "none":
+        yield lab
+        return
+    with contextlib.ExitStack() as stack:
+        while True:
+            lab.root.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(_lock_path(lab).open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX if how == "alone" else fcntl.LOCK_SH)
+            # `down` removes the file it holds: only the file that bears the name counts.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.sameopenfile(lock.fileno(), stack.enter_context(_lock_path(lab).open()).fileno()):
+                    break
+        yield recorded(lab)
+
+
+def _lock_path(lab: LabSpec) -> Path:
+    return lab.root / f".{lab.name}.lock"
+
+
+def recorded(lab: LabSpec) -> LabSpec:
+    """The lab as `up` wrote it down; ``lab`` itself where it did not, or the record cannot be read."""
+    with contextlib.suppress(HarnessError, FileNotFoundError):
+        return parse_spec(lab.record.read_text())
+    return lab
 
 
 def claim(lab: LabSpec) -> bool:
-    """Write down that the lab's names are its own, before anything bears them."""
+    """Write down that the lab's names are its own, before anything bears them.
+
+    Machines that were written down before stay so: `up` on some of the nodes says nothing about the others.
+    """
+    before = recorded(lab) if lab.record.exists() else lab
+    machines = {machine.name: machine for machine in [*before.machines, *lab.machines]}
+    ordered = sorted(machines.values(), key=lambda machine: machine.address)
     lab.folder.mkdir(parents=True, exist_ok=True)
-    return write_atomically(lab.record, lab.model_dump_json(indent=1))
+    return write_atomically(
+        lab.record, lab.model_copy(update={"machines": ordered}).model_dump_json(indent=1)
+    )
 
 
 def keys(lab: LabSpec) -> bool:
@@ -97,37 +144,42 @@ def ground_up(lab: LabSpec) -> bool:
     """Have everything that machines share."""
     steps: list[Callable[[LabSpec], bool]] = [keys, swap_up, link.bridge_up, link.fence_up]
     lab.models.mkdir(parents=True, exist_ok=True)
-    return any([step(lab) for step in steps])
+    changes = [step(lab) for step in steps]
+    return any(changes)
 
 
 def down(lab: LabSpec) -> bool:
-    """Leave nothing of the lab but its image and other caches; tells whether there was anything."""
-    found = [stop_build(lab)]
-    if lab.record.exists():
-        with contextlib.suppress(HarnessError):
-            lab = parse_spec(lab.record.read_text())
-    elif lab.folder.exists():
+    """Leave nothing of the lab but its image and other caches; tells whether there was anything.
+
+    Raises:
+        HarnessError: the lab's folder was never a lab's, or something in it cannot be removed.
+    """
+    if is_foreign(lab.folder) and not lab.record.exists():
         raise HarnessError(
             f"{lab.folder} is not a lab's folder (no lab.json in it); remove it or name another lab"
         )
-    found += [remove(Machine(lab, name)) for name in machine_names(lab)]
-    found += [link.bridge_down(lab), link.fence_down(lab), swap_down(lab)]
-    groups = Groups()
-    found.append(groups.remove(lab.group))
-    for tree in groups.hierarchies:
-        with contextlib.suppress(OSError):  # another lab is up
-            (tree.mount / lab.group.parent).rmdir()
-    for socket in (lab.folder / "ssh").glob("cp-*"):
-        succeeds("ssh", "-o", f"ControlPath={socket}", "-O", "exit", "lab")
-    if lab.folder.exists():
-        found.append(True)
-        for part in ("machines", "ssh"):
-            shutil.rmtree(lab.folder / part, ignore_errors=True)
-        shutil.rmtree(lab.folder)
-    _remove_empty(
-        lab.root, lab.root.parent, Path("/run/systemd/nspawn/propagate"), Path("/run/systemd/nspawn")
-    )
+    found = [stop_build(lab), *(remove(Machine(lab, name)) for name in machine_names(lab))]
+    found += [link.bridge_down(lab), link.fence_down(lab), swap_down(lab), Groups().remove(lab.group)]
+    close_connections(lab.folder / "ssh")
+    found.append(_remove_files(lab))
+    _lock_path(lab).unlink(missing_ok=True)
+    shared = [tree.mount / lab.group.parent for tree in Groups().hierarchies]
+    _remove_empty(*shared, lab.root, lab.root.parent, *_NSPAWN_FOLDERS)
     return any(found)
+
+
+def _remove_files(lab: LabSpec) -> bool:
+    """Remove the lab's folder, its record last: until then it is known whose folder that is."""
+    if not lab.folder.exists():
+        return False
+    for path in lab.folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path != lab.record:
+            path.unlink()
+    lab.record.unlink(missing_ok=True)
+    lab.folder.rmdir()
+    return True
 
 
 def _remove_empty(*folders: Path) -> None:

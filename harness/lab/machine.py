@@ -58,13 +58,6 @@ class Machine:
     def nspawn_name(self) -> str:
         return f"{self.lab.name}-{self.name}"
 
-    @property
-    def ssh_sockets(self) -> list[Path]:
-        """Shared SSH connections to this machine (ControlPath of the inventory)."""
-        record = json.loads(self.record.read_text()) if self.record.exists() else {}
-        address = record.get("machine", {}).get("address")
-        return list((self.lab.folder / "ssh").glob(f"cp-{address}-*")) if address else []
-
     def read(self) -> tuple[MachineSpec, Path]:
         """What the machine was made from: its description and its image."""
         record = json.loads(self.record.read_text())
@@ -104,11 +97,12 @@ def make(machine: Machine, spec: MachineSpec, image: Path) -> bool:
             return False
         if before.address != spec.address:
             raise HarnessError(
-                f"{spec.name}: the address changed from {before.address} to {spec.address}; take the lab down first"
+                f"{spec.name}: its address is {before.address}, and {spec.address} is asked for; "
+                "take the lab down first"
             )
-    elif machine.folder.exists():
+    else:
         remove(machine)
-    _seed(machine, spec)
+        _seed(machine, spec)
     text = json.dumps({"machine": spec.model_dump(mode="json"), "image": str(image)})
     return write_atomically(machine.record, text)
 
@@ -189,6 +183,7 @@ def boot_command(machine: Machine, namespace: Path, image_root: Path, groups: Gr
         f"--hostname={machine.name}",
         f"--network-namespace-path={namespace}",
         "--capability=CAP_NET_ADMIN",
+        "--rlimit=NOFILE=1024:524288",
         # systemd's IPAddressDeny= loads BPF programs; nspawn's own filter would not let it.
         "--system-call-filter=bpf",
         f"--bind-ro={machine.lab.models}:/srv/llama-models",
@@ -198,31 +193,30 @@ def boot_command(machine: Machine, namespace: Path, image_root: Path, groups: Gr
     ]
 
 
-def close_connections(machine: Machine) -> None:
-    """End shared SSH connections that lead to a machine which is no more."""
-    for socket in machine.ssh_sockets:
-        succeeds("ssh", "-o", f"ControlPath={socket}", "-O", "exit", "lab")
-        socket.unlink(missing_ok=True)
-
-
 def sweep(machine: Machine) -> bool:
     """Kill what runs of the machine and remove its group, cable and leftovers; its files stay."""
     groups = Groups()
-    pid = machine.supervisor()
-    if pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    found = [pid is not None, groups.remove(machine.supervisor_group), groups.remove(machine.group)]
+    found = [_end_supervisor(machine), groups.remove(machine.supervisor_group), groups.remove(machine.group)]
     found.append(link.unplug(machine.lab, machine.name))
-    close_connections(machine)
-    for leftover in (
-        _NSPAWN_RUN / "propagate" / machine.nspawn_name,
-        _NSPAWN_RUN / "unix-export" / machine.nspawn_name,
-    ):
+    for kind in ("propagate", "unix-export"):
+        leftover = _NSPAWN_RUN / kind / machine.nspawn_name
         if leftover.exists():
             succeeds("umount", leftover)
             leftover.rmdir()
     return any(found)
+
+
+def _end_supervisor(machine: Machine, deadline_s: float = 15) -> bool:
+    """Have the supervisor end its machine and itself; what then remains is killed with its group."""
+    pid = machine.supervisor()
+    if pid is None:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    until = time.monotonic() + deadline_s
+    while machine.supervisor() is not None and time.monotonic() < until:
+        time.sleep(0.02)
+    return True
 
 
 def remove(machine: Machine) -> bool:
@@ -233,45 +227,6 @@ def remove(machine: Machine) -> bool:
     machine.record.unlink(missing_ok=True)
     shutil.rmtree(machine.folder)
     return True
-
-
-def wait_until_reachable(machine: Machine, deadline_s: float = 90) -> None:
-    """Return when the machine answers over SSH and has finished booting.
-
-    Raises:
-        HarnessError: it does not within the deadline; the end of its console is named.
-    """
-    address = str(machine.read()[0].address)
-    ssh = machine.lab.folder / "ssh"
-    command = [
-        *(
-            "ssh",
-            "-F",
-            "none",
-            "-i",
-            str(ssh / "id_ed25519"),
-            "-o",
-            "BatchMode=yes",
-            "-o",
-            "ConnectTimeout=2",
-        ),
-        *("-o", f"UserKnownHostsFile={ssh / 'known_hosts'}", "-o", "StrictHostKeyChecking=yes"),
-        *(f"root@{address}", "systemctl", "is-system-running", "--wait"),
-    ]
-    deadline = time.monotonic() + deadline_s
-    answer = ""
-    while time.monotonic() < deadline and machine.supervisor() is not None:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=deadline_s)
-        if done.stdout.strip() in ("running", "degraded"):
-            return
-        answer = (done.stderr or done.stdout).strip()
-        time.sleep(0.1)
-    console = machine.folder / "console.log"
-    lines = console.read_text(errors="replace").strip().splitlines() if console.exists() else []
-    raise HarnessError(
-        f"{machine.name}: no SSH at {address} after {deadline_s:.0f} s ({answer or 'the machine ended'}); "
-        f"{console} ends with: {lines[-1].strip() if lines else 'nothing'}"
-    )
 
 
 def fresh_namespace(path: Path) -> None:

@@ -68,14 +68,21 @@ def _names(lab: LabSpec) -> Iterator[str]:
                 "take that one down or set another lab_node_lab"
             )
         return
-    if lab.folder.exists() and any(lab.folder.iterdir()):
+    if is_foreign(lab.folder):
         yield f"name taken: {lab.folder} exists and is not a lab's; remove it or set another lab_node_lab"
     links = {entry["ifname"] for entry in json.loads(run("ip", "-j", "link"))}
     for name in sorted({lab.bridge, *(veth_name(lab.name, m.name) for m in lab.machines)} & links):
         yield f"name taken: a network interface '{name}' exists; remove it or set another lab_node_lab"
-    for tree in Groups().hierarchies[:1]:
-        if (tree.mount / lab.group).exists():
-            yield f"name taken: cgroup {tree.mount / lab.group} exists; run harness lab down, or set another lab_node_lab"
+    taken = Groups().folder("memory", lab.group)
+    if taken.exists():
+        yield f"name taken: cgroup {taken} exists; run harness lab down, or set another lab_node_lab"
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder in a lab's place was never one; a claim cut short leaves its half-written record."""
+    return folder.exists() and any(
+        path.name not in ("lab.json", ".lab.json.partial") for path in folder.iterdir()
+    )
 
 
 def _memory(lab: LabSpec) -> Iterator[str]:
@@ -84,22 +91,22 @@ def _memory(lab: LabSpec) -> Iterator[str]:
     for machine in lab.machines:
         if machine.memory > total:
             yield (
-                f"{machine.name}: lab_node_memory is {_gib(machine.memory)}, more than this computer's {_gib(total)}; "
-                "lower it"
+                f"{machine.name}: lab_node_memory is {_gib(machine.memory)}, "
+                f"more than this computer's {_gib(total)}; lower it"
             )
-    needed = MACHINE_RESIDENT_BYTES * sum(not _made(lab, m.name) for m in lab.machines)
+    needed = MACHINE_RESIDENT_BYTES * len(lab.unmade)
     if needed > available:
         yield (
-            f"{len(lab.machines)} machines need {_gib(needed)} of memory to boot; {_gib(available)} is available: "
-            "end something or ask for fewer nodes"
+            f"{len(lab.unmade)} machines need {_gib(needed)} of memory to boot and {_gib(available)} is "
+            "available: end something or ask for fewer nodes"
         )
 
 
 def _disk(lab: LabSpec) -> Iterator[str]:
     planned = [
-        (lab.images, 0 if wanted_image(lab).is_dir() else IMAGE_BYTES, "image"),
+        (lab.images, IMAGE_BYTES if lab.unmade and not wanted_image(lab).is_dir() else 0, "image"),
         (lab.folder, 0 if lab.swap_file.exists() else lab.swap, "swap"),
-        (lab.folder, lab.machine_disk * sum(not _made(lab, m.name) for m in lab.machines), "machines"),
+        (lab.folder, lab.machine_disk * len(lab.unmade), "machines"),
     ]
     by_device: dict[int, list[tuple[Path, int, str]]] = {}
     for path, size, what in planned:
@@ -112,10 +119,6 @@ def _disk(lab: LabSpec) -> Iterator[str]:
             yield f"disk under {parts[0][0]}: {sums} = {_gib(total)} is planned, {_gib(free)} is free"
 
 
-def _made(lab: LabSpec, machine: str) -> bool:
-    return (lab.folder / "machines" / machine / "machine.json").exists()
-
-
 def _network(lab: LabSpec) -> Iterator[str]:
     routes = json.loads(run("ip", "-j", "-4", "route", "show", "table", "all"))
     own = lab.record.exists()
@@ -126,8 +129,8 @@ def _network(lab: LabSpec) -> Iterator[str]:
 def overlaps(
     wanted: IPv4Network, routes: list[dict[str, str]], ignore: Iterable[str]
 ) -> list[tuple[str, IPv4Network]]:
-    """Routes of `ip -j route` that share an address with ``wanted``; the default route shares with all and is none."""
-    found = {}
+    """Routes of `ip -j route` that share an address with ``wanted``; a default route is none of them."""
+    found: dict[str, IPv4Network] = {}
     for route in routes:
         destination, device = str(route.get("dst", "default")), str(route.get("dev", "?"))
         if destination == "default" or device in ignore:

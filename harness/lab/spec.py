@@ -112,6 +112,12 @@ class LabSpec(_Strict):
     def images(self) -> Path:
         return self.cache / "images"
 
+    @property
+    def unmade(self) -> list[MachineSpec]:
+        """Machines whose own files are not there, or not whole."""
+        made = self.folder / "machines"
+        return [machine for machine in self.machines if not (made / machine.name / "machine.json").exists()]
+
     def machine(self, name: str) -> MachineSpec:
         """The machine called ``name``.
 

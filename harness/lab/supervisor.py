@@ -17,12 +17,13 @@ from types import FrameType
 from harness.errors import HarnessError
 from harness.lab import link
 from harness.lab.cgroup import Groups
-from harness.lab.machine import Machine, apply_limits, boot_command, close_connections, fresh_namespace
+from harness.lab.machine import Machine, apply_limits, boot_command, fresh_namespace
+from harness.lab.reach import close_connections
 from harness.lab.shell import run, succeeds, write_atomically
 from harness.lab.spec import parse_spec
 
 REBOOT = 133
-"""What systemd-nspawn exits with when the system inside asked to be booted again and it may not do so itself."""
+"""What systemd-nspawn exits with when the system inside asked to be booted again."""
 
 _FAILURES_ALLOWED = 5
 _FAILURE_WINDOW_S = 60.0
@@ -61,7 +62,7 @@ def _boot_once(machine: Machine, groups: Groups, boots: int) -> int:
     spec, image = machine.read()
     groups.remove(machine.group)
     link.unplug(machine.lab, machine.name)
-    close_connections(machine)
+    close_connections(machine.lab.folder / "ssh", str(spec.address))
     groups.create(machine.group)
     apply_limits(machine)
     write_atomically(machine.folder / "swap_bytes", f"{machine.lab.swap}\n")
@@ -78,9 +79,15 @@ def _boot_once(machine: Machine, groups: Groups, boots: int) -> int:
             stderr=console,
             # Runs in the child between fork and exec: it alone moves into the machine's group.
             preexec_fn=lambda: groups.enter(machine.group),
+            # Nothing else boots from this folder, and a killed nspawn would leave its lock files behind.
+            env={**os.environ, "SYSTEMD_NSPAWN_LOCK": "0"},
         )
         _note(machine, "running", boots)
-        return process.wait()
+        try:
+            return process.wait()
+        finally:
+            groups.remove(machine.group)
+            process.wait()
 
 
 def _mount(machine: Machine, image: Path) -> Path:
