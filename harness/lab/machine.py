@@ -167,6 +167,8 @@ def boot_command(machine: Machine, namespace: Path, image_root: Path, groups: Gr
     """Command line of the booted machine; it dies with the process that starts it."""
     inside = Path("/run/llama-lab")
     return [
+        # nspawn mounts /sys before it joins the machine's network: start it there, or /sys/class/net is the host's.
+        *("nsenter", f"--net={namespace}"),
         *(
             "setpriv",
             "--pdeathsig",
