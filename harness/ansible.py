@@ -49,7 +49,7 @@ def run_playbook(
     task that took a while anywhere.
 
     Raises:
-        HarnessError: a task failed or a node was unreachable; the first such node, task and message are named.
+        HarnessError: a task failed or a node was unreachable; names the first such node, task and message.
         KeyboardInterrupt: the run was interrupted.
     """
     import ansible_runner
@@ -118,10 +118,10 @@ class _Log:
             self.status.update(f"{self.title}: {role}{self._task}")
         elif kind == "runner_on_ok" and data.get("res", {}).get("changed"):
             self.changed_tasks.append(f"{data.get('host')}: {data.get('task')}")
-        elif kind == "runner_on_unreachable" or (
-            kind == "runner_on_failed" and not data.get("ignore_errors")
-        ):
-            self.failure = self.failure or failure_line(data, unreachable=kind == "runner_on_unreachable")
+        elif kind == "runner_on_unreachable":
+            self.failure = self.failure or failure_line(data, unreachable=True)
+        elif kind == "runner_on_failed" and not data.get("ignore_errors"):
+            self.failure = self.failure or failure_line(data, unreachable=False)
         elif event.get("stdout"):
             self._output.append(str(event["stdout"]))
         return False

@@ -1,5 +1,6 @@
 """What a lab is to be: its name, its network, its machines, and where each part of it lives."""
 
+import hashlib
 import re
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -135,8 +136,8 @@ def veth_name(lab: str, node: str) -> str:
     plain = f"{lab}-{node}"
     if len(plain) <= _INTERFACE_NAME_MAX:
         return plain
-    digest = re.sub(r"[^a-z0-9]", "", node)
-    return f"{lab}-{digest}"[: _INTERFACE_NAME_MAX - 4] + f"{sum(node.encode()) % 10000:04d}"
+    digest = hashlib.sha256(node.encode()).hexdigest()
+    return f"{lab}-{digest}"[:_INTERFACE_NAME_MAX]
 
 
 def parse_spec(text: str) -> LabSpec:
