@@ -1,0 +1,162 @@
+"""The monitor on real systemd machines: one is starved, only its curve moves."""
+
+import time
+from pathlib import Path
+
+import pytest
+import testinfra
+from harness.ansible import run_playbook
+from harness.inventory import Node, load_inventory
+from harness.monitor.sample import Sample, Source
+from testinfra.host import Host
+
+HERE = Path(__file__).parent
+INVENTORY = HERE / "inventory"
+PLAYBOOK = HERE / "monitor.yml"
+NODES = ("node1", "node2")
+UNIT = "llama-node-monitor.service"
+COMMAND = "/opt/llama-harness/venv/bin/llama-node-monitor"
+MIB = 1 << 20
+
+pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("lab2")]
+
+# Touches more memory than the node has, again and again, for some seconds.
+HOG = """
+import sys, time
+size, end = int(sys.argv[1]), time.time() + float(sys.argv[2])
+memory = bytearray(size)
+while time.time() < end:
+    for start in range(0, size, 4096):
+        memory[start] = 1
+        if start % (64 << 20) == 0 and time.time() > end:
+            break
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes(lab2: object) -> dict[str, Host]:
+    """The lab's nodes with the monitor deployed."""
+    run_playbook(PLAYBOOK, INVENTORY)
+    inventory = load_inventory(INVENTORY)
+    return {name: reach(inventory.node(name)) for name in NODES}
+
+
+def reach(node: Node) -> Host:
+    """The node over SSH with the inventory's key and options."""
+    return testinfra.get_host(
+        f"ssh://{node.variables['ansible_user']}@{node.address}",
+        ssh_identity_file=node.variables["ansible_ssh_private_key_file"],
+        ssh_extra_args=node.variables["ansible_ssh_common_args"],
+    )
+
+
+def samples(node: Host, since_ns: int = 0) -> list[Sample]:
+    lines = node.check_output(f"{COMMAND} tail --since {since_ns}").splitlines()
+    return [Sample.model_validate_json(line) for line in lines]
+
+
+def next_sample(node: Host) -> Sample:
+    return Sample.model_validate_json(node.check_output(f"{COMMAND} check --within 10"))
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_monitor_is_enabled_and_runs_unprivileged(nodes: dict[str, Host], name: str) -> None:
+    service = nodes[name].service(UNIT)
+    assert service.is_enabled
+    assert service.is_running
+    assert service.systemd_properties["User"] == "llama-monitor"
+
+
+def test_monitor_runs_in_a_sandbox(nodes: dict[str, Host]) -> None:
+    report = nodes["node1"].check_output(f"systemd-analyze security --no-pager {UNIT}")
+    exposure = float(report.splitlines()[-1].split(": ")[1].split()[0])
+    assert exposure <= 1.5
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_second_deployment_changes_nothing(nodes: dict[str, Host], check: bool) -> None:
+    assert run_playbook(PLAYBOOK, INVENTORY, check=check).changed_tasks == []
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_samples_come_every_second_from_the_nodes_own_cgroup(nodes: dict[str, Host], name: str) -> None:
+    since = next_sample(nodes[name]).time_ns
+    time.sleep(11)
+    taken = samples(nodes[name], since)
+    seconds = [round(sample.time_ns / 1e9) for sample in taken]
+    assert len(set(seconds)) == len(seconds) >= 9
+    assert seconds[-1] - seconds[0] <= len(seconds)  # at most one was late
+    memory = taken[-1].memory
+    assert memory.source is Source.CGROUP
+    limit = nodes[name].check_output("cat /run/llama-lab/cgroup/memory.limit_in_bytes")
+    assert memory.total_bytes == int(limit)
+    assert taken[-1].node == name
+    assert taken[-1].network is not None
+    assert taken[-1].cpu_s > taken[0].cpu_s
+
+
+def test_monitor_costs_little(nodes: dict[str, Host]) -> None:
+    def spent_s() -> float:
+        pid = nodes["node1"].check_output(f"systemctl show --property MainPID --value {UNIT}")
+        fields = nodes["node1"].check_output(f"cat /proc/{pid}/stat").rpartition(")")[2].split()
+        return sum(int(field) for field in fields[11:15]) / 100  # its own and its children's
+
+    before, began = spent_s(), time.monotonic()
+    time.sleep(30)
+    assert (spent_s() - before) / (time.monotonic() - began) < 0.01
+    pid = nodes["node1"].check_output(f"systemctl show --property MainPID --value {UNIT}")
+    resident = nodes["node1"].check_output(f"grep VmHWM /proc/{pid}/status").split()[1]
+    assert int(resident) * 1024 < 60 * MIB
+
+
+def test_starved_node_is_the_only_one_whose_curve_moves(nodes: dict[str, Host]) -> None:
+    since = {name: next_sample(node).time_ns for name, node in nodes.items()}
+    limit = samples(nodes["node1"])[-1].memory.total_bytes
+    hog = nodes["node1"].run("timeout 120 /usr/bin/python3 -c %s %s 15", HOG, str(limit + 256 * MIB))
+    assert hog.rc == 0, hog.stderr
+    curves = {name: [sample.memory for sample in samples(node, since[name])] for name, node in nodes.items()}
+
+    starved, fed = curves["node1"], curves["node2"]
+    assert len(starved) >= 10
+    assert max(memory.swap_used_bytes for memory in starved) > 128 * MIB
+    assert min(memory.available_bytes for memory in starved) < 0.1 * limit
+    assert starved[-1].major_faults - starved[0].major_faults > 1000
+    swap = [memory.swap_used_bytes for memory in fed]
+    used = [memory.used_bytes for memory in fed]
+    assert max(swap) - min(swap) < 16 * MIB
+    assert max(used) - min(used) < 256 * MIB
+    assert fed[-1].major_faults - fed[0].major_faults < 1000
+
+
+@pytest.mark.parametrize("how", ["systemctl restart", "systemctl kill --signal KILL"])
+def test_ring_survives_a_restart(nodes: dict[str, Host], how: str) -> None:
+    node = nodes["node1"]
+    before = [sample.time_ns for sample in samples(node)][-30:]
+    node.check_output(f"{how} {UNIT}")
+    fresh = next_sample(node)
+    kept = {sample.time_ns for sample in samples(node)}
+    assert set(before) <= kept
+    assert fresh.time_ns - before[-1] < 10e9
+
+
+def test_samples_go_on_after_a_reboot(nodes: dict[str, Host]) -> None:
+    node = nodes["node1"]
+    before = samples(node)[-1].time_ns
+    node.run("touch /run/not-rebooted-yet && systemctl reboot")
+    wait_for_reboot(node)
+    fresh = next_sample(node)
+    assert fresh.time_ns > before
+    assert before in {sample.time_ns for sample in samples(node)}
+    assert node.service(UNIT).is_running
+
+
+def wait_for_reboot(node: Host, deadline_s: float = 90) -> None:
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        time.sleep(1)
+        try:
+            if node.run("test ! -e /run/not-rebooted-yet && systemctl is-active --quiet %s", UNIT).rc == 0:
+                return
+        except RuntimeError:  # not reachable while it boots
+            continue
+    pytest.fail(f"node1 was not back within {deadline_s:.0f} s")
