@@ -1,0 +1,253 @@
+"""Role rpc_server on real systemd machines: kept running, fenced, sandboxed, its cache trustworthy."""
+
+import re
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import testinfra
+from harness.ansible import run_playbook
+from harness.errors import HarnessError
+from testinfra.host import Host
+
+HERE = Path(__file__).parent
+INVENTORY = HERE / "inventory"
+PLAYBOOK = HERE / "rpc_server.yml"
+UNIT = "llama-rpc-server.service"
+ADDRESSES = {"node1": "10.77.44.11", "node2": "10.77.44.12"}
+HEAD, OTHER = "node2", "node1"
+PORT = 50052
+
+pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("lab2")]
+
+# Says how a connection went; for the head node, what the backend answers to HELLO.
+CONNECT = """
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as peer:
+        peer.sendall(bytes([14]) + bytes(8))
+        answer = b""
+        while len(answer) < 11:
+            answer += peer.recv(11 - len(answer)) or sys.exit("closed")
+        print("protocol", ".".join(map(str, answer[8:])))
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes(lab2: object) -> dict[str, Host]:
+    """The lab's nodes with rpc-server deployed."""
+    run_playbook(HERE / "llama_cpp.yml", INVENTORY)
+    run_playbook(PLAYBOOK, INVENTORY)
+    return {name: testinfra.get_host(f"ansible://{name}?ansible_inventory={INVENTORY}") for name in ADDRESSES}
+
+
+def shown(node: Host, name: str) -> str:
+    return node.check_output(f"systemctl show --property={name} --value {UNIT}")
+
+
+def wait_until(what: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for something to become true; a node that does not answer yet counts as not yet."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if what():
+                return
+        except (RuntimeError, AssertionError, ValueError):
+            pass
+        time.sleep(0.5)
+    raise AssertionError(f"not within {seconds} s")
+
+
+def serves(node: Host, name: str) -> bool:
+    """Active, and its own socket table shows it on its address and nowhere else."""
+    rows = node.check_output(f"ss -Hltn 'sport = :{PORT}'").splitlines()
+    return shown(node, "ActiveState") == "active" and [r.split()[3] for r in rows] == [
+        f"{ADDRESSES[name]}:{PORT}"
+    ]
+
+
+@pytest.mark.parametrize("name", ADDRESSES)
+def test_service_is_enabled_and_listens_on_its_address_alone(nodes: dict[str, Host], name: str) -> None:
+    assert nodes[name].service(UNIT).is_enabled
+    assert shown(nodes[name], "User") == "llama-rpc"
+    assert serves(nodes[name], name)
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_second_deployment_changes_nothing(nodes: dict[str, Host], check: bool) -> None:
+    assert run_playbook(PLAYBOOK, INVENTORY, check=check).changed_tasks == []
+
+
+def test_head_node_is_admitted(nodes: dict[str, Host]) -> None:
+    said = nodes[HEAD].check_output("python3 -c %s %s %s", CONNECT, ADDRESSES[OTHER], str(PORT))
+    assert said == "protocol 3.0.0"
+
+
+def test_any_other_node_is_refused(nodes: dict[str, Host]) -> None:
+    said = nodes[OTHER].check_output("python3 -c %s %s %s", CONNECT, ADDRESSES[HEAD], str(PORT))
+    assert said == "ConnectionRefusedError"
+
+
+def test_control_machine_is_refused(nodes: dict[str, Host]) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((ADDRESSES[OTHER], PORT), timeout=5)
+
+
+def test_sandbox_refuses_others_where_the_fence_is_gone(nodes: dict[str, Host]) -> None:
+    """IPAddressAllow= stands on its own: packets of others never reach the process."""
+    node = nodes[HEAD]
+    node.check_output("nft delete table inet llama_rpc")
+    try:
+        said = nodes[OTHER].check_output("python3 -c %s %s %s", CONNECT, ADDRESSES[HEAD], str(PORT))
+    finally:
+        node.check_output("systemctl restart llama-rpc-firewall.service")
+    assert said == "TimeoutError"
+    assert serves(node, HEAD)
+
+
+def test_lost_fence_comes_back_with_the_next_deployment(nodes: dict[str, Host]) -> None:
+    nodes[OTHER].check_output("nft delete table inet llama_rpc")
+    result = run_playbook(PLAYBOOK, INVENTORY, limit=OTHER)
+    assert len(result.changed_tasks) == 1
+    assert result.changed_tasks[0].startswith(OTHER)
+    assert "10.77.44.12" in nodes[OTHER].check_output("nft list table inet llama_rpc")
+
+
+def test_fence_survives_a_reload_of_the_systems_own_rules(nodes: dict[str, Host]) -> None:
+    node = nodes[OTHER]
+    node.check_output("systemctl start nftables.service && systemctl reload nftables.service")
+    try:
+        wait_until(lambda: node.run("nft list table inet llama_rpc").rc == 0, 10)
+    finally:
+        node.check_output("systemctl stop nftables.service")
+        node.check_output("systemctl start llama-rpc-firewall.service")
+    assert serves(node, OTHER)
+
+
+def test_killed_backend_comes_back(nodes: dict[str, Host]) -> None:
+    node = nodes[OTHER]
+    node.check_output(f"systemctl reset-failed {UNIT}")
+    restarts, pid = int(shown(node, "NRestarts")), shown(node, "MainPID")
+    node.check_output(f"kill -9 {pid}")
+    wait_until(lambda: int(shown(node, "NRestarts")) == restarts + 1 and serves(node, OTHER), 20)
+    assert shown(node, "MainPID") != pid
+
+
+def test_cut_file_is_dropped_after_a_kill_and_good_ones_are_kept(nodes: dict[str, Host]) -> None:
+    node = nodes[OTHER]
+    cache = "/var/cache/llama.cpp/rpc"
+    good, cut = f"{cache}/00000000000000aa", f"{cache}/00000000000000bb"
+    node.check_output(f"install -o llama-rpc -g llama-rpc -m 600 /dev/null {good}")
+    node.check_output(f"head -c 12000000 /dev/zero > {good}")
+    time.sleep(1.5)
+    node.check_output(f"install -o llama-rpc -g llama-rpc -m 600 /dev/null {cut}")
+    pid = shown(node, "MainPID")
+    node.check_output(f"head -c 11000000 /dev/zero > {cut}; kill -9 {pid}")
+    wait_until(lambda: shown(node, "MainPID") not in ("0", pid) and serves(node, OTHER), 20)
+    try:
+        assert node.file(good).exists
+        assert not node.file(cut).exists
+        said = node.check_output(f"journalctl --unit {UNIT} --lines 40 --no-pager --output cat")
+        assert "dropped 00000000000000bb" in said
+    finally:
+        node.check_output(f"rm -f {good} {cut}")
+
+
+def test_cache_is_pruned_to_its_cap(nodes: dict[str, Host]) -> None:
+    node = nodes[OTHER]
+    old, new = "00000000000000aa", "00000000000000bb"
+    cache = "/var/cache/llama.cpp"
+    for name, age in ((old, "2 hours ago"), (new, "1 hour ago")):
+        node.check_output(f"head -c 12000000 /dev/zero > {cache}/rpc/{name}")
+        node.check_output(f"touch --date '{age}' {cache}/rpc/{name}")
+    try:
+        said = node.check_output(f"/usr/local/lib/llama-rpc-server/rpc_cache.py prune {cache} --max 12000000")
+        assert f"dropped {old}" in said
+        assert node.file(f"{cache}/rpc/{new}").exists
+        assert node.run("systemctl start llama-rpc-cache.service").rc == 0
+        assert node.service("llama-rpc-cache.timer").is_running
+    finally:
+        node.check_output(f"rm -f {cache}/rpc/{old} {cache}/rpc/{new}")
+
+
+def test_running_service_is_scored_a_full_sandbox(nodes: dict[str, Host]) -> None:
+    report = nodes[OTHER].check_output(f"systemd-analyze security --no-pager {UNIT}")
+    assert score(report) <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "limit"), [("cpu", 1.5), ("cuda", 1.7), ("rocm", 1.7), ("vulkan", 1.7)]
+)
+def test_unit_of_each_accelerator_is_scored_a_full_sandbox(
+    units: Path, nodes: dict[str, Host], accelerator: str, limit: float
+) -> None:
+    unit = units / accelerator / UNIT
+    report = nodes[HEAD].check_output(f"systemd-analyze security --offline=true --no-pager {unit}")
+    assert score(report) <= limit
+
+
+@pytest.fixture(scope="module")
+def units(nodes: dict[str, Host]) -> Path:
+    run_playbook(HERE / "rpc_server_unit.yml", INVENTORY)
+    return Path("/run/rpc-server-units")
+
+
+def score(report: str) -> float:
+    found = re.search(r"Overall exposure level for \S+: (\d+\.\d+)", report)
+    assert found, report
+    return float(found[1])
+
+
+def test_port_held_by_another_process_is_refused_before_anything_changes(nodes: dict[str, Host]) -> None:
+    node = nodes[OTHER]
+    node.check_output(f"systemctl stop {UNIT}")
+    node.check_output(
+        f"systemd-run --collect --unit port-holder python3 -m http.server --bind {ADDRESSES[OTHER]} {PORT}"
+    )
+    try:
+        wait_until(lambda: str(PORT) in node.check_output("ss -Hltn"), 10)
+        with pytest.raises(HarnessError, match=rf"node1: .*port {PORT} is held by python3 \(pid \d+\)"):
+            run_playbook(PLAYBOOK, INVENTORY, limit=OTHER)
+        assert shown(node, "ActiveState") == "inactive"
+    finally:
+        node.run("systemctl stop port-holder.service")
+        node.check_output(f"systemctl start {UNIT}")
+    wait_until(lambda: serves(node, OTHER))
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"rpc_server_address": "node1"}, "binds one IPv4 address of its own node"),
+        ({"rpc_server_admitted": []}, "must hold IPv4 addresses of the head node"),
+        ({"rpc_server_cache_dir": "/srv/cache"}, "rpc_server_cache_dir must be a folder in /var/cache"),
+        ({"rpc_server_binary": "/opt/absent/rpc-server"}, "deploy the role llama_cpp first"),
+        ({"rpc_server_accelerator": "abacus"}, "value of rpc_server_accelerator must be one of"),
+    ],
+)
+def test_wrong_variable_is_refused_in_one_line(
+    nodes: dict[str, Host], variables: dict[str, object], message: str
+) -> None:
+    before = {name: shown(node, "MainPID") for name, node in nodes.items()}
+    with pytest.raises(HarnessError, match=re.escape(message)):
+        run_playbook(PLAYBOOK, INVENTORY, extra_vars=variables, limit=OTHER)
+    assert {name: shown(node, "MainPID") for name, node in nodes.items()} == before
+
+
+def test_backend_serves_again_after_a_reboot(nodes: dict[str, Host]) -> None:
+    node = nodes[OTHER]
+    booted = node.check_output("systemctl show --property=UserspaceTimestamp --value")
+    node.run("systemctl reboot")
+
+    def rebooted() -> bool:
+        again = node.run("systemctl show --property=UserspaceTimestamp --value")
+        return again.rc == 0 and again.stdout.strip() != booted and serves(node, OTHER)
+
+    wait_until(rebooted, 90)
+    assert "10.77.44.12" in node.check_output("nft list table inet llama_rpc")
+    said = nodes[HEAD].check_output("python3 -c %s %s %s", CONNECT, ADDRESSES[OTHER], str(PORT))
+    assert said == "protocol 3.0.0"
