@@ -43,7 +43,7 @@ def memory_figure(run: RunData) -> Picture:
         for ax, name in zip(axes, names, strict=True):
             _bands(ax, run, canvas, labelled=ax is axes[0])
             _memory_row(ax, run, name, canvas)
-        axes[-1].set_ylim(0, top * 1.08)
+        axes[-1].set_ylim(0, top * 1.25)
         axes[-1].yaxis.set_major_locator(MaxNLocator(3))
         axes[-1].set_xlim(0, _end(run))
         axes[-1].set_xlabel("time since the start of the run (min:s)")
@@ -172,7 +172,8 @@ def timeline_figure(run: RunData, moments: Sequence[Moment]) -> Picture:
             style = MARKERS.get(moment.kind)
             if style and moment.trial in rows:
                 when = (moment.time_ns - run.start_ns) / 1e9
-                ax.plot(when, rows[moment.trial], linestyle="none", clip_on=False, **style)  # type: ignore[arg-type]
+                lift = 0.33 if moment.kind == "signal" else 0.0
+                ax.plot(when, rows[moment.trial] - lift, linestyle="none", clip_on=False, **style)  # type: ignore[arg-type]
         ax.set_ylim(len(run.trials) - 0.4, -0.75 if canvas.narrow else -0.6)
         ax.set_xlim(0, _end(run))
         ax.set_xlabel("time since the start of the run (min:s)")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
@@ -34,6 +34,7 @@ SAMPLE_SCHEMA = pa.schema(
     ]
 )
 """The part of a sample that the report draws; the rest of each line is skipped unread."""
+EMPTY = SAMPLE_SCHEMA.empty_table().flatten()
 
 
 @dataclass(frozen=True)
@@ -109,16 +110,17 @@ def _cut_short(path: Path) -> bool:
         return stream.read() != b"\n"
 
 
-def _samples(folder: Path, warnings: list[str]) -> pd.DataFrame:
+def _samples(folder: Path, warnings: list[str]) -> pa.Table:
     packed = folder / "samples.parquet"
     lines = folder / "samples.jsonl"
     if packed.is_file() and not (lines.is_file() and lines.stat().st_mtime_ns > packed.stat().st_mtime_ns):
         columns = ["time_ns", "node", *(f"memory.{name}" for name in MEMORY_FIELDS)]
         try:
-            return _frame([pq.read_table(packed, columns=columns)])
+            return pq.read_table(packed, columns=columns)
         except (OSError, pa.ArrowException) as error:
             warnings.append(f"samples.parquet cannot be read ({error}); samples.jsonl was read instead")
-    return _frame(list(_sample_chunks(lines, warnings))) if lines.is_file() else _frame([])
+    chunks = list(_sample_chunks(lines, warnings)) if lines.is_file() else []
+    return pa.concat_tables([EMPTY, *chunks])
 
 
 def _sample_chunks(path: Path, warnings: list[str]) -> Iterator[pa.Table]:
@@ -126,8 +128,7 @@ def _sample_chunks(path: Path, warnings: list[str]) -> Iterator[pa.Table]:
     rest = b""
     with path.open("rb") as stream:
         while block := stream.read(CHUNK_BYTES):
-            head, newline, tail = (rest + block).rpartition(b"\n")
-            rest = tail
+            head, newline, rest = (rest + block).rpartition(b"\n")
             if newline:
                 yield _parse_samples(head, path.name, warnings)
 
@@ -137,8 +138,9 @@ def _parse_samples(text: bytes, name: str, warnings: list[str]) -> pa.Table:
     try:
         return pj.read_json(io.BytesIO(text), parse_options=options).flatten()
     except pa.ArrowInvalid:
-        rows = [row for line in text.splitlines() if (row := _sample_row(line))]
-        warnings.append(f"{name}: {len(text.splitlines()) - len(rows)} lines could not be read; left out")
+        lines = text.splitlines()
+        rows = [row for line in lines if (row := _sample_row(line))]
+        warnings.append(f"{name}: {len(lines) - len(rows)} lines could not be read and are left out")
         return pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA).flatten()
 
 
@@ -154,26 +156,18 @@ def _sample_row(line: bytes) -> dict[str, object] | None:
         return None
 
 
-def _frame(tables: list[pa.Table]) -> pd.DataFrame:
-    whole = [t for t in tables if t.num_rows]
-    if not whole:
-        return pd.DataFrame(columns=["time_ns", "node", *MEMORY_FIELDS.values()])
-    table = pa.concat_tables(whole)
-    node = table.schema.get_field_index("node")
-    table = table.set_column(node, "node", table.column("node").cast(pa.string()).dictionary_encode())
-    frame: pd.DataFrame = table.to_pandas()
-    return frame.rename(columns={f"memory.{name}": short for name, short in MEMORY_FIELDS.items()})
+def _split(table: pa.Table, order: list[str]) -> dict[str, NodeSeries]:
+    found = {str(name) for name in pc.unique(table["node"]).to_pylist() if name is not None}
+    known = [name for name in order if name in found]
+    return {name: _series(table, name) for name in known + sorted(found - set(known))}
 
 
-def _split(frame: pd.DataFrame, order: list[str]) -> dict[str, NodeSeries]:
-    series: dict[str, NodeSeries] = {}
-    for name, rows in frame.dropna(subset=["time_ns"]).groupby("node", observed=True, sort=True):
-        times = rows["time_ns"].to_numpy(dtype=np.int64)
-        by_time = np.argsort(times, kind="stable")
-        values = {
-            short: rows[short].to_numpy(dtype=np.float64, na_value=np.nan)[by_time]
-            for short in MEMORY_FIELDS.values()
-        }
-        series[str(name)] = NodeSeries(str(name), times[by_time], values)
-    known = {name: series[name] for name in order if name in series}
-    return known | series
+def _series(table: pa.Table, name: str) -> NodeSeries:
+    rows = table.filter(pc.and_(pc.equal(table["node"], name), pc.is_valid(table["time_ns"])))
+    times = rows["time_ns"].to_numpy()
+    order = np.argsort(times, kind="stable")
+    values = {
+        short: rows[f"memory.{field}"].to_numpy().astype(np.float64)[order]
+        for field, short in MEMORY_FIELDS.items()
+    }
+    return NodeSeries(name, times[order], values)

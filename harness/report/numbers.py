@@ -96,5 +96,10 @@ def slug(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without control characters, which neither HTML nor SVG may hold."""
-    return "".join(c if c >= " " and c != "\x7f" and not "\ud800" <= c <= "\udfff" else "�" for c in text)
+    """The text without control characters, which neither HTML nor SVG may hold; lines and tabs stay."""
+    return "".join("\ufffd" if _control(c) else c for c in text)
+
+
+def _control(character: str) -> bool:
+    code = ord(character)
+    return (code < 32 and character not in "\n\t") or 127 <= code < 160 or 0xD800 <= code < 0xE000

@@ -80,9 +80,14 @@ def _content(run: RunData) -> dict[str, Any]:
     }
 
 
+def _clean(value: object) -> object:
+    """Whatever a template shows, without control characters; the page's own markup stays as it is."""
+    return numbers.printable(value) if type(value) is str else value
+
+
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=False
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=_clean
     )
     environment.filters |= {
         "size": numbers.size,
@@ -92,8 +97,6 @@ def _environment() -> Environment:
         "utc": numbers.utc,
         "offset": numbers.offset,
         "slug": numbers.slug,
-        "printable": lambda v: numbers.printable(str(v)),
-        "lines": lambda v: "\n".join(numbers.printable(line) for line in str(v).splitlines()),
         "urlpath": lambda path: quote("./" + path),
     }
     return environment

@@ -40,7 +40,9 @@ def inference_figure(stages: Sequence[StageRow]) -> Picture:
             _value_axis(ax, values, canvas)
             ax.set_ylim(len(drawn) - 0.4, -0.6)
             ax.set_yticks(range(len(drawn)))
-            ax.set_yticklabels([short(s.label, canvas, 24, 16) for s in drawn])
+            ax.set_yticklabels(
+                [short(s.short_label if canvas.narrow else s.label, canvas, 26, 17) for s in drawn]
+            )
             ax.tick_params(axis="y", labelcolor=INK)
         _strips(axes[2], [s.server_rates for s in drawn], filled=False)
         return figure

@@ -119,7 +119,7 @@ def to_svg(figure: Figure, prefix: str, label: str) -> str:
     text = re.sub(r"<g/>|\n\s*(?=<)", "", text)
     view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     width = round(float(view.group(1))) if view else 0
-    name = escape(" ".join(label.split()))
+    name = escape(printable(" ".join(label.split())))
     head = f'<svg class="plot" role="img" aria-label="{name}" style="max-width:{width}px"'
     opened = text.index(">")
     box = view.group(0) if view else ""
@@ -183,5 +183,5 @@ def picture(prefix: str, label: str, draw: Callable[[Canvas], Figure]) -> Pictur
 def short(text: str, canvas: Canvas, wide: int = 34, narrow: int = 20) -> str:
     """A label that fits its axis."""
     most = narrow if canvas.narrow else wide
-    clean = printable(text)
+    clean = printable(" ".join(text.split()))
     return clean if len(clean) <= most else clean[: most - 1] + "…"

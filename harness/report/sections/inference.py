@@ -57,6 +57,11 @@ class StageRow:
         return f"{self.model}, {self.prompt} in" if self.prompt else self.model
 
     @property
+    def short_label(self) -> str:
+        """The same with what tells the rows apart in front, for a narrow axis."""
+        return f"{self.prompt} in, {self.model}" if self.prompt else self.model
+
+    @property
     def ttft(self) -> float | None:
         """Median TTFT, seconds."""
         return centre(self.ttft_s)

@@ -156,7 +156,7 @@ def _evidence(run: RunData, trial: Trial) -> list[tuple[str, str]]:
     links: list[tuple[str, str]] = []
     if trial.kind == "load" and trial.coordinator:
         links.append(("load", f"load-{anchor}"))
-    if any(r.trial == trial.id for r in run.requests):
+    if any(r.trial == trial.id and not r.warmup for r in run.requests):
         links.append(("requests", f"inference-{anchor}"))
     if trial.diagnosis or (trial.coordinator and trial.coordinator.diagnosis):
         links.append(("diagnosis", f"end-{anchor}"))

@@ -1,0 +1,87 @@
+"""Run folders for the report's tests: the recorded one, and copies of it with something changed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RECORDED = Path(__file__).parents[1] / "data" / "runs" / "loopback"
+
+HOSTILE = (
+    "</style></pre><script>document.title='OWNED'</script><img src=x onerror=\"document.title='OWNED'\">"
+    "$x^2${{7*7}}\x1b[31m\x00"
+)
+"""What a log line, a model or a node could try: markup, an event handler, mathtext, a template, escapes."""
+
+
+def copy_run(target: Path) -> Path:
+    """A copy of the recorded run that a test may change."""
+    folder = target / RECORDED.name
+    shutil.copytree(RECORDED, folder)
+    return folder
+
+
+def change_manifest(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Apply ``change`` to ``run.json``."""
+    path = run / "run.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def change_lines(run: Path, table: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Apply ``change`` to every record of a table."""
+    path = run / f"{table}.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        change(record)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def hostile_run(target: Path) -> Path:
+    """The recorded run with hostile text wherever a node, a model, a log or a user can put text."""
+    run = copy_run(target)
+    renamed = {"node1": f"node1{HOSTILE}"}
+
+    def rename(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {renamed.get(k, k): rename(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [rename(v) for v in value]
+        return renamed.get(value, value) if isinstance(value, str) else value
+
+    def spoil_manifest(manifest: dict[str, Any]) -> None:
+        manifest["nodes"] = rename(manifest["nodes"])
+        node = manifest["nodes"][0]
+        node |= {"commit": HOSTILE, "platform": HOSTILE, "cpu": HOSTILE, "binaries": {HOSTILE: HOSTILE}}
+        node["units"] = {HOSTILE: {"ActiveState": HOSTILE}}
+        manifest |= {"profile_text": HOSTILE, "inventory": HOSTILE, "command": ["harness", HOSTILE]}
+        manifest["models"] = {HOSTILE: {"path": HOSTILE}}
+        manifest["formulas"] = {HOSTILE: HOSTILE}
+
+    def spoil_trial(trial: dict[str, Any]) -> None:
+        trial |= {"model": f"{trial['model']}{HOSTILE}", "answer": HOSTILE, "id": f"{trial['id']}{HOSTILE}"}
+        for holder in (trial, trial["coordinator"] or {}):
+            if diagnosis := holder.get("diagnosis"):
+                diagnosis |= {"advice": HOSTILE, "ruled_out": [HOSTILE]}
+                diagnosis["evidence"].append({"source": HOSTILE, "line": HOSTILE})
+        for key in ("coordinator", "peak"):
+            trial[key] = rename(trial[key])
+
+    change_manifest(run, spoil_manifest)
+    change_lines(run, "trials", spoil_trial)
+    change_lines(
+        run, "requests", lambda r: r.update(text=HOSTILE, error=HOSTILE if r["index"] == 2 else None)
+    )
+    change_lines(run, "samples", lambda s: s.update(node=renamed.get(s["node"], s["node"])))
+    change_lines(run, "events", lambda e: e.update(kind="warning", data={"message": HOSTILE}))
+    spoil_logs(run)
+    return run
+
+
+def spoil_logs(run: Path) -> None:
+    """Put a hostile line before and after every line of every log."""
+    for log in (run / "logs").iterdir():
+        lines = log.read_text().splitlines()
+        log.write_text("".join(f"{HOSTILE}\n{line} {HOSTILE}\n" for line in lines))
