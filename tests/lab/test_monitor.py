@@ -4,21 +4,17 @@ import time
 from pathlib import Path
 
 import pytest
-import testinfra
-from harness.ansible import run_playbook
-from harness.inventory import Node, load_inventory
 from harness.monitor.sample import Sample, Source
+from lab_under_test import LabUnderTest
 from testinfra.host import Host
 
-HERE = Path(__file__).parent
-INVENTORY = HERE / "inventory"
-PLAYBOOK = HERE / "monitor.yml"
+PLAYBOOK = Path(__file__).with_name("monitor.yml")
 NODES = ("node1", "node2")
 UNIT = "llama-node-monitor.service"
 COMMAND = "/opt/llama-harness/venv/bin/llama-node-monitor"
 MIB = 1 << 20
 
-pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("lab2")]
+pytestmark = pytest.mark.lab
 
 # Touches more memory than the node has, again and again, for some seconds.
 HOG = """
@@ -34,20 +30,10 @@ while time.time() < end:
 
 
 @pytest.fixture(scope="module")
-def nodes(lab2: object) -> dict[str, Host]:
+def nodes(lab2: LabUnderTest) -> dict[str, Host]:
     """The lab's nodes with the monitor deployed."""
-    run_playbook(PLAYBOOK, INVENTORY)
-    inventory = load_inventory(INVENTORY)
-    return {name: reach(inventory.node(name)) for name in NODES}
-
-
-def reach(node: Node) -> Host:
-    """The node over SSH with the inventory's key and options."""
-    return testinfra.get_host(
-        f"ssh://{node.variables['ansible_user']}@{node.address}",
-        ssh_identity_file=node.variables["ansible_ssh_private_key_file"],
-        ssh_extra_args=node.variables["ansible_ssh_common_args"],
-    )
+    lab2.ansible(PLAYBOOK)
+    return {name: lab2.host(name) for name in NODES}
 
 
 def samples(node: Host, since_ns: int = 0) -> list[Sample]:
@@ -74,8 +60,8 @@ def test_monitor_runs_in_a_sandbox(nodes: dict[str, Host]) -> None:
 
 
 @pytest.mark.parametrize("check", [False, True])
-def test_second_deployment_changes_nothing(nodes: dict[str, Host], check: bool) -> None:
-    assert run_playbook(PLAYBOOK, INVENTORY, check=check).changed_tasks == []
+def test_second_deployment_changes_nothing(nodes: dict[str, Host], lab2: LabUnderTest, check: bool) -> None:
+    assert lab2.ansible(PLAYBOOK, check=check).changed_tasks == []
 
 
 @pytest.mark.parametrize("name", NODES)
