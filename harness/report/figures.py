@@ -46,7 +46,7 @@ def memory_figure(run: RunData) -> Picture:
         axes[-1].set_ylim(0, top * 1.25)
         axes[-1].yaxis.set_major_locator(MaxNLocator(3))
         axes[-1].set_xlim(0, _end(run))
-        axes[-1].set_xlabel("time since the start of the run (min:s)")
+        axes[-1].set_xlabel(_clock_label(run))
         axes[-1].xaxis.set_major_formatter(FuncFormatter(_clock))
         axes[-1].xaxis.set_major_locator(_time_locator(_end(run), 4 if canvas.narrow else 9))
         figure.supylabel("memory (GiB)", fontsize=11.5)
@@ -176,7 +176,7 @@ def timeline_figure(run: RunData, moments: Sequence[Moment]) -> Picture:
                 ax.plot(when, rows[moment.trial] - lift, linestyle="none", clip_on=False, **style)  # type: ignore[arg-type]
         ax.set_ylim(len(run.trials) - 0.4, -0.75 if canvas.narrow else -0.6)
         ax.set_xlim(0, _end(run))
-        ax.set_xlabel("time since the start of the run (min:s)")
+        ax.set_xlabel(_clock_label(run))
         ax.xaxis.set_major_formatter(FuncFormatter(_clock))
         ax.xaxis.set_major_locator(_time_locator(_end(run), 4 if canvas.narrow else 8))
         ax.set_yticks([] if canvas.narrow else range(len(run.trials)))
@@ -198,6 +198,10 @@ MARKERS: dict[str, dict[str, object]] = {
 
 def _end(run: RunData) -> float:
     return max((run.end_ns - run.start_ns) / 1e9, 1.0)
+
+
+def _clock_label(run: RunData) -> str:
+    return f"time since the start of the run ({'h:min:s' if _end(run) >= 3600 else 'min:s'})"
 
 
 def _clock(value: float, _place: object = None) -> str:
