@@ -74,15 +74,13 @@ def run_playbook(
             event_handler=log.take,
         )
         log.finish_task()
-        stats: dict[str, dict[str, int]] = runner.stats or {}
     if runner.status == "canceled":
         raise KeyboardInterrupt
     if runner.status != "successful":
         raise HarnessError(log.failure or f"{playbook.name}: {log.last_words()}")
-    changed = {node: stats.get("changed", {}).get(node, 0) for node in stats.get("ok", {})}
-    return PlaybookResult(
-        changed, dict(stats.get("ok", {})), log.changed_tasks, round(time.monotonic() - started, 1)
-    )
+    changed = {node: log.counts.get("changed", {}).get(node, 0) for node in log.counts.get("ok", {})}
+    seconds = round(time.monotonic() - started, 1)
+    return PlaybookResult(changed, dict(log.counts.get("ok", {})), log.changed_tasks, seconds)
 
 
 def _environment() -> dict[str, str]:
@@ -105,6 +103,8 @@ class _Log:
     status: Status
     failure: str | None = None
     changed_tasks: list[str] = field(default_factory=list)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """``ok``, ``changed`` and so on, each by node: Ansible's own recap."""
     _task: str = ""
     _task_started: float = 0.0
     _output: list[str] = field(default_factory=list)
@@ -118,6 +118,8 @@ class _Log:
             self.status.update(f"{self.title}: {role}{self._task}")
         elif kind == "runner_on_ok" and data.get("res", {}).get("changed"):
             self.changed_tasks.append(f"{data.get('host')}: {data.get('task')}")
+        elif kind == "playbook_on_stats":
+            self.counts = {name: by for name, by in data.items() if isinstance(by, dict)}
         elif kind == "runner_on_unreachable":
             self.failure = self.failure or failure_line(data, unreachable=True)
         elif kind == "runner_on_failed" and not data.get("ignore_errors"):

@@ -95,18 +95,17 @@ class Groups:
         for tree in self.hierarchies:
             (tree.mount / group / "cgroup.procs").write_text(str(os.getpid()))
 
-    def limit(self, group: Path, memory: int, cpu: float, swap: bool) -> None:
-        """Hold ``group`` to ``memory`` bytes (swap beside it or none) and ``cpu`` cores (0: no limit)."""
+    def limit(self, group: Path, memory: int, swap: int, cpu: float) -> None:
+        """Hold ``group`` to ``memory`` bytes, ``swap`` bytes beside them, and ``cpu`` cores (0: no limit)."""
         folder = self.folder("memory", group)
         try:
             if (folder / "memory.max").exists():
                 (folder / "memory.max").write_text(str(memory))
-                _write_if_there(folder / "memory.swap.max", "max" if swap else "0")
+                _write_if_there(folder / "memory.swap.max", str(swap))
             else:
                 _write_if_there(folder / "memory.memsw.limit_in_bytes", "-1")
                 (folder / "memory.limit_in_bytes").write_text(str(memory))
-                if not swap:
-                    _write_if_there(folder / "memory.memsw.limit_in_bytes", str(memory))
+                _write_if_there(folder / "memory.memsw.limit_in_bytes", str(memory + swap))
         except OSError as error:
             raise HarnessError(f"{group}: the kernel refuses a limit of {memory} bytes: {error}") from None
         cpus = self.folder("cpu", group)

@@ -133,7 +133,7 @@ def _seed(machine: Machine, spec: MachineSpec) -> None:
 def apply_limits(machine: Machine) -> None:
     """Put the recorded memory and CPU limits in force."""
     spec, _ = machine.read()
-    Groups().limit(machine.group, spec.memory, spec.cpu, swap=machine.lab.swap > 0)
+    Groups().limit(machine.group, spec.memory, machine.lab.swap, spec.cpu)
 
 
 def start(machine: Machine) -> bool:
@@ -167,19 +167,12 @@ def boot_command(machine: Machine, namespace: Path, image_root: Path, groups: Gr
     """Command line of the booted machine; it dies with the process that starts it."""
     inside = Path("/run/llama-lab")
     return [
-        # nspawn mounts /sys before it joins the machine's network: start it there, or /sys/class/net is the host's.
+        # nspawn mounts /sys before it joins the machine's network: start it there, or /sys/class/net is
+        # the host's.
         *("nsenter", f"--net={namespace}"),
-        *(
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-            "systemd-nspawn",
-            "--quiet",
-            "--boot",
-            "--register=no",
-            "--keep-unit",
-        ),
-        *("--settings=no", "--console=read-only", "--link-journal=no", "--resolv-conf=off", "--timezone=off"),
+        *("setpriv", "--pdeathsig", "KILL"),
+        *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--settings=no"),
+        *("--console=read-only", "--link-journal=no", "--resolv-conf=off", "--timezone=off"),
         f"--directory={image_root}",
         f"--machine={machine.nspawn_name}",
         f"--hostname={machine.name}",

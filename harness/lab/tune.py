@@ -27,7 +27,9 @@ def limits(groups: Groups, machine: Machine) -> tuple[str, ...]:
     memory, cpu = groups.folder("memory", machine.group), groups.folder("cpu", machine.group)
     names = [
         memory / "memory.max",
+        memory / "memory.swap.max",
         memory / "memory.limit_in_bytes",
+        memory / "memory.memsw.limit_in_bytes",
         cpu / "cpu.max",
         cpu / "cpu.cfs_quota_us",
     ]

@@ -1,0 +1,36 @@
+"""The lab that the lab tests share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab_under_test import LabUnderTest, missing
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder needs real machines; where there can be none, say so and skip."""
+    reason = missing()
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.lab)
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def lab2() -> Iterator[LabUnderTest]:
+    """The two-node lab of tests/lab/inventory, booted once for all tests.
+
+    It is taken down at the end unless LLAMA_HARNESS_KEEP_LAB=1, or unless it stood before the tests began.
+    """
+    lab = LabUnderTest(HERE / "inventory")
+    keep = os.environ.get("LLAMA_HARNESS_KEEP_LAB") == "1" or (lab.folder / "lab.json").exists()
+    lab.up()
+    try:
+        yield lab
+    finally:
+        if not keep:
+            lab.down()
