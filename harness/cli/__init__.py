@@ -1,11 +1,10 @@
 """The ``harness`` command: one file per command."""
 
-import importlib
-import importlib.util
 import sys
 
 import typer
 
+from harness.cli import deploy, lab, model, release, report, run
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -14,13 +13,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-for _name in ("lab", "release", "model", "report"):
-    if importlib.util.find_spec(f"harness.cli.{_name}"):
-        app.add_typer(importlib.import_module(f"harness.cli.{_name}").app, name=_name)
-for _name in ("deploy", "run"):
-    if importlib.util.find_spec(f"harness.cli.{_name}"):
-        app.command(_name)(importlib.import_module(f"harness.cli.{_name}").command)
+app.add_typer(lab.app, name="lab")
+app.add_typer(model.app, name="model")
+app.add_typer(release.app, name="release")
+app.command("deploy")(deploy.command)
+app.command("run")(run.command)
+app.command("report")(report.command)
 
 
 def main() -> None:

@@ -1,15 +1,15 @@
 """``harness deploy``: site.yml through ansible-runner, with progress."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from harness.cli.options import InventoryOption
 from harness.settings import DEFAULT_INVENTORY, REPOSITORY
 
 
 def command(
-    inventory: Annotated[Path, typer.Option(help="Ansible inventory.")] = DEFAULT_INVENTORY,
+    inventory: InventoryOption = DEFAULT_INVENTORY,
     limit: Annotated[str | None, typer.Option(help="Only these hosts or groups.")] = None,
     extra: Annotated[list[str] | None, typer.Option("--extra", "-e", help="key=value for Ansible.")] = None,
 ) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.options import InventoryOption
 from harness.errors import HarnessError
 from harness.settings import DEFAULT_INVENTORY, REPORTS
 
@@ -17,7 +18,7 @@ def command(
     profile: Annotated[
         str, typer.Option(help="smoke, default or full; or the path of a profile of your own.")
     ] = "default",
-    inventory: Annotated[Path, typer.Option(help="Ansible inventory.")] = DEFAULT_INVENTORY,
+    inventory: InventoryOption = DEFAULT_INVENTORY,
     reports: Annotated[Path, typer.Option(help="Folder in which the run's folder is made.")] = REPORTS,
 ) -> None:
     """Load and exercise models through the router, watch every node, and write a report.
