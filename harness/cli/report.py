@@ -8,10 +8,7 @@ import typer
 from harness.errors import HarnessError
 from harness.settings import REPORTS
 
-app = typer.Typer(invoke_without_command=True, no_args_is_help=True)
 
-
-@app.callback()
 def command(
     run: Annotated[str, typer.Argument(help="Run folder, a name under reports/, or `latest`.")],
 ) -> None:
