@@ -24,7 +24,7 @@ def lab_memory_limit(lab: LabSpec, node: str, memory: int | None) -> None:
         HarnessError: the lab has no such machine, or the kernel refuses the limit.
     """
     machine = lab.machine(node)
-    Groups().limit(lab.group / node, memory or machine.memory, machine.cpu, swap=lab.swap > 0)
+    Groups().limit(lab.group / node, memory or machine.memory, lab.swap, machine.cpu)
 
 
 def stated_rate(lab: LabSpec | None, node: str) -> float | None:

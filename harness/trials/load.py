@@ -249,5 +249,5 @@ def _answer(state: CoordinatorState, metrics: dict[str, float], diagnosis: Diagn
         return f"{ready}, {layers}, but {diagnosis.evidence[0].line}"
     count = len(state.plan.shares) if state.plan else 0
     first = f", first token after {metrics['canary_s']:.1f} s" if "canary_s" in metrics else ""
-    wire = f", {metrics['wire_bytes'] / 2**30:.2f} GiB over the wire" if "wire_bytes" in metrics else ""
+    wire = f", {metrics['wire_bytes'] / 2**20:,.0f} MiB over the wire" if "wire_bytes" in metrics else ""
     return f"{ready}{first}, {layers} on {count} backends{wire}"

@@ -141,7 +141,8 @@ def parse_profile(path: Path, text: str) -> Profile:
 
 
 def _explain(error: ValidationError) -> str:
-    fault = error.errors()[0]
+    # A misspelt key is often a missing one too: the misspelling says more.
+    fault = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     location = [part for part in fault["loc"] if part not in _STEPS]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if fault["type"] == "extra_forbidden":

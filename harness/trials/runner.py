@@ -32,6 +32,8 @@ from harness.trials.setup import Options, Setting, make_manifest, settle
 from harness.trials.unload import run_unload
 
 ResultT = TypeVar("ResultT")
+NO_ENTRIES = "-- No entries --"
+"""What journalctl prints for a unit that said nothing."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +286,7 @@ async def _wind_down(ctx: Context, manifest: RunManifest, progress: RunProgress)
     )
     for (node, unit), text in zip(wanted, texts, strict=True):
         if isinstance(text, str):
-            ctx.run.write_log(f"{node.name}-{unit}.log", text)
+            if not text.startswith(NO_ENTRIES):
+                ctx.run.write_log(f"{node.name}-{unit}.log", text)
         else:
             ctx.event(time.time_ns(), "warning", None, node.name, message=f"no journal of {unit}: {text}")

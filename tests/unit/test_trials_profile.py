@@ -90,6 +90,10 @@ def test_unknown_profile_names_the_shipped_ones() -> None:
             "trials: [{kind: load, model: m, starve: {node: a, memory: 1G, swap: 2}}]",
             r"unknown key 'trials\[0\]\.starve\.swap'; known keys here: node, memory",
         ),
+        (
+            "trials: [{kind: pool, modell: m}]",
+            r"unknown key 'trials\[0\]\.modell'; known keys here: kind, model",
+        ),
         ("trials: [{kind: soaking, model: m}]", r"trials\[0\].*soaking"),
         ("trials: [{kind: load, model: m, expected: exploded}]", r"trials\[0\]\.expected"),
         ("trials: [{kind: load, model: m, deadline_s: 0}]", r"trials\[0\]\.deadline_s"),
