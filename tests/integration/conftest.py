@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 from harness.ansible import run_playbook
+from harness.models.fetch import fetch_model
 from harness.settings import DEFAULT_INVENTORY, cache_dir
 
 
@@ -26,3 +27,9 @@ def llama_build() -> Path:
         Path(__file__).with_name("llama_build.yml"), Path(__file__).parent / "inventory.yml", variables
     )
     return (prefix / "current").resolve() / "bin"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real small model, fetched once into the harness's cache."""
+    return fetch_model("smollm2")
