@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,10 +80,14 @@ async def test_prompt_has_exactly_the_tokens_asked_for(server: str, tokens: int)
 
 
 async def test_end_of_sequence_is_banned(server: str) -> None:
-    """The model would end this answer after a few words."""
-    seen = await sized(server, 35, 200)
-    assert seen.completion_tokens == 200
-    assert seen.server["predicted_n"] == 200
+    await ask(server, 1, 1)
+    free = ChatRequest("smollm2", "Say yes.", 40, 120, extra={"ignore_eos": False})
+    async with chat_session() as session:
+        short = await stream_chat(session, server, free)
+        banned = await stream_chat(session, server, replace(free, extra={}))
+    assert short.completion_tokens is not None
+    assert short.completion_tokens < 40, "left alone, the model ends this answer early"
+    assert banned.completion_tokens == banned.server["predicted_n"] == 40
 
 
 async def test_clients_rate_is_the_servers(server: str) -> None:
