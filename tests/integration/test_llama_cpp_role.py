@@ -1,0 +1,197 @@
+"""Role llama_cpp: one build for all hosts of a platform, kept, shared, proven, and refused when it is wrong.
+
+Two hosts, a and b, stand on this machine, each with a folder of its own. What they build is a double, a
+source of a few lines in llama.cpp's shape, so that a whole deployment with its compiler takes seconds.
+"""
+
+import hashlib
+import io
+import json
+import subprocess
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from harness.ansible import PlaybookResult, run_playbook
+from harness.errors import HarnessError
+
+HERE = Path(__file__).parent
+BUILD_TASK = "Build rpc-server, llama-server, llama-bench"
+BINARIES = ("rpc-server", "llama-server", "llama-bench")
+
+pytestmark = pytest.mark.integration
+
+DOUBLE = {
+    "CMakeLists.txt": """\
+cmake_minimum_required(VERSION 3.18)
+project(double CXX)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+foreach(name rpc-server llama-server llama-bench)
+  add_executable(${name} main.cpp)
+  target_compile_definitions(${name} PRIVATE
+    NAME="${name}" BUILD=${LLAMA_BUILD_NUMBER} COMMIT="${LLAMA_BUILD_COMMIT}")
+endforeach()
+""",
+    "main.cpp": """\
+#include <cstdio>
+int main() { std::fprintf(stderr, "version: %d (%s)\\nbuilt for " NAME "\\n", BUILD, COMMIT); }
+""",
+    "ggml/CMakeLists.txt": "",
+}
+
+# A newer release names its backend's target otherwise, and prints its build otherwise.
+NEWER = {
+    "CMakeLists.txt": DOUBLE["CMakeLists.txt"].replace("name rpc-server", "name ggml-rpc-server"),
+    "main.cpp": DOUBLE["main.cpp"].replace("%d (%s)", "0.6.0 (build %d, commit %s)"),
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Two hosts, and a control machine's cache."""
+
+    root: Path
+
+    def deploy(
+        self, build: int = 6743, files: dict[str, str] | None = None, limit: str | None = None, **more: object
+    ) -> PlaybookResult:
+        """Deploy a double of a release, by default to both hosts."""
+        archive = self.root / f"{build}.tar.gz"
+        variables: dict[str, object] = {
+            "test_root": str(self.root),
+            "llama_cpp_build": build,
+            "llama_cpp_source": "archive",
+            "llama_cpp_archive": str(archive),
+            "llama_cpp_archive_sha256": write_archive(archive, DOUBLE | (files or {})),
+            "llama_cpp_cache_dir": str(self.root / "cache"),
+            "llama_cpp_ccache_dir": str(self.root / "ccache"),
+            "llama_cpp_build_poll": 1,
+        }
+        inventory = HERE / "llama_cpp_role" / "hosts.yml"
+        return run_playbook(HERE / "llama_cpp_role" / "play.yml", inventory, variables | more, limit=limit)
+
+    def current(self, host: str) -> Path:
+        return (self.root / host / "current").resolve()
+
+    def hashes(self, host: str) -> dict[str, str]:
+        folder = self.current(host) / "bin"
+        return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in BINARIES}
+
+    def installed(self) -> list[Path]:
+        return sorted(self.root.glob("[ab]/*/manifest.json"))
+
+
+def write_archive(path: Path, files: dict[str, str]) -> str:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, text in files.items():
+            member = tarfile.TarInfo(f"llama.cpp/{name}")
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def builders(result: PlaybookResult) -> list[str]:
+    return [task.split(":")[0] for task in result.changed_tasks if task.endswith(BUILD_TASK)]
+
+
+def says(folder: Path) -> str:
+    done = subprocess.run([folder / "bin" / "llama-server"], capture_output=True, text=True, check=True)
+    return done.stderr
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    return Cluster(tmp_path)
+
+
+def test_one_host_builds_for_all_of_its_platform(cluster: Cluster) -> None:
+    assert builders(cluster.deploy()) == ["a"]
+    assert cluster.current("a").name == cluster.current("b").name
+    manifest = json.loads((cluster.current("b") / "manifest.json").read_text())
+    assert cluster.hashes("a") == cluster.hashes("b") == manifest["binaries"]
+    assert (manifest["build"], manifest["commit"], manifest["accelerator"]) == (6743, "c7be9febc", "cpu")
+    assert cluster.deploy().changed_tasks == []
+
+
+def test_another_pin_or_other_flags_are_a_new_folder_and_the_old_one_stays(cluster: Cluster) -> None:
+    cluster.deploy(6743)
+    old = cluster.current("a")
+    cluster.deploy(6743, llama_cpp_cmake_extra=["-DGGML_NATIVE=OFF"], llama_cpp_activate=False)
+    assert cluster.current("a") == old
+    assert len(list(old.parent.glob(f"{old.name}-*/manifest.json"))) == 1
+    cluster.deploy(11434, files=NEWER)
+    assert "0.6.0 (build 11434, commit unknown)" in says(cluster.current("b"))
+    assert "6743 (c7be9febc)" in says(old)
+
+
+def test_a_host_that_has_the_build_provides_it_when_the_cache_is_lost(cluster: Cluster) -> None:
+    cluster.deploy(limit="b")
+    result = cluster.deploy(llama_cpp_cache_dir=str(cluster.root / "another"))
+    assert builders(result) == []
+    assert cluster.hashes("a") == cluster.hashes("b")
+    assert list((cluster.root / "another" / "builds").glob("*.tar.gz"))
+
+
+def test_a_package_that_was_cut_is_made_again_and_a_damaged_build_replaced(cluster: Cluster) -> None:
+    cluster.deploy()
+    good = cluster.hashes("a")
+    (package,) = (cluster.root / "cache" / "builds").glob("*.tar.gz")
+    package.write_bytes(package.read_bytes()[:-100])
+    (cluster.current("b") / "bin" / "rpc-server").write_text("damaged")
+    assert builders(cluster.deploy()) == []
+    assert cluster.hashes("a") == cluster.hashes("b") == good
+
+
+def test_each_host_builds_where_that_is_asked_for(cluster: Cluster) -> None:
+    assert sorted(builders(cluster.deploy(llama_cpp_build_per_node=True))) == ["a", "b"]
+    assert not (cluster.root / "cache" / "builds").exists()
+
+
+def test_a_host_with_another_file_is_named_with_the_file(cluster: Cluster) -> None:
+    cluster.deploy()
+    before = cluster.hashes("b")["rpc-server"]
+    server = cluster.current("b") / "bin" / "rpc-server"
+    server.write_bytes(server.read_bytes() + b"x")
+    note = cluster.current("b") / "manifest.json"
+    note.write_text(note.read_text().replace(before, cluster.hashes("b")["rpc-server"]))
+    with pytest.raises(HarnessError, match=r"b: bin/rpc-server in .* is another file than on a;"):
+        cluster.deploy()
+
+
+def test_a_source_that_builds_another_release_is_not_installed(cluster: Cluster) -> None:
+    lying = {"main.cpp": DOUBLE["main.cpp"].replace("BUILD, COMMIT", "1, COMMIT")}
+    with pytest.raises(HarnessError, match=r"6743 built a llama-server that says 'version: 1 \(c7be9febc\)'"):
+        cluster.deploy(files=lying, limit="a")
+    assert cluster.installed() == []
+
+
+def test_a_source_that_does_not_compile_names_the_host_and_installs_nothing(cluster: Cluster) -> None:
+    with pytest.raises(HarnessError, match=f"a: {BUILD_TASK}"):
+        cluster.deploy(files={"main.cpp": "int main() { return missing; }\n"})
+    assert cluster.installed() == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"llama_cpp_build": 1234}, r"1234 is not in the release catalogue, which has 6666, 6689"),
+        ({"llama_cpp_source": "pypi"}, r"6743 has no source 'pypi'; it has git"),
+        ({"llama_cpp_archive_sha256": "0" * 64}, rf"has sha256 [0-9a-f]+, expected {'0' * 64}"),
+        ({"llama_cpp_accelerator": "rocm"}, r"llama_cpp_accelerator rocm needs hipconfig"),
+    ],
+    ids=["unknown release", "no such source", "wrong checksum", "no toolkit"],
+)
+def test_a_wrong_pin_fails_in_one_line_and_installs_nothing(
+    cluster: Cluster, variables: dict[str, object], said: str
+) -> None:
+    with pytest.raises(HarnessError, match=said) as caught:
+        cluster.deploy(**{"limit": "a", **variables})  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert cluster.installed() == []
+
+
+def test_an_accelerator_that_is_none_is_refused_before_anything_else(cluster: Cluster) -> None:
+    with pytest.raises(HarnessError, match="must be one of: cpu, cuda, vulkan, rocm, got: abacus"):
+        cluster.deploy(llama_cpp_accelerator="abacus", limit="a")
+    assert not (cluster.root / "a").exists()
