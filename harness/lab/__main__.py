@@ -24,8 +24,9 @@ def _preflight(lab: LabSpec) -> bool:
     return False
 
 
-def _make(machine: Machine) -> bool:
-    return make(machine, machine.lab.machine(machine.name), wanted_image(machine.lab))
+def _keep(machine: Machine) -> bool:
+    changed = make(machine, machine.lab.machine(machine.name), wanted_image(machine.lab))
+    return start(machine) or retune(machine) or changed
 
 
 def _wait(machine: Machine) -> bool:
@@ -41,9 +42,7 @@ LAB_STEPS: dict[str, Callable[[LabSpec], bool]] = {
     "down": down,
 }
 MACHINE_STEPS: dict[str, Callable[[Machine], bool]] = {
-    "make": _make,
-    "start": start,
-    "tune": retune,
+    "keep": _keep,
     "wait": _wait,
 }
 _UNLOCKED = ("preflight", "image", "wait")

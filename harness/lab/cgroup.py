@@ -69,6 +69,8 @@ class Groups:
         for tree in self.hierarchies:
             if tree.version == 1 and controller in tree.controllers:
                 return tree.mount / group
+        # Version 2 has no controller of its own for CPU time: every group counts it.
+        controller = "cpu" if controller == "cpuacct" else controller
         for tree in self.hierarchies:
             if tree.version == 2 and controller in (tree.mount / "cgroup.controllers").read_text().split():
                 return tree.mount / group

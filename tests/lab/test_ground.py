@@ -121,6 +121,28 @@ def test_every_package_that_a_role_declares_is_there(booted: LabUnderTest) -> No
     assert set(declared) <= installed
 
 
+def test_the_command_line_says_how_each_machine_is(booted: LabUnderTest) -> None:
+    harness = [
+        str(Path(sys.executable).with_name("harness")),
+        "lab",
+        "status",
+        "--inventory",
+        str(booted.path),
+    ]
+    said = subprocess.run([*harness, "--json"], capture_output=True, text=True, check=True).stdout
+    states = {entry["machine"]: (entry["state"], entry["rate_bits"]) for entry in json.loads(said)}
+    assert states == {"node1": ("running", 100_000_000), "node2": ("running", None)}
+    table = subprocess.run(harness, capture_output=True, text=True, check=True).stdout
+    assert "10.77.45.11" in table
+
+
+def test_up_on_some_nodes_leaves_the_others_as_they_are(booted: LabUnderTest) -> None:
+    harness = [str(Path(sys.executable).with_name("harness")), "lab", "up", "--inventory", str(booted.path)]
+    subprocess.run([*harness, "--nodes", "1"], capture_output=True, check=True)
+    booted.run("node2", "true")
+    assert {status.machine for status in lab_status(booted.folder)[1]} == {"node1", "node2"}
+
+
 def test_testinfra_reaches_the_node(booted: LabUnderTest) -> None:
     assert booted.host("node1").service("ssh").is_running
 

@@ -59,6 +59,7 @@ def test_version_2_switches_controllers_on_all_the_way_down(tmp_path: Path) -> N
     for folder in (tmp_path, tmp_path / "llama-lab", tmp_path / "llama-lab/t"):
         assert (folder / "cgroup.subtree_control").exists()
     assert not (tmp_path / GROUP / "cgroup.subtree_control").exists()
+    assert groups.folder("cpuacct", GROUP) == tmp_path / GROUP
 
 
 def test_version_2_limits_memory_swap_and_cpu(tmp_path: Path) -> None:
