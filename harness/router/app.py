@@ -16,7 +16,7 @@ from harness.errors import HarnessError
 from harness.router.admin import Admin, bad_body
 from harness.router.auth import Gate
 from harness.router.catalogue import Catalogue
-from harness.router.chat import Front
+from harness.router.chat import Front, route_header
 from harness.router.config import RouterConfig, read_key
 from harness.router.coordinator import Coordinator
 from harness.router.errors import RouterError
@@ -100,8 +100,9 @@ async def _healthz(request: Request) -> Response:
 
 async def _router_error(request: Request, error: RouterError) -> Response:
     log("refused", status=error.status, error_class=error.error_class, message=error.message)
-    ollama = request.url.path.startswith("/api/")
-    return JSONResponse(error.ollama_body() if ollama else error.body(), error.status)
+    body = error.ollama_body() if request.url.path.startswith("/api/") else error.body()
+    route = getattr(request.state, "route", None)
+    return JSONResponse(body, error.status, headers=route_header(route) if route else None)
 
 
 async def _harness_error(request: Request, error: HarnessError) -> Response:

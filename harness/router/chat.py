@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,11 @@ _SSE = "text/event-stream"
 _NDJSON = "application/x-ndjson"
 
 
+def route_header(route: Route) -> dict[str, str]:
+    """The header that says which way a request went, on answers and on errors."""
+    return {"x-llama-route": route}
+
+
 @dataclass
 class Call:
     """One request on its way: where it went, what it holds, and what must be let go at its end."""
@@ -34,8 +39,8 @@ class Call:
     decision: Decision
     url: str
     key: str | None
-    explain: Callable[[str], Any]
-    """Gives the error for an upstream that broke off (a coroutine)."""
+    explain: Callable[[str], Awaitable[RouterError]]
+    """Gives the error for an upstream that broke off."""
     held: AsyncExitStack
     load_ns: int
     started_ns: int = field(default_factory=time.monotonic_ns)
@@ -43,7 +48,7 @@ class Call:
     @property
     def headers(self) -> dict[str, str]:
         """Headers of the answer."""
-        return {"x-llama-route": self.decision.route}
+        return route_header(self.decision.route)
 
 
 class HeldStream(StreamingResponse):
@@ -109,7 +114,7 @@ class Front:
         """``/v1/chat/completions`` and ``/v1/completions``: bytes in, bytes out."""
         body = await read_body(request, self._config.body_limit_bytes)
         asked = _parse(body)
-        call = await while_connected(request, self._open(asked))
+        call = await while_connected(request, self._open(request, asked))
         async with AsyncExitStack() as stack:
             stack.push_async_exit(call.held)
             answer = await while_connected(request, self._send(call, request.url.path, body, stack))
@@ -123,7 +128,7 @@ class Front:
     async def ollama_chat(self, request: Request) -> Response:
         """``/api/chat``: converted to a chat completion and back."""
         asked = _parse(await read_body(request, self._config.body_limit_bytes))
-        call = await while_connected(request, self._open(asked))
+        call = await while_connected(request, self._open(request, asked))
         async with AsyncExitStack() as stack:
             stack.push_async_exit(call.held)
             if not asked.get("messages"):
@@ -143,12 +148,13 @@ class Front:
             converted = ollama.chat_answer(whole, model=call.model, total_ns=total, load_ns=call.load_ns)
             return JSONResponse(converted, headers=call.headers)
 
-    async def _open(self, asked: dict[str, Any]) -> Call:
+    async def _open(self, request: Request, asked: dict[str, Any]) -> Call:
         """Decide, and hold what is needed until the answer has been sent."""
         model = asked.get("model")
         if not isinstance(model, str):
             raise RouterError(400, "bad_request", "the body names no model")
         decision, started = self.decide(model), time.monotonic_ns()
+        request.state.route = decision.route
         log("route", model=model, route=decision.route, reason=decision.reason)
         held = AsyncExitStack()
         if decision.route is Route.POOL:

@@ -66,7 +66,7 @@ class RouterConfig(BaseModel):
     oom_score_adj: int = Field(500, ge=0, le=1000)
     """Of the coordinator: the kernel ends it before it ends the router."""
     load_deadline_s: float = Field(900, gt=0)
-    stop_deadline_s: float = Field(20, gt=0)
+    stop_deadline_s: float = Field(15, gt=0)
     """How long a signalled coordinator may take to exit before SIGKILL."""
     drain_s: float = Field(30, ge=0)
     """How long a stop of the router, or a change of model, waits for requests in flight."""

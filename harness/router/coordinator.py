@@ -224,7 +224,12 @@ class Coordinator:
     async def _watch(self, start: Start, process: ServerProcess) -> None:
         await process.ended()
         start.finish(await asyncio.to_thread(diagnose_end, start))
-        log("coordinator ended", start=start.id, exit=process.exit, failure=start.failure)
+        log(
+            "coordinator ended",
+            start=start.id,
+            exit=process.exit and process.exit.shell,
+            failure=start.failure,
+        )
 
     async def _stop(self, start: Start, reason: str, *, idle_s: float, signal: str = "SIGTERM") -> None:
         """End a start: wait until it is idle, signal it, kill it if it does not go. All is recorded."""
@@ -249,8 +254,10 @@ class Coordinator:
         while not start.ended.is_set():
             left = deadline - time.monotonic()
             busy = await busy_slots(self._session, self.url, max(left, _SLOTS_WAIT_S))
+            if busy is None:
+                busy = 1  # an idle server answers at once
             if not busy or left <= 0:
-                return busy or 0
+                return busy
             await wait_ended(start, self._config.poll_s)
         return 0
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.models.fetch import fetch_model
 from router_stack import ADMIN_KEY, ROUTER_KEY, RouterStack, listens, wait_for
 
 pytestmark = pytest.mark.integration
@@ -22,8 +21,10 @@ LONG = {"messages": QUESTION, "max_tokens": 1500, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def shared(llama_build: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RouterStack]:
-    stack = RouterStack(llama_build, fetch_model("smollm2"), tmp_path_factory.mktemp("router"))
+def shared(
+    llama_build: Path, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RouterStack]:
+    stack = RouterStack(llama_build, smollm2, tmp_path_factory.mktemp("router"))
     yield stack
     stack.close()
 
@@ -112,7 +113,7 @@ def test_loading_again_as_asked_before_changes_nothing(stack: RouterStack) -> No
 
 
 def test_chat_completion_loads_the_model_and_is_relayed(stack: RouterStack) -> None:
-    body = {"model": "smollm2", "messages": QUESTION, "max_tokens": 5}
+    body = {"model": "smollm2", "messages": QUESTION, "max_tokens": 5, "ignore_eos": True}
     status, answer, headers = stack.call("/v1/chat/completions", body)
     assert status == 200, answer
     assert headers["x-llama-route"] == "coordinator"
@@ -123,7 +124,9 @@ def test_chat_completion_loads_the_model_and_is_relayed(stack: RouterStack) -> N
 
 
 def test_streamed_chat_completion_arrives_token_by_token(stack: RouterStack) -> None:
-    stream = Stream(stack, "/v1/chat/completions", {"messages": QUESTION, "max_tokens": 5})
+    stream = Stream(
+        stack, "/v1/chat/completions", {"messages": QUESTION, "max_tokens": 5, "ignore_eos": True}
+    )
     assert stream.answer.headers["content-type"].startswith("text/event-stream")
     stream.tokens(1)
     assert stack.admin("coordinator")[1]["phase"] == "ready"
@@ -131,14 +134,19 @@ def test_streamed_chat_completion_arrives_token_by_token(stack: RouterStack) -> 
 
 
 def test_plain_completion_is_relayed(stack: RouterStack) -> None:
-    body = {"model": "smollm2", "prompt": "Once upon", "max_tokens": 3}
+    body = {"model": "smollm2", "prompt": "Once upon", "max_tokens": 3, "ignore_eos": True}
     status, answer, _ = stack.call("/v1/completions", body)
     assert status == 200
     assert answer["usage"]["completion_tokens"] == 3
 
 
 def test_ollama_chat_has_counts_and_nanoseconds(stack: RouterStack) -> None:
-    body = {"model": "smollm2", "messages": QUESTION, "stream": False, "options": {"num_predict": 4}}
+    body = {
+        "model": "smollm2",
+        "messages": QUESTION,
+        "stream": False,
+        "options": {"num_predict": 4, "temperature": 0},
+    }
     status, answer, headers = stack.call("/api/chat", body)
     assert status == 200, answer
     assert headers["x-llama-route"] == "coordinator"
@@ -149,7 +157,9 @@ def test_ollama_chat_has_counts_and_nanoseconds(stack: RouterStack) -> None:
 
 
 def test_ollama_stream_is_lines_of_json(stack: RouterStack) -> None:
-    stream = Stream(stack, "/api/chat", {"messages": QUESTION, "options": {"num_predict": 4}})
+    stream = Stream(
+        stack, "/api/chat", {"messages": QUESTION, "options": {"num_predict": 4, "temperature": 0}}
+    )
     lines = [json.loads(line) for line in stream.rest()]
     assert [line["done"] for line in lines] == [False] * 4 + [True]
     assert lines[-1]["eval_count"] == 4
@@ -269,10 +279,11 @@ def test_backend_lost_before_an_answer_gives_an_error_with_the_diagnosis(stack: 
     load(stack)
     stack.backends[0].kill()
     body = {"model": "smollm2", "messages": QUESTION, "stream": False}
-    status, answer, _ = stack.call("/api/chat", body)
+    status, answer, headers = stack.call("/api/chat", body)
     assert status == 502
     assert "backend_lost" in answer["error"]
     assert answer["details"]["diagnosis"]["class"] == "backend_lost"
+    assert headers["x-llama-route"] == "coordinator"
 
 
 def test_backend_that_is_not_there_fails_the_load_at_once(stack: RouterStack) -> None:
