@@ -163,18 +163,21 @@ def test_cut_file_is_dropped_after_a_kill_and_good_ones_are_kept(nodes: dict[str
 def test_cache_is_pruned_to_its_cap(nodes: dict[str, Host]) -> None:
     node = nodes[OTHER]
     old, new = "00000000000000aa", "00000000000000bb"
-    cache = "/var/cache/llama.cpp"
-    for name, age in ((old, "2 hours ago"), (new, "1 hour ago")):
-        node.check_output(f"head -c 12000000 /dev/zero > {cache}/rpc/{name}")
-        node.check_output(f"touch --date '{age}' {cache}/rpc/{name}")
+    cache = "/run/rpc-cache-under-test"
+    node.check_output(f"mkdir -p {cache}/rpc")
     try:
-        said = node.check_output(f"/usr/local/lib/llama-rpc-server/rpc_cache.py prune {cache} --max 12000000")
-        assert f"dropped {old}" in said
-        assert node.file(f"{cache}/rpc/{new}").exists
-        assert node.run("systemctl start llama-rpc-cache.service").rc == 0
-        assert node.service("llama-rpc-cache.timer").is_running
+        for name, age in ((old, "2 hours ago"), (new, "1 hour ago")):
+            node.check_output(f"truncate --size 12000000 {cache}/rpc/{name}")
+            node.check_output(f"touch --date '{age}' {cache}/rpc/{name}")
+        node.check_output(f"/usr/local/lib/llama-rpc-server/rpc_cache.py prune {cache} --max 12000000")
+        assert node.check_output(f"ls {cache}/rpc") == new
     finally:
-        node.check_output(f"rm -f {cache}/rpc/{old} {cache}/rpc/{new}")
+        node.check_output(f"rm -rf {cache}")
+
+
+def test_pruning_runs_every_hour_in_its_own_sandbox(nodes: dict[str, Host]) -> None:
+    assert nodes[OTHER].service("llama-rpc-cache.timer").is_running
+    assert nodes[OTHER].run("systemctl start llama-rpc-cache.service").rc == 0
 
 
 def test_running_service_is_scored_a_full_sandbox(nodes: dict[str, Host]) -> None:
@@ -239,6 +242,26 @@ def test_wrong_variable_is_refused_in_one_line(
     with pytest.raises(HarnessError, match=re.escape(message)):
         run_playbook(PLAYBOOK, INVENTORY, extra_vars=variables, limit=OTHER)
     assert {name: shown(node, "MainPID") for name, node in nodes.items()} == before
+
+
+def test_router_stops_before_a_backend_restarts_and_comes_back(nodes: dict[str, Host]) -> None:
+    """A coordinator would abort otherwise. Where no router is deployed, a unit of that name stands for it."""
+    head, node = nodes[HEAD], nodes[OTHER]
+    double = "/run/systemd/system/llama-router.service"
+    head.check_output(f"printf '[Service]\\nExecStart=/bin/sleep infinity\\n' > {double}")
+    head.check_output("systemctl daemon-reload && systemctl start llama-router.service")
+    try:
+        run_playbook(PLAYBOOK, INVENTORY, extra_vars={"rpc_server_restart_s": 2}, limit=OTHER)
+        stopped, started = (
+            int(head.check_output(f"systemctl show --property={name} --value llama-router.service"))
+            for name in ("InactiveEnterTimestampMonotonic", "ActiveEnterTimestampMonotonic")
+        )
+        # One computer runs both nodes, so that their clocks are one.
+        assert stopped < int(shown(node, "ExecMainStartTimestampMonotonic")) < started
+    finally:
+        head.check_output(f"rm {double} && systemctl daemon-reload")
+        head.run("test -e /etc/systemd/system/llama-router.service || systemctl stop llama-router.service")
+        run_playbook(PLAYBOOK, INVENTORY, limit=OTHER)
 
 
 def test_backend_serves_again_after_a_reboot(nodes: dict[str, Host]) -> None:

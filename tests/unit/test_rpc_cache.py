@@ -58,6 +58,12 @@ def test_last_file_before_the_end_is_dropped(cache: Path) -> None:
     assert names(rpc_cache.suspects(rpc_cache.entries(cache), run, PLENTY)) == {"c"}
 
 
+def test_file_finished_just_before_the_last_one_is_kept(cache: Path) -> None:
+    add(cache, "000000000000000d", NOW - 4.5)
+    run = {"started": NOW - 100, "ended": NOW}
+    assert names(rpc_cache.suspects(rpc_cache.entries(cache), run, PLENTY)) == {"d"}
+
+
 def test_file_settled_long_before_the_end_is_kept(cache: Path) -> None:
     run = {"started": NOW - 100, "ended": NOW + 1000}
     assert rpc_cache.suspects(rpc_cache.entries(cache), run, PLENTY) == {}

@@ -31,6 +31,8 @@ from typing import NamedTuple
 
 HASH_THRESHOLD = 10 * 1024 * 1024
 SETTLED_S = 60.0
+# Tensors are written one after the other; file times are as coarse as the kernel's tick.
+CLOCK_STEP_S = 0.1
 FULL = 64 * 1024 * 1024
 NAME = re.compile(r"^[0-9a-f]{16}$")
 
@@ -75,7 +77,7 @@ def suspects(found: list[Entry], run: dict[str, float], free: int) -> dict[Path,
             reasons.setdefault(entry.path, "written before the disk was full")
         elif "ended" not in run and entry.written >= newest - SETTLED_S:
             reasons.setdefault(entry.path, "written in the last minute before the node went down")
-        elif "ended" in run and entry.written >= max(newest - 1, run["ended"] - SETTLED_S):
+        elif "ended" in run and entry.written >= max(newest - CLOCK_STEP_S, run["ended"] - SETTLED_S):
             reasons.setdefault(entry.path, "the last one written when rpc-server ended")
     return reasons
 
