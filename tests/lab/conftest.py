@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness.cli.model import ensure
 from lab_under_test import LabUnderTest, missing
 
 HERE = Path(__file__).parent
@@ -34,3 +35,9 @@ def lab2() -> Iterator[LabUnderTest]:
     finally:
         if not keep:
             lab.down()
+
+
+@pytest.fixture(scope="session")
+def models() -> None:
+    """The two small models, in the folder that the machines see."""
+    ensure(["smollm2", "1b-q8_0"], None)

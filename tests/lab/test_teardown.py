@@ -25,7 +25,7 @@ true
 
 
 @pytest.fixture(scope="module")
-def deployed(lab2: LabUnderTest) -> LabUnderTest:
+def deployed(lab2: LabUnderTest, models: None) -> LabUnderTest:
     """The lab with everything of site.yml."""
     lab2.ansible("site.yml")
     return lab2
