@@ -42,3 +42,9 @@ def state_dir(inventory: Path) -> Path:
     base = Path(override) if override else Path.home() / ".local" / "state" / "llama-harness"
     resolved = inventory.resolve()
     return base / (resolved if resolved.is_dir() else resolved.parent).name
+
+
+def shown_path(path: Path) -> str:
+    """A path as records and reports show it: relative to the checkout where it lies inside."""
+    resolved = path.resolve()
+    return str(resolved.relative_to(REPOSITORY) if resolved.is_relative_to(REPOSITORY) else resolved)

@@ -8,6 +8,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.runs.read import read_manifest, read_trials
 from harness.runs.schema import Outcome
+from harness.settings import shown_path
 from harness.trials.profile import LoadStep, PoolStep, Profile, Step, UnloadStep
 
 COLD_BYTES_PER_S = 150e6
@@ -71,7 +72,7 @@ def earlier_durations(reports: Path, inventory: Path) -> dict[str, float]:
     found: dict[str, list[float]] = defaultdict(list)
     for run in sorted(reports.glob("*/run.json")):
         try:
-            if Path(read_manifest(run.parent).inventory) != inventory:
+            if read_manifest(run.parent).inventory != shown_path(inventory):
                 continue
             for trial in read_trials(run.parent):
                 signature = trial.details.get("step")

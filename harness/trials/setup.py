@@ -12,7 +12,7 @@ from typing import Any
 import harness
 from harness.inventory import Inventory
 from harness.runs.schema import NodeFacts, RunManifest
-from harness.settings import REPOSITORY
+from harness.settings import REPOSITORY, shown_path
 from harness.trials.check import check_fit, check_models
 from harness.trials.client import RouterClient
 from harness.trials.estimate import earlier_durations, estimate
@@ -70,7 +70,7 @@ async def settle(options: Options, profile: Profile, inventory: Inventory, route
         zip(inventory.nodes, await asyncio.gather(*(read_state(node) for node in nodes)), strict=True)
     )
     check_fit(profile, inventory, {name: state.facts for name, state in states.items()}, models)
-    earlier = earlier_durations(options.reports, options.inventory.resolve())
+    earlier = earlier_durations(options.reports, options.inventory)
     seconds, known = estimate(profile, models, earlier)
     used = {name: models[name] for name in profile.models}
     return Setting(used, states, seconds, known)
@@ -83,7 +83,7 @@ def make_manifest(run: str, profile_name: str, text: str, options: Options, sett
         run=run,
         profile=profile_name,
         profile_text=text,
-        inventory=str(options.inventory.resolve()),
+        inventory=shown_path(options.inventory),
         started_ns=time.time_ns(),
         harness_version=harness.__version__,
         harness_commit=_commit(),

@@ -123,7 +123,7 @@ def _unit(name: str, properties: dict[str, str]) -> tuple[str, str, bool]:
     restarts = properties.get("NRestarts", "0")
     if restarts not in ("", "0"):
         words += f", {restarts} restart{'s' if restarts != '1' else ''}"
-    return name.removesuffix(".service"), words, state == "active"
+    return name.removesuffix(".service").removeprefix("llama-"), words, state == "active"
 
 
 def _uniform(nodes: list[NodeFacts]) -> tuple[str, bool]:
