@@ -1,5 +1,6 @@
 """The lab's network: a bridge, a fence around it, and one cable per machine, shaped where asked."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -15,7 +16,8 @@ def bridge_up(lab: LabSpec) -> bool:
     """Have the lab's bridge with this computer's address on it; tells whether anything changed."""
     changed = False
     if not succeeds("ip", "link", "show", lab.bridge):
-        run("ip", "link", "add", lab.bridge, "type", "bridge")
+        address = hardware_address(lab.name, lab.bridge)
+        run("ip", "link", "add", lab.bridge, "address", address, "type", "bridge")
         changed = True
     state = json.loads(run("ip", "-j", "addr", "show", "dev", lab.bridge))[0]
     if str(lab.gateway) not in {entry.get("local") for entry in state["addr_info"]}:
@@ -64,10 +66,23 @@ def fence_down(lab: LabSpec) -> bool:
     return True
 
 
+def hardware_address(lab: str, device: str) -> str:
+    """MAC address of a device of the lab, the same whenever it is made: unicast, locally administered.
+
+    One drawn anew at each boot would leave neighbours with a stale entry, and some seconds without an answer;
+    and a bridge without one of its own takes the lowest of its cables', which come and go.
+    """
+    digest = hashlib.sha256(f"{lab} {device}".encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
+
+
 def plug(lab: LabSpec, machine: MachineSpec, namespace: Path) -> None:
     """Give a fresh network namespace (a file) its cable, address and rate."""
     cable = veth_name(lab.name, machine.name)
-    run("ip", "link", "add", cable, "type", "veth", "peer", "name", MACHINE_INTERFACE, "netns", namespace)
+    outer = hardware_address(lab.name, cable)
+    inner = hardware_address(lab.name, f"{machine.name} {MACHINE_INTERFACE}")
+    peer = ("peer", "name", MACHINE_INTERFACE, "address", inner, "netns", namespace)
+    run("ip", "link", "add", cable, "address", outer, "type", "veth", *peer)
     run("ip", "link", "set", cable, "master", lab.bridge, "up")
     inside = ("nsenter", f"--net={namespace}")
     address = f"{machine.address}/{lab.network.prefixlen}"
