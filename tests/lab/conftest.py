@@ -25,10 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def lab2() -> Iterator[LabUnderTest]:
     """The two-node lab of tests/lab/inventory, booted once for all tests.
 
-    It is taken down at the end unless LLAMA_HARNESS_KEEP_LAB=1, or unless it stood before the tests began.
+    Whatever an earlier session left of it is taken down first, so that each begins with fresh machines. With
+    LLAMA_HARNESS_KEEP_LAB=1 a lab that stands is used as it is, and is left standing.
     """
     lab = LabUnderTest(HERE / "inventory")
-    keep = os.environ.get("LLAMA_HARNESS_KEEP_LAB") == "1" or (lab.folder / "lab.json").exists()
+    keep = os.environ.get("LLAMA_HARNESS_KEEP_LAB") == "1"
+    if not keep and lab.folder.exists():
+        lab.down()
     lab.up()
     try:
         yield lab
@@ -41,3 +44,10 @@ def lab2() -> Iterator[LabUnderTest]:
 def models() -> None:
     """The two small models, in the folder that the machines see."""
     ensure(["smollm2", "1b-q8_0"], None)
+
+
+@pytest.fixture(scope="session")
+def deployed(lab2: LabUnderTest, models: None) -> LabUnderTest:
+    """The lab with everything of site.yml, until test_teardown.py takes it away."""
+    lab2.ansible("site.yml")
+    return lab2

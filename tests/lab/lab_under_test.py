@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class LabUnderTest:
 
     path: Path
 
-    @property
+    @cached_property
     def inventory(self) -> Inventory:
         return load_inventory(self.path)
 

@@ -38,7 +38,10 @@ def throwaway(tmp_path_factory: pytest.TempPathFactory) -> LabUnderTest:
     """A lab of two small machines that a test may break; not up yet."""
     path = tmp_path_factory.mktemp("t1") / "hosts.yml"
     path.write_text(INVENTORY)
-    return LabUnderTest(path)
+    lab = LabUnderTest(path)
+    if traces("t1"):  # of a session that was killed
+        lab.down()
+    return lab
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +245,7 @@ def test_a_machine_uses_no_more_than_its_share_of_a_core(booted: LabUnderTest) -
 def test_a_reboot_comes_back_with_limit_link_and_ssh(booted: LabUnderTest) -> None:
     boot_id = booted.run("node1", "cat", "/proc/sys/kernel/random/boot_id").stdout.strip()
     before = machine(booted, "node1")
+    hardware = booted.run("node1", "cat", "/sys/class/net/host0/address").stdout
     booted.run("node1", "touch", "/root/kept", "/run/lost")
     booted.run("node1", "nft", "add", "table", "inet", "lost")
     booted.run("node1", "systemctl", "reboot", check=False)
@@ -252,6 +256,7 @@ def test_a_reboot_comes_back_with_limit_link_and_ssh(booted: LabUnderTest) -> No
     after = machine(booted, "node1")
     assert after.boots == before.boots + 1
     assert (after.state, after.memory_limit, after.rate_bits) == ("running", 256 * MIB, 100_000_000)
+    assert booted.run("node1", "cat", "/sys/class/net/host0/address").stdout == hardware
     assert "tbf" in booted.run("node1", "tc", "qdisc", "show", "dev", "host0").stdout
     assert booted.run("node1", "ls", "/root/kept", "/run/lost", check=False).stdout.strip() == "/root/kept"
     assert booted.run("node1", "nft", "list", "tables").stdout.strip() == ""
@@ -350,8 +355,6 @@ def cut_short(lab: LabUnderTest, task: str, extra: dict[str, object], delay_s: f
         ({"lab_node_host_packages": {"no-such-tool": "the-package"}}, "apt-get install the-package"),
         ({"lab_node_network": "10.77.99.0/24"}, "10.77.45.11"),
         ({"lab_node_memory": "much"}, "'much' is not a size"),
-        ({"lab_node_rate": "fast"}, "rate"),
-        ({"lab_node_lab": "Not A Name"}, "name"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line_before_anything_is_touched(

@@ -61,18 +61,6 @@ def test_the_pinned_build_says_its_number_and_commit(nodes: list[Node]) -> None:
 
 
 @pytest.mark.usefixtures("deployed")
-def test_a_second_deployment_changes_nothing_and_is_quick() -> None:
-    again = run_playbook(PLAYBOOK, INVENTORY)
-    assert again.changed_tasks == []
-    assert again.seconds < 30
-
-
-@pytest.mark.usefixtures("deployed")
-def test_a_check_of_a_deployed_lab_is_clean() -> None:
-    assert run_playbook(PLAYBOOK, INVENTORY, check=True).changed_tasks == []
-
-
-@pytest.mark.usefixtures("deployed")
 def test_a_damaged_file_is_replaced_on_its_node_without_a_build(nodes: list[Node]) -> None:
     before = hashes(nodes[0], "/opt/llama.cpp/current")
     on(nodes[0], "sh", "-c", "printf x >> /opt/llama.cpp/current/bin/llama-bench")

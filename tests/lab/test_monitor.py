@@ -13,6 +13,8 @@ NODES = ("node1", "node2")
 UNIT = "llama-node-monitor.service"
 COMMAND = "/opt/llama-harness/venv/bin/llama-node-monitor"
 MIB = 1 << 20
+# As control groups version 2 name it, or version 1.
+LIMIT = "cat /run/llama-lab/cgroup/memory.max || cat /run/llama-lab/cgroup/memory.limit_in_bytes"
 
 pytestmark = pytest.mark.lab
 
@@ -59,26 +61,20 @@ def test_monitor_runs_in_a_sandbox(nodes: dict[str, Host]) -> None:
     assert exposure <= 1.5
 
 
-@pytest.mark.parametrize("check", [False, True])
-def test_second_deployment_changes_nothing(nodes: dict[str, Host], lab2: LabUnderTest, check: bool) -> None:
-    assert lab2.ansible(PLAYBOOK, check=check).changed_tasks == []
-
-
-@pytest.mark.parametrize("name", NODES)
-def test_samples_come_every_second_from_the_nodes_own_cgroup(nodes: dict[str, Host], name: str) -> None:
-    since = next_sample(nodes[name]).time_ns
+def test_samples_come_every_second_from_the_nodes_own_cgroup(nodes: dict[str, Host]) -> None:
+    since = {name: next_sample(node).time_ns for name, node in nodes.items()}
     time.sleep(11)
-    taken = samples(nodes[name], since)
-    seconds = [round(sample.time_ns / 1e9) for sample in taken]
-    assert len(set(seconds)) == len(seconds) >= 9
-    assert seconds[-1] - seconds[0] <= len(seconds)  # at most one was late
-    memory = taken[-1].memory
-    assert memory.source is Source.CGROUP
-    limit = nodes[name].check_output("cat /run/llama-lab/cgroup/memory.limit_in_bytes")
-    assert memory.total_bytes == int(limit)
-    assert taken[-1].node == name
-    assert taken[-1].network is not None
-    assert taken[-1].cpu_s > taken[0].cpu_s
+    for name, node in nodes.items():
+        taken = samples(node, since[name])
+        seconds = [round(sample.time_ns / 1e9) for sample in taken]
+        assert len(set(seconds)) == len(seconds) >= 9
+        assert seconds[-1] - seconds[0] <= len(seconds)  # at most one was late
+        memory = taken[-1].memory
+        assert memory.source is Source.CGROUP
+        assert memory.total_bytes == int(node.check_output(LIMIT))
+        assert taken[-1].node == name
+        assert taken[-1].network is not None
+        assert taken[-1].cpu_s > taken[0].cpu_s
 
 
 def test_monitor_costs_little(nodes: dict[str, Host]) -> None:
@@ -88,7 +84,7 @@ def test_monitor_costs_little(nodes: dict[str, Host]) -> None:
         return sum(int(field) for field in fields[11:15]) / 100  # its own and its children's
 
     before, began = spent_s(), time.monotonic()
-    time.sleep(30)
+    time.sleep(20)
     assert (spent_s() - before) / (time.monotonic() - began) < 0.01
     pid = nodes["node1"].check_output(f"systemctl show --property MainPID --value {UNIT}")
     resident = nodes["node1"].check_output(f"grep VmHWM /proc/{pid}/status").split()[1]

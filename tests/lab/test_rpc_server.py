@@ -82,11 +82,6 @@ def test_service_is_enabled_and_listens_on_its_address_alone(nodes: dict[str, Ho
     assert serves(nodes[name], name)
 
 
-@pytest.mark.parametrize("check", [False, True])
-def test_second_deployment_changes_nothing(nodes: dict[str, Host], check: bool) -> None:
-    assert run_playbook(PLAYBOOK, INVENTORY, check=check).changed_tasks == []
-
-
 def test_head_node_is_admitted(nodes: dict[str, Host]) -> None:
     assert connect(nodes[HEAD], OTHER) == "protocol 3.0.0"
 
@@ -275,5 +270,4 @@ def test_backend_serves_again_after_a_reboot(nodes: dict[str, Host]) -> None:
 
     wait_until(rebooted, 90)
     assert "10.77.44.12" in node.check_output("nft list table inet llama_rpc")
-    # A lab node may come back with another hardware address: its neighbours take some seconds to notice.
-    wait_until(lambda: connect(nodes[HEAD], OTHER) == "protocol 3.0.0", 30)
+    wait_until(lambda: connect(nodes[HEAD], OTHER) == "protocol 3.0.0", 10)

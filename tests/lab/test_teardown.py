@@ -25,13 +25,6 @@ true
 
 
 @pytest.fixture(scope="module")
-def deployed(lab2: LabUnderTest, models: None) -> LabUnderTest:
-    """The lab with everything of site.yml."""
-    lab2.ansible("site.yml")
-    return lab2
-
-
-@pytest.fixture(scope="module")
 def collected(deployed: LabUnderTest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("collected")
     deployed.ansible("collect.yml", collect_dest=str(folder))
