@@ -9,7 +9,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 export ANSIBLE_INVENTORY := $(INVENTORY)
 export HARNESS_INVENTORY := $(INVENTORY)
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+# `su` without a dash leaves sbin out, and SSH may bring a locale that is not installed here; Ansible and dpkg stop at either.
+export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
+export LC_ALL := C.UTF-8
 
 # Debian packages of the control machine: Python, and what the lab's machines are made with.
 HOST_PACKAGES := python3 python3-venv openssh-client iproute2 nftables systemd-container mmdebstrap
@@ -41,11 +43,11 @@ unit: .venv/.installed ## Run the unit tests
 
 .PHONY: lab-test
 lab-test: .venv/.installed host-packages ## Run the tests that boot real machines
-	pytest -q tests/lab
+	pytest -q --durations=10 tests/lab
 
 .PHONY: integration
 integration: .venv/.installed host-packages ## Run the tests that need real llama.cpp processes
-	pytest -q tests/integration
+	pytest -q --durations=10 tests/integration
 
 .PHONY: browser
 browser: .venv/.installed test-packages ## Run the tests that look at pages in a real browser
