@@ -27,8 +27,12 @@ class Node:
         """``address:port`` of the node's rpc-server."""
         return f"{self.address}:{self.variables.get('rpc_server_port', RPC_PORT)}"
 
-    def ssh(self, *argv: str) -> list[str]:
-        """Command line that runs ``argv`` on this node over SSH, as Ansible would reach it."""
+    def ssh(self, *argv: str, root: bool = False) -> list[str]:
+        """Command line that runs ``argv`` on this node over SSH, as Ansible would reach it.
+
+        Args:
+            root: as the superuser; a user who is not root needs sudo without a password, as for Ansible.
+        """
         v = self.variables
         command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
         if key := v.get("ansible_ssh_private_key_file"):
@@ -36,7 +40,11 @@ class Node:
         if port := v.get("ansible_port"):
             command += ["-p", str(port)]
         command += shlex.split(str(v.get("ansible_ssh_common_args", "")))
+        # After the inventory's own, which win: a node that vanishes ends the connection all the same.
+        command += ["-o", "ServerAliveInterval=15"]
         user = v.get("ansible_user", "root")
+        if root and user != "root":
+            argv = ("sudo", "-n", *argv)
         return [*command, f"{user}@{self.address}", shlex.join(argv)]
 
 
@@ -110,21 +118,21 @@ def parse_inventory(path: Path, listing: dict[str, Any]) -> Inventory:
     hostvars: dict[str, dict[str, Any]] = listing.get("_meta", {}).get("hostvars", {})
     groups: dict[str, set[str]] = {}
 
-    def members(group: str) -> set[str]:
+    def members(group: str) -> list[str]:
         entry = listing.get(group, {})
-        hosts = set(entry.get("hosts", []))
-        for child in entry.get("children", []):
-            hosts |= members(child)
-        return hosts
+        below = [host for child in entry.get("children", []) for host in members(child)]
+        return list(dict.fromkeys([*entry.get("hosts", []), *below]))
 
     for group in listing:
         if group not in ("_meta", "all"):
             for host in members(group):
                 groups.setdefault(host, set()).add(group)
+    # Ansible sorts the variables by name; the groups keep the order in which hosts were written.
+    ordered = dict.fromkeys(host for group in ("all", *listing) for host in members(group))
     nodes = {
         name: Node(name, str(variables.get("ansible_host", name)), frozenset(groups.get(name, ())), variables)
-        for name, variables in sorted(hostvars.items())
-        if variables.get("ansible_connection") != "local"
+        for name in dict.fromkeys([*ordered, *sorted(hostvars)])
+        if (variables := hostvars.get(name, {})).get("ansible_connection") != "local"
     }
     if not nodes:
         raise HarnessError(f"inventory {path} holds no nodes")

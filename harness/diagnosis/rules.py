@@ -15,7 +15,14 @@ from harness.diagnosis.evidence import LLAMA_SERVER, RPC_SERVER, Inputs
 from harness.diagnosis.model import Confidence, Evidence, FailureClass
 
 Condition = Callable[[Inputs], list[Evidence] | None]
-"""Gives the evidence for a condition; an empty list where it holds without any; None where it does not."""
+"""Gives the evidence for a condition; an empty list where it holds without any; None where it does not.
+
+Its docstring says in words what it asks for: docs/diagnoses.md is made from it.
+"""
+
+
+def _always(inputs: Inputs) -> list[Evidence]:
+    return []
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Rule:
     confidence: Confidence
     advice: str
     patterns: tuple[re.Pattern[str], ...] = ()
-    when: Condition = lambda inputs: []
+    when: Condition = _always
     processes: tuple[str, ...] = (LLAMA_SERVER, RPC_SERVER)
 
     def evidence(self, inputs: Inputs) -> list[Evidence] | None:
@@ -47,6 +54,8 @@ def _any(*texts: str) -> tuple[re.Pattern[str], ...]:
 
 
 def _not_distributed(inputs: Inputs) -> list[Evidence] | None:
+    """It should be distributed, runs or ended quietly, and its log offloads fewer layers than the model has,
+    or shows a planned backend without a model buffer"""
     if not inputs.expect_distributed or not (inputs.running or _ended_quietly(inputs)):
         return None
     gap = seen.offload_gap(inputs)
@@ -60,6 +69,7 @@ def _ended_quietly(inputs: Inputs) -> bool:
 
 
 def _told_busy(inputs: Inputs) -> list[Evidence] | None:
+    """We sent SIGTERM, SIGINT or SIGKILL with a request in flight, and it did not exit with code 0"""
     if inputs.exit and inputs.exit.code == 0:
         return None
     sent = [s for s in seen.our_signals(inputs, "SIGTERM", "SIGINT", "SIGKILL") if s.requests_in_flight > 0]
@@ -67,6 +77,7 @@ def _told_busy(inputs: Inputs) -> list[Evidence] | None:
 
 
 def _told_idle(inputs: Inputs) -> list[Evidence] | None:
+    """We sent SIGTERM, SIGINT or SIGKILL, and it exited with code 0 or died of that signal"""
     sent = seen.our_signals(inputs, "SIGTERM", "SIGINT", "SIGKILL")
     if not sent or inputs.exit is None:
         return None
@@ -77,24 +88,36 @@ def _told_idle(inputs: Inputs) -> list[Evidence] | None:
 
 
 def _exit_code_0(inputs: Inputs) -> list[Evidence] | None:
+    """It exited with code 0"""
     return [] if inputs.exit and inputs.exit.code == 0 else None
 
 
+def _runs(inputs: Inputs) -> list[Evidence] | None:
+    """It runs"""
+    return [] if inputs.running else None
+
+
 def _died_of(*numbers: signal.Signals) -> Condition:
-    return lambda inputs: [] if seen.died_of(inputs, *numbers) else None
+    def died(inputs: Inputs) -> list[Evidence] | None:
+        return [] if seen.died_of(inputs, *numbers) else None
+
+    died.__doc__ = f"It died of {' or '.join(number.name for number in numbers)}"
+    return died
 
 
 def _abnormal_end(inputs: Inputs) -> list[Evidence] | None:
-    """It ended otherwise than with code 0, or how it ended is not known."""
+    """It ended, and not with code 0 (or nobody knows how)"""
     return None if inputs.running or (inputs.exit and inputs.exit.code == 0) else []
 
 
 _KERNEL_OOM = re.compile(
     r"(?i)out of memory: killed process|oom-kill|killed process \d+ \((rpc-server|llama-server)|oom_reaper"
+    r"|killed by the oom killer"
 )
 
 
 def _oom_killed(inputs: Inputs) -> list[Evidence] | None:
+    """It died of a SIGKILL that is not ours, while its node counted an OOM kill or the kernel logged one"""
     if not seen.died_of(inputs, signal.SIGKILL) or seen.our_signals(inputs, "SIGKILL"):
         return None
     nodes = [inputs.node] if inputs.node else [*inputs.oom_kills, *inputs.journal]
@@ -107,7 +130,7 @@ def _oom_killed(inputs: Inputs) -> list[Evidence] | None:
 
 
 def _silent_death_at_start(inputs: Inputs) -> list[Evidence] | None:
-    """SIGSEGV before the first line of a coordinator: a closed ``--rpc`` port, in builds up to 6792."""
+    """A coordinator died of SIGSEGV before its first line: a closed `--rpc` port, in builds up to 6792"""
     printed = any(line.strip() for lines in inputs.logs.values() for line in lines)
     coordinates = inputs.plan is not None or "--rpc" in inputs.argv
     if printed or not inputs.logs or not coordinates or not seen.died_of(inputs, signal.SIGSEGV):
@@ -182,7 +205,7 @@ RULES: tuple[Rule, ...] = (
         _CERTAIN,
         "The backend lives, but could not take what it was given: give its node fewer layers.",
         _ALLOCATION_FAILED,
-        when=lambda inputs: [] if inputs.running else None,
+        when=_runs,
         processes=(RPC_SERVER,),
     ),
     Rule(

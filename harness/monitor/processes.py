@@ -5,9 +5,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from harness.monitor.proc import PROC, pairs
-from harness.monitor.sample import Process
+from harness.monitor.sample import RPC_SERVERS, Process
 
-LLAMA_CPP_NAMES = ("rpc-server", "ggml-rpc-server", "llama-server")
+LLAMA_CPP_NAMES = (*RPC_SERVERS, "llama-server")
 
 _LOOKS = 3
 """How often a new process is looked at: its name changes when it execs, a moment after it appears."""

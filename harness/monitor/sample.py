@@ -4,6 +4,9 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+RPC_SERVERS = ("rpc-server", "ggml-rpc-server")
+"""What llama.cpp calls a backend's process, by release."""
+
 
 class Source(StrEnum):
     """Where a group of figures was read."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from harness.monitor.sample import RPC_SERVERS
 from harness.runs.schema import Request
 
 Row = dict[str, Any]
@@ -16,7 +17,7 @@ def flatten(table: str, record: Row) -> Row:
 
 def _sample(record: Row) -> Row:
     row = _dotted(record, nested=("memory", "rpc", "network"), text=("units", "processes"))
-    for prefix, names in (("rpc", ("rpc-server", "ggml-rpc-server")), ("server", ("llama-server",))):
+    for prefix, names in (("rpc", RPC_SERVERS), ("server", ("llama-server",))):
         group = [p for p in record.get("processes", ()) if p["name"] in names]
         row[f"{prefix}_rss_bytes"] = sum(p["rss_bytes"] for p in group)
         row[f"{prefix}_swap_bytes"] = sum(p["swap_bytes"] for p in group)

@@ -1,9 +1,9 @@
-"""Before anything is touched: are the models there, and can they fit?"""
+"""Before anything is touched: are the models there, is it one build everywhere, and can the models fit?"""
 
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.inventory import Inventory
+from harness.inventory import Inventory, Node
 from harness.runs.schema import NodeFacts
 from harness.trials.profile import LoadStep, Profile
 
@@ -24,6 +24,46 @@ def check_models(profile: Profile, known: dict[str, dict[str, Any]], url: str) -
                 f"Make it with `harness model synth` or `harness model fetch`, then bring it to the head "
                 f"node with playbooks/models.yml"
             )
+
+
+def check_builds(inventory: Inventory, facts: dict[str, NodeFacts]) -> None:
+    """The coordinator and every backend run one build, and nodes of one platform the same binaries.
+
+    rpc-server's greeting cannot tell builds of one protocol apart. Nodes without a manifest are let through:
+    what they run was not deployed from here.
+
+    Raises:
+        HarnessError: a node runs something else than the head node.
+    """
+    head = facts[inventory.head.name]
+    for node in inventory.backends:
+        there = facts[node.name]
+        if head.build is None or there.build is None:
+            continue
+        if (there.build, there.commit) != (head.build, head.commit):
+            seen, wanted = f"llama.cpp {_build(there)}", _build(head)
+        elif _shared(node, there, head) and _rpc_server(there) != _rpc_server(head):
+            seen, wanted = f"another rpc-server ({_rpc_server(there)})", str(_rpc_server(head))
+        else:
+            continue
+        raise HarnessError(
+            f"{node.name} runs {seen} and {head.name} runs {wanted}: a coordinator and its backends must be "
+            f"of one build; deploy again (harness deploy --inventory {inventory.path})"
+        )
+
+
+def _shared(node: Node, there: NodeFacts, head: NodeFacts) -> bool:
+    """Whether the node's build was made once for it and the head node."""
+    return there.platform == head.platform and not node.variables.get("llama_cpp_build_per_node")
+
+
+def _build(facts: NodeFacts) -> str:
+    return f"{facts.build} ({facts.commit or 'commit unknown'})"
+
+
+def _rpc_server(facts: NodeFacts) -> str | None:
+    sha256 = facts.binaries.get("rpc-server")
+    return sha256 and sha256[:12]
 
 
 def check_fit(

@@ -2,10 +2,14 @@
 
 import asyncio
 import contextlib
+import time
+from collections.abc import Sequence
 
+from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
 from harness.errors import HarnessError
-from harness.runs.schema import CoordinatorPhase, CoordinatorState
+from harness.runs.schema import CoordinatorPhase, CoordinatorState, Request
 from harness.trials.context import Context
+from harness.trials.evidence import diagnose_with_nodes
 from harness.trials.lab import lab_memory_limit
 
 DIAGNOSED_WITHIN_S = 8.0
@@ -22,15 +26,19 @@ async def stop(ctx: Context, trial: str | None, deadline_s: float = 60) -> Coord
     if state.phase is CoordinatorPhase.ABSENT:
         return None
     await keep_log(ctx, state)
+    await diagnose_with_nodes(ctx, state)
     record_end(ctx, trial, state)
     return state
 
 
 def feed_again(ctx: Context) -> None:
-    """Give every starved machine its memory back."""
+    """Give every starved machine its memory back; one that cannot have it is a warning of the run."""
     for node in sorted(ctx.starved):
-        if ctx.lab is not None:
-            lab_memory_limit(ctx.lab, node, None)
+        try:
+            if ctx.lab is not None:
+                lab_memory_limit(ctx.lab, node, None)
+        except HarnessError as error:
+            ctx.event(time.time_ns(), "warning", None, node, message=f"still starved: {error}")
     ctx.starved.clear()
 
 
@@ -70,7 +78,7 @@ def record_end(ctx: Context, trial: str | None, state: CoordinatorState) -> None
 
 
 async def ended_state(ctx: Context) -> CoordinatorState | None:
-    """State of the loaded start after something went wrong; waits a little for its diagnosis."""
+    """State of the loaded start after something went wrong; waits a little for its end and diagnosis."""
     if ctx.loaded is None:
         return None
     state = None
@@ -81,4 +89,20 @@ async def ended_state(ctx: Context) -> CoordinatorState | None:
                 if state is None or (state.phase is CoordinatorPhase.ENDED and state.diagnosis):
                     break
                 await asyncio.sleep(0.5)
+    if state is not None:
+        await keep_log(ctx, state)
+        await diagnose_with_nodes(ctx, state)
     return state
+
+
+def diagnose_requests(state: CoordinatorState | None, sent: Sequence[Request], wrong: str) -> Diagnosis:
+    """Why requests went wrong: the coordinator's own end, where it ended; else what the client saw."""
+    if state and state.diagnosis:
+        return state.diagnosis
+    late = any(request.error and request.error.startswith("no end within") for request in sent)
+    return Diagnosis(
+        failure_class=FailureClass.HUNG if late else FailureClass.UNKNOWN,
+        evidence=[Evidence(source="requests", line=wrong)],
+        confidence=Confidence.POSSIBLE,
+        advice="Read the coordinator's log and the journals of the backends in the run's logs folder.",
+    )

@@ -2,14 +2,14 @@
 
 import time
 
-from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
-from harness.runs.schema import CoordinatorState, Outcome, Request
+from harness.diagnosis.model import FailureClass
+from harness.diagnosis.thrash import find_thrash
+from harness.runs.metrics import summarise
+from harness.runs.schema import CoordinatorPhase, Outcome
 from harness.trials.context import Context, Finding, judge
-from harness.trials.coordinator import ended_state
-from harness.trials.metrics import summarise
+from harness.trials.coordinator import diagnose_requests, ended_state
 from harness.trials.profile import InferenceStep
 from harness.trials.requests import measure, shortfall
-from harness.trials.thrash import find_thrash
 
 
 async def run_inference(ctx: Context, trial: str, step: InferenceStep) -> Finding:
@@ -28,16 +28,26 @@ async def run_inference(ctx: Context, trial: str, step: InferenceStep) -> Findin
     )
     metrics = summarise(sent)
     wrong = shortfall(
-        sent, prompt_tokens=step.prompt_tokens, generated_tokens=step.generated_tokens, repeats=step.repeats
+        sent,
+        route="coordinator",
+        prompt_tokens=step.prompt_tokens,
+        generated_tokens=step.generated_tokens,
+        repeats=step.repeats,
     )
-    # An error may be the coordinator's end: the router then knows of it within seconds.
-    state = await (ended_state(ctx) if wrong else ctx.router.start(ctx.loaded.start_id))
+    state = None
+    if wrong is None:
+        state = await ctx.router.start(ctx.loaded.start_id)
+        if state is None or state.phase is not CoordinatorPhase.READY:
+            wrong = "the coordinator that was loaded has ended: another one answered"
+    if wrong:
+        # An error may be the coordinator's end: the router then knows of it within seconds.
+        state = await ended_state(ctx)
     ended_ns = time.time_ns()
     await ctx.sampler.caught_up(ended_ns)
     names = [node.name for node in ctx.inventory.backends]
-    thrash = find_thrash(ctx.sampler.series, names, started_ns, ended_ns)
+    thrash = find_thrash(ctx.sampler.series.windows(names, started_ns, ended_ns))
     answer = wrong or _figures(metrics)
-    diagnosis = _failure(state, sent, wrong) if wrong else None
+    diagnosis = diagnose_requests(state, sent, wrong) if wrong else None
     if diagnosis is None and thrash is not None:
         answer += f"; thrashed: {thrash.evidence[0].source}: {thrash.evidence[0].line}"
         diagnosis = thrash if step.expected is FailureClass.SWAP_THRASH else None
@@ -52,16 +62,4 @@ def _figures(metrics: dict[str, float]) -> str:
     return (
         f"first token after {figure('ttft_s_median')} s, {figure('decode_tokens_per_s_median')} tokens/s "
         f"(server: {figure('server_decode_tokens_per_s_median')})"
-    )
-
-
-def _failure(state: CoordinatorState | None, sent: list[Request], wrong: str) -> Diagnosis:
-    if state and state.diagnosis:
-        return state.diagnosis
-    late = any(request.error and request.error.startswith("no end within") for request in sent)
-    return Diagnosis(
-        failure_class=FailureClass.HUNG if late else FailureClass.UNKNOWN,
-        evidence=[Evidence(source="requests", line=wrong)],
-        confidence=Confidence.POSSIBLE,
-        advice="Read the coordinator's log and the journals of the backends in the run's logs folder.",
     )

@@ -12,11 +12,15 @@ from harness.inventory import Node
 from harness.runs.schema import CoordinatorState, Outcome
 from harness.trials.client import LoadRequest, RouterRefusedError
 from harness.trials.context import Context, Finding, Loaded, LoadKey, judge
-from harness.trials.coordinator import keep_log, record_end, stop
+from harness.trials.coordinator import diagnose_requests, ended_state, keep_log, record_end, stop
+from harness.trials.evidence import diagnose_with_nodes
 from harness.trials.lab import lab_memory_limit, stated_rate
 from harness.trials.nodes import make_cold
 from harness.trials.profile import LoadStep
 from harness.trials.stream import ChatRequest
+
+WARM_SHARE = 0.5
+"""A warm load that moves this much of what the cold one moved found nothing in the caches."""
 
 
 async def run_load(ctx: Context, trial: str, step: LoadStep) -> Finding:
@@ -34,7 +38,9 @@ async def run_load(ctx: Context, trial: str, step: LoadStep) -> Finding:
     if step.cache == "cold":
         ctx.say("emptying caches")
         path = str(ctx.models[step.model]["path"])
-        details["made_cold"] = await make_cold(ctx.inventory.backends, ctx.inventory.head, path)
+        made = await make_cold(ctx.inventory.backends, ctx.inventory.head, path)
+        details["made_cold"] = made
+        _warn_of_warm_pages(ctx, trial, made)
     request = LoadRequest(
         model=step.model,
         plan=_plan(ctx, step, key),
@@ -47,7 +53,7 @@ async def run_load(ctx: Context, trial: str, step: LoadStep) -> Finding:
     )
     if step.starve:
         assert ctx.lab is not None  # noqa: S101 - _skipped says so
-        ctx.starved.add(step.starve.node)
+        ctx.starved.add(ctx.lab.machine(step.starve.node).name)
         lab_memory_limit(ctx.lab, step.starve.node, step.starve.memory)
         details["starved"] = step.starve.model_dump()
     ctx.say("loading")
@@ -93,40 +99,68 @@ async def _ready(
         )
     ctx.loaded = Loaded(state.start_id, step.model, request)
     gap = undistributed(state)
-    canary_error = None
+    diagnosis = gap
     if gap is None:
         ctx.plans[key] = state.plan
-        canary_error = await _canary(ctx, trial, step, state)
+        state, diagnosis = await _canary(ctx, trial, step, state)
     await keep_log(ctx, state)
     await ctx.sampler.caught_up(ended_ns)
     metrics = _metrics(ctx, state) | _wire(ctx, state, started_ns, ended_ns, details)
-    diagnosis = gap or canary_error
     if gap:
         diagnosis = _with_log(ctx, state, gap)
         metrics |= _local_footprint(state)
-    outcome, answer = judge(diagnosis, step.expected, _answer(state, metrics, diagnosis))
+    answer = _answer(state, metrics, diagnosis)
+    if diagnosis is None and (reason := _not_warm(ctx, step, key, metrics)):
+        return Finding(Outcome.FAILED, f"{answer}: {reason}", step.expected, state, None, metrics, details)
+    outcome, answer = judge(diagnosis, step.expected, answer)
     return Finding(outcome, answer, step.expected, state, diagnosis, metrics, details)
 
 
-async def _canary(ctx: Context, trial: str, step: LoadStep, state: CoordinatorState) -> Diagnosis | None:
-    """Ask for one token: until then a load has not shown that every backend computes."""
+def _warn_of_warm_pages(ctx: Context, trial: str, made_cold: dict[str, Any]) -> None:
+    """Say which node kept pages of a file that was to leave its page cache: such a load is not quite cold."""
+    for node, done in made_cold.items():
+        for path, kept in done["resident_after"].items():
+            if kept:
+                message = f"{kept / 2**20:,.0f} MiB of {path} stayed in the page cache of a cold load"
+                ctx.event(time.time_ns(), "warning", trial, node, message=message)
+
+
+def _not_warm(ctx: Context, step: LoadStep, key: LoadKey, metrics: dict[str, float]) -> str | None:
+    """Why a warm load does not count as one: too much crossed the wire. None where it counts."""
+    crossed = metrics.get("wire_bytes")
+    if crossed is None:
+        return None
+    if step.cache == "cold":
+        ctx.cold_wire_bytes[key] = crossed
+    cold = ctx.cold_wire_bytes.get(key)
+    if step.cache == "cold" or cold is None or crossed < WARM_SHARE * cold:
+        return None
+    return (
+        f"not warm: the cold load moved {cold / 2**20:,.0f} MiB, so the backends' caches were of no use "
+        "(llama.cpp asks them for tensors over 10 MiB only)"
+    )
+
+
+async def _canary(
+    ctx: Context, trial: str, step: LoadStep, state: CoordinatorState
+) -> tuple[CoordinatorState, Diagnosis | None]:
+    """Ask for one token: until then a load has not shown that every backend computes.
+
+    Returns:
+        The coordinator's state after it, and why no token came.
+    """
     ctx.say("one token")
     seen = await ctx.router.chat(
         ChatRequest(step.model, "the", 1, min(step.deadline_s, 300), trial=trial, warmup=True)
     )
     ctx.run.append_request(seen)
-    if seen.error or not seen.token_ns:
-        line = seen.error or "no token came"
-        return Diagnosis(
-            failure_class=FailureClass.UNKNOWN,
-            evidence=[Evidence(source="one-token canary", line=line)],
-            confidence=Confidence.POSSIBLE,
-            advice="It loaded but does not answer: read the coordinator's log and the backends' journals.",
-        )
-    if state.timings:
+    if seen.error:
+        ended = await ended_state(ctx)
+        return ended or state, diagnose_requests(ended, [seen], f"one-token canary: {seen.error}")
+    if state.timings and seen.token_ns:
         offset = ctx.clock_offset_ns.get(ctx.inventory.head.name, 0)
         state.timings.canary_ns = seen.token_ns[0] + offset
-    return None
+    return state, None
 
 
 async def _refused(
@@ -135,6 +169,7 @@ async def _refused(
     state = refusal.state
     if state is not None:
         await keep_log(ctx, state)
+        await diagnose_with_nodes(ctx, state)
         record_end(ctx, trial, state)
     diagnosis = state.diagnosis if state and state.diagnosis else _from_class(refusal)
     outcome, answer = judge(diagnosis, step.expected, str(refusal))
@@ -212,7 +247,7 @@ def _wire(
         name: count
         for share in (state.plan.shares if state.plan else [])
         if (name := share.node) != head
-        and (count := ctx.sampler.series.received(name, started_ns, ended_ns)) is not None
+        and (count := ctx.sampler.series.grown(name, "received_bytes", started_ns, ended_ns)) is not None
     }
     details["wire_bytes"] = received
     if not received:
@@ -247,7 +282,7 @@ def _answer(state: CoordinatorState, metrics: dict[str, float], diagnosis: Diagn
         return f"{ready}, {layers} offloaded; the coordinator holds {held:.1f} GiB ({ratio:.2f} x the file)"
     if diagnosis:
         return f"{ready}, {layers}, but {diagnosis.evidence[0].line}"
-    count = len(state.plan.shares) if state.plan else 0
+    count = sum(share.layers > 0 for share in state.plan.shares) if state.plan else 0
     first = f", first token after {metrics['canary_s']:.1f} s" if "canary_s" in metrics else ""
     wire = f", {metrics['wire_bytes'] / 2**20:,.0f} MiB over the wire" if "wire_bytes" in metrics else ""
     return f"{ready}{first}, {layers} on {count} backends{wire}"

@@ -36,14 +36,16 @@ class NodeState:
     """Half of the round trip: the offset is known no better than this."""
 
 
-async def run_on(node: Node, *argv: str, stdin: str = "", deadline_s: float = 30) -> Completed:
-    """Run a command on a node over SSH.
+async def run_on(
+    node: Node, *argv: str, stdin: str = "", deadline_s: float = 30, root: bool = False
+) -> Completed:
+    """Run a command on a node over SSH, with ``root`` as the superuser.
 
     Raises:
         HarnessError: the node cannot be reached, or the command did not end in time.
     """
     process = await asyncio.create_subprocess_exec(
-        *node.ssh(*argv),
+        *node.ssh(*argv, root=root),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -64,11 +66,16 @@ async def run_on(node: Node, *argv: str, stdin: str = "", deadline_s: float = 30
     )
     if done.code == 255:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise HarnessError(f"{node.name} ({node.address}) cannot be reached over SSH: {last}")
+        raise HarnessError(
+            f"{node.name} ({node.address}) cannot be reached over SSH: {last}; see that it is up "
+            "and that the inventory's user and key are right"
+        )
     return done
 
 
-async def run_script(node: Node, script: str, argument: dict[str, Any], deadline_s: float = 60) -> Any:
+async def run_script(
+    node: Node, script: str, argument: dict[str, Any], deadline_s: float = 60, root: bool = False
+) -> Any:
     """Run one of the scripts in ``remote/`` with the node's own Python; it prints JSON.
 
     Raises:
@@ -76,7 +83,7 @@ async def run_script(node: Node, script: str, argument: dict[str, Any], deadline
     """
     source = (REMOTE / script).read_text()
     argv = ("python3", "-", json.dumps(argument))
-    done = await run_on(node, *argv, stdin=source, deadline_s=deadline_s)
+    done = await run_on(node, *argv, stdin=source, deadline_s=deadline_s, root=root)
     if done.code != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise HarnessError(f"{node.name} ({node.address}): {script} failed: {last}")
@@ -110,21 +117,24 @@ async def make_cold(backends: list[Node], head: Node, model_path: str) -> dict[s
         for name, node in nodes.items()
     }
     answers = await asyncio.gather(
-        *(run_script(node, "make_cold.py", arguments[name], deadline_s=120) for name, node in nodes.items())
+        *(
+            run_script(node, "make_cold.py", arguments[name], deadline_s=120, root=True)
+            for name, node in nodes.items()
+        )
     )
     return dict(zip(nodes, answers, strict=True))
 
 
 async def read_journal(node: Node, unit: str, since_ns: int) -> str:
     """Journal of one unit since a moment (UTC, nanoseconds)."""
-    argv = (
-        "journalctl",
-        "-u",
-        unit,
-        "--since",
-        f"@{since_ns // 10**9}",
-        "-o",
-        "short-iso-precise",
-        "--no-pager",
-    )
-    return (await run_on(node, *argv, deadline_s=60)).stdout
+    return await _journalctl(node, since_ns, "-u", unit)
+
+
+async def read_kernel_log(node: Node, since_ns: int) -> str:
+    """The kernel's own lines since a moment (UTC, nanoseconds); a lab node's journal has none."""
+    return await _journalctl(node, since_ns, "--dmesg")
+
+
+async def _journalctl(node: Node, since_ns: int, *selection: str) -> str:
+    shown = ("--since", f"@{since_ns // 10**9}", "-o", "short-iso-precise", "--no-pager")
+    return (await run_on(node, "journalctl", *selection, *shown, deadline_s=60, root=True)).stdout

@@ -66,12 +66,20 @@ async def measure(
     return sent
 
 
-def shortfall(sent: list[Request], *, prompt_tokens: int, generated_tokens: int, repeats: int) -> str | None:
-    """What keeps a batch from being the one asked for; None where nothing does."""
+def shortfall(
+    sent: list[Request], *, route: str, prompt_tokens: int, generated_tokens: int, repeats: int
+) -> str | None:
+    """What keeps a batch from being the one asked for; None where nothing does.
+
+    Args:
+        route: ``pool`` or ``coordinator``: where the router had to send every request.
+    """
     for request in sent:
         if request.error:
             name = "the warm-up" if request.index == 0 else f"request {request.index}"
             return f"{name} failed: {request.error}"
+        if request.route != route:
+            return f"{request.model} was answered by the {request.route}, not by the {route}"
     measured = [request for request in sent if not request.warmup]
     if len(measured) < repeats:
         return f"no prompt of exactly {prompt_tokens} tokens came about in {ATTEMPTS} attempts"
@@ -79,4 +87,6 @@ def shortfall(sent: list[Request], *, prompt_tokens: int, generated_tokens: int,
         if request.completion_tokens != generated_tokens:
             got = request.completion_tokens
             return f"request {request.index}: {got} tokens generated, {generated_tokens} asked"
+        if not request.token_ns:
+            return f"request {request.index}: {generated_tokens} tokens generated, none of them with text"
     return None

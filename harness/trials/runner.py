@@ -18,7 +18,7 @@ from harness.runs.schema import Outcome, RunManifest, Trial
 from harness.runs.store import RunFolder, run_name
 from harness.trials.client import RouterClient, router_address
 from harness.trials.context import Context, Finding
-from harness.trials.coordinator import feed_again, keep_log, stop
+from harness.trials.coordinator import feed_again, stop
 from harness.trials.estimate import assumptions, step_signature
 from harness.trials.inference import run_inference
 from harness.trials.lab import lab_of
@@ -32,6 +32,9 @@ from harness.trials.setup import Options, Setting, make_manifest, settle
 from harness.trials.unload import run_unload
 
 ResultT = TypeVar("ResultT")
+PATIENCE_S = 60.0
+INTERRUPTED_PATIENCE_S = 5.0
+"""How long requests may still take before the coordinator is told to stop: nobody waits for them now."""
 NO_ENTRIES = "-- No entries --"
 """What journalctl prints for a unit that said nothing."""
 
@@ -255,7 +258,8 @@ async def _finish(
 ) -> None:
     """Unload, fetch journals, pack. A second signal leaves out what is not done yet."""
     try:
-        await stopper.run(_wind_down(ctx, manifest, progress))
+        patience_s = INTERRUPTED_PATIENCE_S if outcome is Outcome.INTERRUPTED else PATIENCE_S
+        await stopper.run(_wind_down(ctx, manifest, progress, patience_s))
     except Interrupted:
         progress.say("Stopped again: the coordinator may still be up (harness lab status, or /admin/unload)")
     finally:
@@ -267,10 +271,10 @@ async def _finish(
         pack(ctx.run.path)
 
 
-async def _wind_down(ctx: Context, manifest: RunManifest, progress: RunProgress) -> None:
+async def _wind_down(ctx: Context, manifest: RunManifest, progress: RunProgress, patience_s: float) -> None:
     progress.step("unloading")
     try:
-        await keep_log(ctx, await stop(ctx, None))
+        await stop(ctx, None, patience_s)
     except HarnessError as error:
         ctx.event(time.time_ns(), "warning", None, ctx.inventory.head.name, message=str(error))
         progress.say(f"warning: {error}")

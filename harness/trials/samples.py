@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from harness.inventory import Node
-from harness.monitor.sample import Sample
+from harness.monitor.sample import RPC_SERVERS, Sample
 from harness.runs.store import RunFolder
 from harness.settings import NODE_VENV
 
-RPC_SERVERS = ("rpc-server", "ggml-rpc-server")
+RPC_UNIT = "llama-rpc-server.service"
 BATCH_S = 1.0
 RETRY_S = 5.0
 Warn = Callable[[str, str], None]
@@ -32,6 +32,8 @@ class Point:
     major_faults: int
     received_bytes: int | None
     sent_bytes: int | None
+    oom_kills: int | None = None
+    rpc_restarts: int | None = None
 
 
 PEAKS = ("used_bytes", "swap_bytes", "rpc_rss_bytes", "rpc_swap_bytes")
@@ -49,6 +51,8 @@ def point(sample: Sample) -> Point:
         major_faults=sample.memory.major_faults,
         received_bytes=sample.network.received_bytes if sample.network else None,
         sent_bytes=sample.network.sent_bytes if sample.network else None,
+        oom_kills=sample.memory.oom_kills,
+        rpc_restarts=sample.units[RPC_UNIT].restarts if RPC_UNIT in sample.units else None,
     )
 
 
@@ -75,6 +79,10 @@ class Series:
         first = bisect_left(points, start_ns, key=lambda p: p.time_ns)
         return points[first : bisect_right(points, end_ns, key=lambda p: p.time_ns)]
 
+    def windows(self, nodes: Iterable[str], start_ns: int, end_ns: int) -> dict[str, list[Point]]:
+        """The same for several nodes, by name."""
+        return {node: self.window(node, start_ns, end_ns) for node in nodes}
+
     def peaks(self, start_ns: int, end_ns: int) -> dict[str, dict[str, int]]:
         """Per node the highest value of each figure in the window; nodes without a point are left out."""
         return {
@@ -92,12 +100,15 @@ class Series:
         last = min(len(points) - 1, bisect_left(points, end_ns, key=lambda p: p.time_ns))
         return (points[first], points[last]) if last > first else None
 
-    def received(self, node: str, start_ns: int, end_ns: int) -> int | None:
-        """Bytes that came over a node's interface in the window, to within the samples around it."""
+    def grown(self, node: str, counter: str, start_ns: int, end_ns: int) -> int | None:
+        """How far a counter grew in the window, to within the samples around it; None where it is not known.
+
+        Args:
+            counter: name of a counter of ``Point``: ``received_bytes``, ``oom_kills``, ...
+        """
         pair = self.around(node, start_ns, end_ns)
-        if pair is None or pair[0].received_bytes is None or pair[1].received_bytes is None:
-            return None
-        return max(0, pair[1].received_bytes - pair[0].received_bytes)
+        before, after = (getattr(one, counter) for one in pair) if pair else (None, None)
+        return None if before is None or after is None else max(0, after - before)
 
 
 class Sampler:
@@ -147,10 +158,10 @@ class Sampler:
             try:
                 await self._read(node, process)
                 await process.wait()
-            except asyncio.CancelledError:
-                process.kill()
-                await process.wait()
-                raise
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
             await asyncio.sleep(RETRY_S)
 
     async def _read(self, node: Node, process: asyncio.subprocess.Process) -> None:

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from harness.errors import HarnessError
 from harness.inventory import Inventory
 from harness.runs.schema import NodeFacts, RunManifest
 from harness.settings import REPOSITORY, shown_path
-from harness.trials.check import check_fit, check_models
+from harness.trials.check import check_builds, check_fit, check_models
 from harness.trials.client import RouterClient
 from harness.trials.estimate import earlier_durations, estimate
 from harness.trials.formulas import FORMULAS
 from harness.trials.nodes import NodeState, read_state
 from harness.trials.profile import Profile
+
+FREED_WITHIN_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Setting:
     @property
     def facts(self) -> dict[str, NodeFacts]:
         """Facts by node."""
-        return {name: state.facts for name, state in self.states.items()}
+        return _facts(self.states)
 
     @property
     def clock_offset_ns(self) -> dict[str, int]:
@@ -54,22 +57,36 @@ class Setting:
         }
 
 
+async def _look(inventory: Inventory) -> dict[str, NodeState]:
+    states = await asyncio.gather(*(read_state(node) for node in inventory.nodes.values()))
+    return dict(zip(inventory.nodes, states, strict=True))
+
+
+def _facts(states: dict[str, NodeState]) -> dict[str, NodeFacts]:
+    return {name: state.facts for name, state in states.items()}
+
+
 async def settle(options: Options, profile: Profile, inventory: Inventory, router: RouterClient) -> Setting:
     """Look at the cluster and refuse what cannot work.
 
     The coordinator that may be up is unloaded: its memory is part of what the trials need.
 
     Raises:
-        HarnessError: a node, the router or a model is not there, or a model cannot fit.
+        HarnessError: a node, the router or a model is not there, a node runs another build, or a model
+            cannot fit.
     """
     models = await router.models()
     check_models(profile, models, router.address.url)
     await router.unload()
-    nodes = list(inventory.nodes.values())
-    states = dict(
-        zip(inventory.nodes, await asyncio.gather(*(read_state(node) for node in nodes)), strict=True)
-    )
-    check_fit(profile, inventory, {name: state.facts for name, state in states.items()}, models)
+    states = await _look(inventory)
+    check_builds(inventory, _facts(states))
+    try:
+        check_fit(profile, inventory, _facts(states), models)
+    except HarnessError:
+        # The backends of a coordinator that has just ended may still be giving their memory back.
+        await asyncio.sleep(FREED_WITHIN_S)
+        states = await _look(inventory)
+        check_fit(profile, inventory, _facts(states), models)
     earlier = earlier_durations(options.reports, options.inventory)
     seconds, known = estimate(profile, models, earlier)
     used = {name: models[name] for name in profile.models}

@@ -92,6 +92,8 @@ async def stream_chat(
         seen.error = f"no end within {ask.deadline_s:.0f} s ({len(seen.token_ns)} tokens came)"
     except aiohttp.ClientError as error:
         seen.error = f"the stream broke after {len(seen.token_ns)} tokens: {error or type(error).__name__}"
+    except ValueError as error:
+        seen.error = f"the stream cannot be read after {len(seen.token_ns)} tokens: {error}"
     seen.done_ns = clock.now()
     if seen.error is None and seen.completion_tokens is None:
         seen.error = f"the stream ended after {len(seen.token_ns)} tokens without usage figures"
@@ -134,6 +136,7 @@ def error_text(body: str) -> str:
         return " ".join(body.split())[:300]
     inner = content.get("error", content) if isinstance(content, dict) else content
     if isinstance(inner, dict):
-        prefix = f"{inner['class']}: " if "class" in inner else ""
-        return prefix + str(inner.get("message", inner))[:300]
+        message = " ".join(str(inner.get("message", inner)).split())[:300]
+        failure = str(inner.get("class", ""))
+        return message if failure in message else f"{failure}: {message}"
     return str(inner)[:300]

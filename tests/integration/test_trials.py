@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 from harness.diagnosis.model import FailureClass
+from harness.runs.metrics import decode_rate, server_decode_rate
 from harness.runs.read import read_events, read_manifest, read_requests, read_table, read_trials
 from harness.runs.schema import Outcome, Request, Trial
-from harness.trials.metrics import decode_rate, server_decode_rate
 from harness.trials.progress import RunProgress
 from harness.trials.prompt import PromptSizer, words
 from harness.trials.runner import RunResult, run_benchmark

@@ -18,7 +18,7 @@ from harness.runs.schema import (
     Trial,
 )
 from harness.runs.store import RunFolder
-from harness.trials.check import check_fit, check_models
+from harness.trials.check import check_builds, check_fit, check_models
 from harness.trials.context import judge
 from harness.trials.estimate import earlier_durations, estimate, step_signature
 from harness.trials.load import undistributed
@@ -73,6 +73,39 @@ def test_load_that_is_meant_not_to_fit_is_let_through(
     inventory: Inventory, facts: dict[str, NodeFacts], text: str
 ) -> None:
     check_fit(profile(text), inventory, facts, {"big": {"file_bytes": 99 * GIB}})
+
+
+def built(facts: dict[str, NodeFacts], **changed: object) -> dict[str, NodeFacts]:
+    """The facts of nodes of one build, but for ``changed`` on node3."""
+    same = {"build": 6751, "commit": "01d2bdc2b", "platform": "p", "binaries": {"rpc-server": "ab" * 32}}
+    return {
+        name: one.model_copy(update=same | (changed if name == "node3" else {}))
+        for name, one in facts.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"build": 6743}, r"^node3 runs llama\.cpp 6743 \(01d2bdc2b\) and node2 runs 6751 .*deploy again"),
+        ({"binaries": {"rpc-server": "cd" * 32}}, "^node3 runs another rpc-server .cdcdcdcdcdcd. and node2"),
+    ],
+)
+def test_node_with_another_build_is_named(
+    inventory: Inventory, facts: dict[str, NodeFacts], changed: dict[str, object], says: str
+) -> None:
+    check_builds(inventory, built(facts))
+    with pytest.raises(HarnessError, match=says):
+        check_builds(inventory, built(facts, **changed))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"platform": "gpu", "binaries": {"rpc-server": "cd" * 32}}, {"build": None}]
+)
+def test_other_platform_and_node_without_a_manifest_are_let_through(
+    inventory: Inventory, facts: dict[str, NodeFacts], changed: dict[str, object]
+) -> None:
+    check_builds(inventory, built(facts, **changed))
 
 
 def test_missing_model_is_named_with_what_there_is() -> None:
@@ -147,6 +180,14 @@ def test_expected_class_has_to_come(
     seen: FailureClass | None, expected: FailureClass | None, outcome: Outcome
 ) -> None:
     assert judge(diagnosis(seen) if seen else None, expected, "what was seen")[0] is outcome
+
+
+@pytest.mark.parametrize(
+    "answer", ["request 1 failed", "request 1 failed: it ended (backend_lost): find why"]
+)
+def test_answer_names_its_class_once(answer: str) -> None:
+    _, text = judge(diagnosis(FailureClass.BACKEND_LOST), None, answer)
+    assert text.count("backend_lost") == 1
 
 
 def state(offloaded: int, *backends: tuple[str, int]) -> CoordinatorState:

@@ -1,8 +1,8 @@
 """Peaks, bytes over the wire and thrash, from node samples."""
 
 from harness.diagnosis.model import FailureClass
+from harness.diagnosis.thrash import find_thrash
 from harness.trials.samples import Point, Series
-from harness.trials.thrash import find_thrash
 
 S = 10**9
 MIB = 1 << 20
@@ -48,17 +48,18 @@ def test_wire_bytes_are_taken_from_the_samples_around_the_load() -> None:
     made = series(
         point(1, received=100), point(2, received=150), point(3, received=900), point(4, received=950)
     )
-    assert made.received("node1", int(2.2 * S), int(2.9 * S)) == 750
+    assert made.grown("node1", "received_bytes", int(2.2 * S), int(2.9 * S)) == 750
 
 
 def test_wire_bytes_are_unknown_without_counters() -> None:
-    assert series(point(1, received=None), point(2, received=None)).received("node1", 1 * S, 2 * S) is None
-    assert Series().received("node1", 1 * S, 2 * S) is None
+    made = series(point(1, received=None), point(2, received=None))
+    assert made.grown("node1", "received_bytes", 1 * S, 2 * S) is None
+    assert Series().grown("node1", "received_bytes", 1 * S, 2 * S) is None
 
 
 def test_node_that_lives_off_its_swap_thrashes() -> None:
     made = series(*(point(t, swapped=1300 * MIB, faults=2000 * t) for t in range(10)))
-    found = find_thrash(made, ["node1", "node2"], 0, 9 * S)
+    found = find_thrash(made.windows(["node1", "node2"], 0, 9 * S))
     assert found is not None
     assert found.failure_class is FailureClass.SWAP_THRASH
     assert found.evidence[0].source == "samples node1"
@@ -67,9 +68,9 @@ def test_node_that_lives_off_its_swap_thrashes() -> None:
 
 def test_swap_that_is_not_read_back_is_no_thrash() -> None:
     made = series(*(point(t, swapped=1300 * MIB, faults=5) for t in range(10)))
-    assert find_thrash(made, ["node1"], 0, 9 * S) is None
+    assert find_thrash(made.windows(["node1"], 0, 9 * S)) is None
 
 
 def test_faults_without_swap_are_no_thrash() -> None:
     made = series(*(point(t, faults=2000 * t) for t in range(10)))
-    assert find_thrash(made, ["node1"], 0, 9 * S) is None
+    assert find_thrash(made.windows(["node1"], 0, 9 * S)) is None

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from harness.report.load import RunData
 from harness.report.numbers import centre, quantile, slug
+from harness.runs.metrics import decode_rate, server_decode_rate, stage_rate
 from harness.runs.schema import Request
-from harness.trials.metrics import decode_rate, server_decode_rate, stage_rate
 
 FEW = 12
 """Up to this many values, all are shown."""

@@ -1,23 +1,41 @@
 """Swap thrash, told from node samples: rpc-server's memory in swap, read back page after page."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
-from harness.trials.samples import Series
 
 SWAPPED_BYTES = 128 << 20
 FAULTS_PER_S = 100.0
 
 
-def find_thrash(series: Series, nodes: Iterable[str], start_ns: int, end_ns: int) -> Diagnosis | None:
-    """Whether a backend lived off its swap during a window.
+class Pressure(Protocol):
+    """What the rule needs of one sample."""
+
+    @property
+    def time_ns(self) -> int:
+        """UTC, nanoseconds."""
+
+    @property
+    def rpc_swap_bytes(self) -> int:
+        """Memory of rpc-server that is in swap."""
+
+    @property
+    def major_faults(self) -> int:
+        """Major faults of the node, a counter."""
+
+
+def find_thrash(samples: Mapping[str, Sequence[Pressure]]) -> Diagnosis | None:
+    """Whether a backend lived off its swap.
 
     It did where rpc-server had at least 128 MiB in swap and the node took at least 100 major faults a second
     over the window: the figures of a trial of the founding report's kind lie an order of magnitude above.
+
+    Args:
+        samples: by node, in order of time, those of the window that is asked about.
     """
     evidence = []
-    for node in nodes:
-        points = series.window(node, start_ns, end_ns)
+    for node, points in samples.items():
         if len(points) < 2:
             continue
         elapsed = (points[-1].time_ns - points[0].time_ns) / 1e9

@@ -1,8 +1,8 @@
 """Figures of requests, on token times made by hand; and prompts of an exact length."""
 
 import pytest
+from harness.runs.metrics import summarise
 from harness.runs.schema import Request
-from harness.trials.metrics import summarise
 from harness.trials.prompt import PromptSizer, words
 
 S = 10**9

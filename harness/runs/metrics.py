@@ -1,4 +1,4 @@
-"""Figures of a batch of requests; formulas in ``formulas.py``."""
+"""Figures of a batch of requests; their formulas are in ``run.json`` and in the report."""
 
 from collections.abc import Sequence
 from statistics import median
