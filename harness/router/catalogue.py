@@ -1,5 +1,7 @@
 """Models on the head node's disk: the ``*.gguf`` files of one folder, named by their stems."""
 
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +26,15 @@ class Catalogue:
         self._headers: dict[ModelFile, GgufModel] = {}
 
     def files(self) -> list[ModelFile]:
-        """Every model file, by name. A folder that is not there holds none."""
+        """Every model file, by name. A folder that is not there holds none; a link to nothing is none."""
         if not self._folder.is_dir():
             return []
         found = []
         for path in sorted(self._folder.glob("*.gguf")):
-            stat = path.stat()
-            found.append(ModelFile(path.stem, path, stat.st_size, stat.st_mtime_ns))
+            with suppress(FileNotFoundError):
+                seen = path.stat()
+                if stat.S_ISREG(seen.st_mode):
+                    found.append(ModelFile(path.stem, path, seen.st_size, seen.st_mtime_ns))
         return found
 
     def find(self, name: str) -> ModelFile | None:

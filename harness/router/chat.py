@@ -141,7 +141,7 @@ class Front:
             if answer.status == 200 and asked.get("stream", True):
                 stream = self._convert(call, answer)
                 return HeldStream(stream, 200, call.headers, _NDJSON, held=stack.pop_all())
-            whole = json.loads(await while_connected(request, self._whole(call, answer)))
+            whole = _upstream_json(await while_connected(request, self._whole(call, answer)))
             if answer.status != 200:
                 raise RouterError(answer.status, "upstream", error_message(whole))
             total = time.monotonic_ns() - call.started_ns
@@ -229,6 +229,13 @@ def _parse(body: bytes) -> dict[str, Any]:
     if not isinstance(asked, dict):
         raise RouterError(400, "bad_request", "the body is not a JSON object")
     return asked
+
+
+def _upstream_json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        raise RouterError(502, "upstream", f"the server's answer is not JSON: {body[:80]!r}") from None
 
 
 def _line(event: dict[str, Any]) -> bytes:

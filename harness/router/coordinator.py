@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 
 from harness.diagnosis.model import FailureClass
+from harness.errors import HarnessError
 from harness.router.catalogue import Catalogue
 from harness.router.command import coordinator_argv, release_args
 from harness.router.config import RouterConfig
@@ -127,15 +128,19 @@ class Coordinator:
 
         async def make_ready() -> None:
             async with self._lease:
+                failure = RouterError(500, "error", f"{model}: the load broke off: see the router's journal")
                 try:
                     start = await self._load(LoadRequest(model=model))
+                    ready.set_result(None)
                 except RouterError as error:
-                    ready.set_exception(error)
-                    ready.exception()  # seen: those who waited may all have left
+                    failure = error
                     return
                 finally:
                     self._wanted.pop(model, None)
-                ready.set_result(None)
+                    if not ready.done():
+                        # Whatever happened: nobody may wait for ever.
+                        ready.set_exception(failure)
+                        ready.exception()  # seen: those who waited may all have left
                 with suppress(TimeoutError):
                     await asyncio.wait_for(start.leased.wait(), _FIRST_LEASE_S)
 
@@ -157,7 +162,10 @@ class Coordinator:
             raise RouterError(
                 404, "unknown_model", f"no model '{request.model}' on the head node; it has: {known}"
             )
-        header = await asyncio.to_thread(self._catalogue.header, file)
+        try:
+            header = await asyncio.to_thread(self._catalogue.header, file)
+        except HarnessError as error:
+            raise RouterError(422, FailureClass.MODEL_INVALID, str(error)) from None
         plan = plan_load(request, header, self._config)
         argv = coordinator_argv(
             self._config.llama_server,

@@ -73,8 +73,10 @@ async def watch_load(
             raise LoadError(FailureClass.UNKNOWN, "llama-server ended while it loaded")
         if start.aborted:
             raise LoadError(FailureClass.STOPPED, start.aborted)
+        asked_ns = time.time_ns()
         if await _healthy(session, base_url):
             break
+        start.timings.loading_ns = asked_ns
         if time.monotonic() > deadline:
             raise LoadError(FailureClass.HUNG, f"not ready {deadline_s:g} s after its start")
         await process.ended(poll_s)

@@ -1,12 +1,14 @@
 """One start of a coordinator, from the request to the exit, and the record of it on disk."""
 
 import asyncio
+import logging
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.diagnosis.model import Diagnosis, FailureClass
 from harness.planner.plan import Plan
+from harness.router.logs import log
 from harness.router.process import ServerProcess
 from harness.runs.schema import CoordinatorPhase, CoordinatorState, LoadTimings
 
@@ -108,12 +110,19 @@ class Start:
         self.ended.set()
 
     def save(self) -> None:
-        """Write ``start.json`` beside the log: argv, plan, timings, signals, exit, diagnosis."""
+        """Write ``start.json`` beside the log: argv, plan, timings, signals, exit, diagnosis.
+
+        Without room for it the coordinator is looked after all the same: the state is in memory too.
+        """
         if not self.folder.is_dir():
             return
         draft = self.folder / f"start.json.{time.monotonic_ns()}"
-        draft.write_text(self.state.model_dump_json(indent=1))
-        draft.replace(self.folder / "start.json")
+        try:
+            draft.write_text(self.state.model_dump_json(indent=1))
+            draft.replace(self.folder / "start.json")
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            log("start.json not written", level=logging.ERROR, start=self.id, error=str(error))
 
     @property
     def failure(self) -> str:

@@ -60,6 +60,8 @@ class LoadTimings(Record):
 
     requested_ns: int
     exec_ns: int | None = None
+    loading_ns: int | None = None
+    """The last time that ``/health`` was asked and did not answer 200: it was ready after that."""
     healthy_ns: int | None = None
     """``/health`` first answered 200."""
     ready_ns: int | None = None
@@ -67,7 +69,7 @@ class LoadTimings(Record):
     canary_ns: int | None = None
     """First token of a one-token canary."""
     phases: dict[str, float] = {}
-    """Seconds per phase, by arrival of log lines: ``open``, ``connect``, ``transfer``, ``kv``, ``warmup``."""
+    """Seconds per phase, by arrival of log lines: ``connect``, ``open``, ``transfer``, ``kv``, ``warmup``."""
 
     @property
     def load_s(self) -> float | None:
@@ -78,10 +80,14 @@ class LoadTimings(Record):
 
     @property
     def overhead_s(self) -> float | None:
-        """Router's own share: request -> exec, plus healthy -> noticed."""
+        """Router's own share at most: request -> exec, plus ready -> noticed.
+
+        When the coordinator became ready is known to within one look: the whole of it is counted.
+        """
         if self.exec_ns is None or self.healthy_ns is None or self.ready_ns is None:
             return None
-        return (self.exec_ns - self.requested_ns + self.ready_ns - self.healthy_ns) / 1e9
+        ready_after = self.healthy_ns if self.loading_ns is None else self.loading_ns
+        return (self.exec_ns - self.requested_ns + self.ready_ns - ready_after) / 1e9
 
 
 class CoordinatorState(Record):

@@ -3,7 +3,8 @@
 FORMULAS = {
     "load_s": "coordinator exec -> /health 200, on the head node's clock",
     "canary_s": "coordinator exec -> first token of a one-token request",
-    "overhead_s": "request received -> coordinator exec, plus /health 200 -> noticed by the router",
+    "overhead_s": "request received -> coordinator exec, plus the last look that found it loading -> ready: "
+    "what the router adds at most, one poll of 50 ms included",
     "wire_bytes": "received bytes of the backends' interfaces over the load (counters of the node samples); "
     "the head node's own backend is reached over loopback and not counted",
     "wire_floor_s": "8 * wire_bytes / stated link rate of the head node",
