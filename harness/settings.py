@@ -1,5 +1,6 @@
 """Where things are on the control machine and on the nodes, and on which ports."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -36,12 +37,13 @@ def cache_dir() -> Path:
 def state_dir(inventory: Path) -> Path:
     """Folder, private to the user, for what belongs to one inventory: the router's keys.
 
-    Named after the inventory's folder, so that two inventories never share a key.
+    Named after the inventory's folder and a digest of its path, so that two inventories never share a key.
+    The roles ``router`` and ``pool_server`` make the same name of ``inventory_dir``.
     """
     override = os.environ.get("LLAMA_HARNESS_STATE")
     base = Path(override) if override else Path.home() / ".local" / "state" / "llama-harness"
-    resolved = inventory.resolve()
-    return base / (resolved if resolved.is_dir() else resolved.parent).name
+    folder = (inventory if inventory.is_dir() else inventory.parent).resolve()
+    return base / f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
 
 
 def shown_path(path: Path) -> str:
