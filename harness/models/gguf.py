@@ -38,6 +38,8 @@ _SCALARS = {
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
+_DAMAGED = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
+"""What numbers and types that make no sense turn into: an alignment of 0, arrays in arrays in arrays."""
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
@@ -201,7 +203,7 @@ def read_gguf(path: Path) -> GgufModel:
 def _read(path: Path, size: int, view: mmap.mmap) -> GgufModel:
     try:
         metadata, tensors = _parse(view)
-    except (struct.error, UnicodeDecodeError, KeyError, ValueError, IndexError) as error:
+    except (struct.error, *_DAMAGED) as error:
         if isinstance(error, struct.error):
             seen = f"the file ends inside its header ({size} bytes): truncated, copy it again"
         else:

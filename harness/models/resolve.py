@@ -53,8 +53,10 @@ def resolve_model(asked: str) -> ResolvedModel:
     path = Path(asked).expanduser()
     try:
         is_file = path.is_file()
-    except PermissionError as error:
-        raise HarnessError(f"no permission to look at model {path}; run as its owner or root") from error
+    except OSError as error:
+        raise HarnessError(
+            f"cannot look at model {path}: {error.strerror}; run as its owner or root"
+        ) from error
     if is_file:
         return ResolvedModel(asked, "path", read_gguf(path.resolve()), path.stem)
     cache = cache_dir() / "models"

@@ -79,7 +79,7 @@ def synthesise(
         progress: called with bytes written and bytes in all.
 
     Raises:
-        HarnessError: unknown shape or type, another file in the way, too little disk space.
+        HarnessError: unknown shape or type, another file in the way, too little disk space, no permission.
     """
     shape, (base, file_type) = find_shape(shape_name), find_type(type_name)
     path = out or default_path(shape.name, type_name)
@@ -89,13 +89,16 @@ def synthesise(
     total = sum(_padded(tensor_bytes(t)) for t in tensors)
     _check_space(path, total)
     began = time.monotonic()
-    with _replacing(path) as temporary:
-        start = _write_header(temporary, shape, type_name.upper(), file_type, seed, tensors)
-        with temporary.open("r+b", buffering=0) as file:
-            file.seek(start)
-            _reserve(file, start + total)
-            _write_tensors(file, tensors, seed, total, progress or (lambda done, total: None))
-        read_gguf(temporary)
+    try:
+        with _replacing(path) as temporary:
+            start = _write_header(temporary, shape, type_name.upper(), file_type, seed, tensors)
+            with temporary.open("r+b", buffering=0) as file:
+                file.seek(start)
+                _reserve(file, start + total)
+                _write_tensors(file, tensors, seed, total, progress or (lambda done, total: None))
+            read_gguf(temporary)
+    except OSError as error:
+        raise HarnessError(f"cannot write {path}: {error.strerror or error}; name another --out") from error
     return Written(path, path.stat().st_size, time.monotonic() - began)
 
 

@@ -58,8 +58,7 @@ class RingWriter:
 
     def close(self) -> None:
         """Sync what was written and let go of the file."""
-        os.fdatasync(self._fd)
-        os.close(self._fd)
+        _sync_and_close(self._fd)
 
     def _path(self) -> Path:
         return self._folder / f"{self._index:010d}{_SUFFIX}"
@@ -68,10 +67,14 @@ class RingWriter:
         return os.open(self._path(), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
     def _begin_segment(self) -> None:
-        self.close()
-        self._index += 1
-        self._fd = self._open()
+        full, self._index = self._fd, self._index + 1
+        try:
+            self._fd = self._open()
+        except OSError:  # no room for it: the full one stays in use, and the next sample tries again
+            self._index -= 1
+            raise
         self._lines = 0
+        _sync_and_close(full)
         for old in segments(self._folder)[: -self._keep_segments]:
             old.unlink(missing_ok=True)
 
@@ -82,6 +85,13 @@ class RingWriter:
         if whole != len(data):
             os.ftruncate(self._fd, whole)
         return data.count(b"\n")
+
+
+def _sync_and_close(descriptor: int) -> None:
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_since(folder: Path, since_ns: int = 0) -> Iterator[str]:

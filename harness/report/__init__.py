@@ -13,8 +13,9 @@ def write_report(run_dir: Path) -> Path:
         Path of the page.
 
     Raises:
-        HarnessError: the folder is no run, or its ``run.json`` cannot be used.
+        HarnessError: the folder is no run, its ``run.json`` cannot be used, or the page cannot be written.
     """
+    from harness.errors import HarnessError
     from harness.report.load import load_run
     from harness.report.page import render
 
@@ -24,6 +25,8 @@ def write_report(run_dir: Path) -> Path:
     try:
         temporary.write_text(page, encoding="utf-8")
         temporary.replace(target)
+    except OSError as error:
+        raise HarnessError(f"cannot write {target}: {error.strerror}; free some space") from error
     finally:
         temporary.unlink(missing_ok=True)
     return target

@@ -19,11 +19,14 @@ def inventory_lock(inventory: Path, holder: str) -> Iterator[None]:
         holder: what a refused run is told, e.g. the run's name.
 
     Raises:
-        HarnessError: another run holds this inventory.
+        HarnessError: another run holds this inventory, or the lock cannot be made.
     """
-    folder = state_dir(inventory)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = state_dir(inventory) / "run.lock"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HarnessError(f"cannot make {path}: {error.strerror}; or set LLAMA_HARNESS_STATE") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

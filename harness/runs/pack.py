@@ -3,6 +3,7 @@
 from itertools import islice
 from pathlib import Path
 
+from harness.errors import HarnessError
 from harness.runs.read import read_lines
 from harness.runs.tables import Row, flatten
 
@@ -15,6 +16,9 @@ def pack(run: Path) -> list[Path]:
 
     Each comes into being by a rename, so a kill leaves the earlier file or none; tables without a record
     are not written.
+
+    Raises:
+        HarnessError: a line is damaged, or a table cannot be written; the lines stay what they were.
     """
     return [packed for table in PACKED if (packed := _pack_table(run, table)) is not None]
 
@@ -31,10 +35,14 @@ def _pack_table(run: Path, table: str) -> Path | None:
     temporary = target.with_name(f".{target.name}.tmp")
     schema = pa.schema([(name, _arrow_type(kind)) for name, kind in columns.items()])
     lines = read_lines(source)
-    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        while batch := [flatten(table, line) for line in islice(lines, BATCH)]:
-            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
-    temporary.replace(target)
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            while batch := [flatten(table, line) for line in islice(lines, BATCH)]:
+                writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise HarnessError(f"cannot write {target}: {error}; the run is whole without it") from error
     return target
 
 

@@ -53,6 +53,11 @@ def test_header_with_a_large_vocabulary_is_read_in_under_a_second(tmp_path: Path
     assert time.monotonic() - began < 1
 
 
+def key(name: str, value: bytes) -> bytes:
+    """A header without tensors and with one key."""
+    return b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(name)) + name.encode() + value
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -64,6 +69,9 @@ def test_header_with_a_large_vocabulary_is_read_in_under_a_second(tmp_path: Path
         (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0), "it claims 1152921504606846976 tensors"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "no 'general.architecture'"),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<I", 77), "unknown value type 77"),
+        (key("general.alignment", struct.pack("<II", 4, 0)), "damaged GGUF header"),
+        (key("general.alignment", struct.pack("<IIQ", 9, 4, 0)), "damaged GGUF header"),
+        (key("k", struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 2000), "damaged GGUF header"),
     ],
 )
 def test_file_that_is_no_whole_gguf_is_refused_in_one_line(tmp_path: Path, content: bytes, says: str) -> None:

@@ -104,6 +104,21 @@ def test_line_that_does_not_fit_on_the_disk_leaves_nothing_behind(tmp_path: Path
     assert times(tmp_path) == [1, 3]
 
 
+def test_ring_goes_on_once_there_is_room_for_a_segment_again(tmp_path: Path) -> None:
+    ring = RingWriter(tmp_path, keep_lines=20, segment_lines=2)
+    for time_ns in (1, 2):
+        ring.append(line(time_ns))
+    taken = tmp_path / f"{1:010d}.jsonl"
+    taken.mkdir()  # stands in the way of the next segment, as a full disk would
+    for _ in range(2):
+        with pytest.raises(OSError):
+            ring.append(line(3))
+    taken.rmdir()
+    ring.append(line(4))
+    ring.close()
+    assert times(tmp_path) == [1, 2, 4]
+
+
 def test_follower_sees_each_line_once_across_segments(tmp_path: Path) -> None:
     ring = RingWriter(tmp_path, keep_lines=20, segment_lines=5)
     clock = iter(range(1, 41))

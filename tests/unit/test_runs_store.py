@@ -196,6 +196,21 @@ def test_tables_without_records_are_not_packed(run: RunFolder) -> None:
     assert read_table(run.path, "samples").empty
 
 
+def test_table_that_cannot_be_written_is_named_and_leaves_nothing(run: RunFolder) -> None:
+    run.append_trial(trial("a"))
+    (run.path / "trials.parquet").mkdir()  # stands in the way, as a full disk would
+    with pytest.raises(HarnessError, match=r"cannot write .*trials\.parquet.*the run is whole without it"):
+        pack(run.path)
+    assert not list(run.path.glob(".*"))
+
+
+def test_lock_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LLAMA_HARNESS_STATE", str(tmp_path / "file"))
+    with pytest.raises(HarnessError, match=r"cannot make .*run\.lock"), inventory_lock(tmp_path, "run-1"):
+        pass
+
+
 def test_second_run_on_an_inventory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_HARNESS_STATE", str(tmp_path))
     inventory = tmp_path / "mine"
