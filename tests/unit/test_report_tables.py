@@ -196,6 +196,16 @@ def test_a_peak_of_one_second_survives_decimation() -> None:
     assert drawn.low.max() == 0
 
 
+def test_random_weights_are_said_to_be_that(tmp_path: Path) -> None:
+    run = copy_run(tmp_path)
+    assert [row.real for row in method(load_run(run)).models] == ["real", ""]
+    assert not any("random weights" in warning for warning in method(load_run(run)).warnings)
+    change_manifest(run, lambda m: m["models"]["smollm2-sharded"].update(synthetic=True))
+    found = method(load_run(run))
+    assert found.models[0].real == "synthetic"
+    assert any(w.startswith("smollm2-sharded: random weights") for w in found.warnings)
+
+
 def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="no run folder at"):
         load_run(tmp_path / "nothing")

@@ -26,6 +26,7 @@ class ModelRow:
 
     name: str
     real: str
+    """``real``, ``synthetic``, or empty where it is not known."""
     details: list[tuple[str, str]]
 
 
@@ -63,11 +64,9 @@ def method(run: RunData) -> Method:
 
 
 def _model(name: str, facts: dict[str, Any]) -> ModelRow:
-    real = next((str(facts[k]) for k in ("kind", "origin", "weights") if k in facts), "")
-    if not real and isinstance(facts.get("real"), bool):
-        real = "real" if facts["real"] else "synthetic"
-    details = [(key, _fact(key, value)) for key, value in facts.items() if key not in ("kind", "origin")]
-    return ModelRow(name, real, details)
+    # Unknown of a model whose file the router does not see, as one that only the pool has.
+    real = {True: "synthetic", False: "real"}.get(facts.get("synthetic"), "")
+    return ModelRow(name, real, [(key, _fact(key, value)) for key, value in facts.items()])
 
 
 def _fact(key: str, value: object) -> str:

@@ -93,10 +93,7 @@ def _row(run: RunData, number: int, trial: Trial) -> VerdictRow:
 
 
 def question(trial: Trial, prompt_tokens: int | None = None) -> str:
-    """The question that a trial of this kind asks; a ``question`` in its details stands before it."""
-    own = trial.details.get("question")
-    if isinstance(own, str) and own:
-        return own
+    """The question that a trial of this kind asks."""
     if trial.kind == "load":
         return _load_question(trial)
     length = f" prompts of {prompt_tokens} tokens" if prompt_tokens else ""
@@ -124,13 +121,9 @@ def _load_question(trial: Trial) -> str:
 
 def heat_of(trial: Trial) -> str:
     """``cold`` or ``warm`` for a load; empty where neither is claimed."""
-    for heat in ("cold", "warm"):
-        value = trial.details.get(heat)
-        if value is True or heat in (trial.details.get("heat"), trial.details.get("cache")):
-            return heat
-    if trial.details.get("cold") is False:
-        return "warm"
-    return next((heat for heat in ("cold", "warm") if heat in trial.id.split("-")), "")
+    # A load that broke off early has no details: its name tells.
+    said = (trial.details.get("cache"), *trial.id.split("-"))
+    return next((heat for heat in ("cold", "warm") if heat in said), "")
 
 
 def _prompt_length(run: RunData, trial: Trial) -> int | None:
