@@ -1,0 +1,98 @@
+"""The pages in docs/ that are made from the code say what the code says."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from harness.diagnosis import table
+from harness.diagnosis.model import FailureClass
+from harness.diagnosis.rules import RULES
+
+REPOSITORY = Path(__file__).parents[2]
+DOCS = REPOSITORY / "docs"
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
+
+
+def _script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+reference = _script("inventory_reference")
+ROLES = sorted(path.name for path in (REPOSITORY / "roles").iterdir() if path.is_dir())
+
+
+def test_page_of_diagnoses_is_up_to_date() -> None:
+    assert (DOCS / "diagnoses.md").read_text() == table.markdown(), (
+        "run: python -m harness.diagnosis.table > docs/diagnoses.md"
+    )
+
+
+def test_page_of_the_inventory_is_up_to_date() -> None:
+    assert (DOCS / "inventory.md").read_text() == reference.markdown(), (
+        "run: python scripts/inventory_reference.py"
+    )
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_default_is_specified_and_shown(role: str) -> None:
+    options = reference.specification(role)["options"]
+    assert set(reference.defaults(role)) <= set(options)
+    page = (DOCS / "inventory.md").read_text()
+    assert [name for name in options if f"| `{name}` |" not in page] == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_specification_and_defaults_name_the_same_value(role: str) -> None:
+    values: dict[str, Any] = reference.defaults(role)
+    stated = {
+        name: option["default"]
+        for name, option in reference.specification(role)["options"].items()
+        if "default" in option and not reference.is_expression(values.get(name))
+    }
+    assert stated == {name: values[name] for name in stated}
+
+
+def test_every_class_is_decided_or_said_to_be_undecided() -> None:
+    decided = {rule.failure_class for rule in RULES} | {failure for failure, _, _ in table.ELSEWHERE}
+    undecided = set(table.UNDECIDED)
+    assert decided & undecided == set()
+    assert decided | undecided | {FailureClass.UNKNOWN} == set(FailureClass)
+
+
+def test_no_other_code_decides_an_undecided_class() -> None:
+    pages = {"harness/diagnosis/model.py", "harness/diagnosis/table.py"}
+    for path in sorted((REPOSITORY / "harness").rglob("*.py")):
+        name = path.relative_to(REPOSITORY).as_posix()
+        found = [] if name in pages else [c for c in table.UNDECIDED if _names(path, c)]
+        assert found == [], f"{name} names {found}: move them out of UNDECIDED in harness/diagnosis/table.py"
+
+
+@pytest.mark.parametrize(("failure", "where"), [(failure, where) for failure, _, where in table.ELSEWHERE])
+def test_file_that_decides_a_class_names_it(failure: FailureClass, where: str) -> None:
+    assert _names(REPOSITORY / where, failure)
+
+
+def _names(path: Path, failure: FailureClass) -> bool:
+    return f"FailureClass.{failure.name}" in path.read_text()
+
+
+def test_every_rule_says_what_decides_it() -> None:
+    assert [rule for rule in RULES if not table.what_decides(rule)] == []
+    said = [(rule.processes, table.what_decides(rule)) for rule in RULES]
+    assert len(said) == len(set(said)), "two rules read alike: a condition has no docstring"
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted(DOCS.glob("*.md")))])
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    source = REPOSITORY / page
+    # Runs land in reports/: what is there differs from one checkout to the next.
+    targets = [t for t in LINK.findall(source.read_text()) if "reports/" not in t]
+    assert [target for target in targets if not (source.parent / target).exists()] == []
