@@ -49,13 +49,16 @@ def run_playbook(
     task that took a while anywhere.
 
     Raises:
-        HarnessError: a task failed or a node was unreachable; names the first such node, task and message.
+        HarnessError: a task failed or a node was unreachable (names the first such node, task and message),
+            or there was no node to do anything on.
         KeyboardInterrupt: the run was interrupted.
     """
     import ansible_runner
 
     if not playbook.exists():
         raise HarnessError(f"no playbook at {playbook}")
+    if not inventory.exists():
+        raise HarnessError(f"no inventory at {inventory}; name one with --inventory")
     console = console or Console(stderr=True)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="harness-ansible-") as private, console.status(title) as status:
@@ -78,6 +81,10 @@ def run_playbook(
         raise KeyboardInterrupt
     if runner.status != "successful":
         raise HarnessError(log.failure or f"{playbook.name}: {log.last_words()}")
+    if not log.counts.get("ok"):
+        raise HarnessError(
+            f"{playbook.name}: no node of {inventory} is in a group that it is for; nothing was done"
+        )
     changed = {node: log.counts.get("changed", {}).get(node, 0) for node in log.counts.get("ok", {})}
     seconds = round(time.monotonic() - started, 1)
     return PlaybookResult(changed, dict(log.counts.get("ok", {})), log.changed_tasks, seconds)

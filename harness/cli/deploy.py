@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.options import InventoryOption
+from harness.errors import HarnessError
 from harness.settings import DEFAULT_INVENTORY, REPOSITORY
 
 
@@ -16,5 +17,8 @@ def command(
     """Deploy everything: the same as ``ansible-playbook site.yml``."""
     from harness.ansible import run_playbook
 
-    pairs = dict(pair.split("=", 1) for pair in extra or [] if "=" in pair)
+    for pair in extra or []:
+        if "=" not in pair:
+            raise HarnessError(f"--extra {pair} is not key=value, such as llama_cpp_build=6751")
+    pairs = dict(pair.split("=", 1) for pair in extra or [])
     run_playbook(REPOSITORY / "site.yml", inventory, extra_vars=pairs, limit=limit, title="Deploying")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.errors import HarnessError
 from harness.settings import DEFAULT_INVENTORY, PLAYBOOKS
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ def _play(inventory: Path, state: str, nodes: int | None, title: str) -> None:
     from harness.inventory import load_inventory
 
     names = list(load_inventory(inventory).nodes)
+    if nodes is not None and nodes > len(names):
+        raise HarnessError(
+            f"--nodes {nodes}: inventory {inventory} has {len(names)} nodes ({', '.join(names)})"
+        )
     limit = ",".join(names[:nodes]) if nodes else None
     run_playbook(PLAYBOOKS / "lab.yml", inventory, {"lab_node_state": state}, limit, title)
 
@@ -56,11 +61,10 @@ def _print_status(inventory: Path, as_json: bool = False) -> None:
     from rich.console import Console
 
     from harness.inventory import load_inventory
+    from harness.lab.spec import lab_folder
     from harness.lab.status import lab_status
 
-    variables = next(iter(load_inventory(inventory).nodes.values())).variables
-    root = Path(str(variables.get("lab_node_root", "/var/lib/llama-harness/labs")))
-    lab, machines = lab_status(root / str(variables.get("lab_node_lab", "lab")))
+    lab, machines = lab_status(lab_folder(next(iter(load_inventory(inventory).nodes.values())).variables))
     if as_json:
         json.dump([machine.model_dump() for machine in machines], sys.stdout, indent=2)
         print()

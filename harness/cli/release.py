@@ -50,7 +50,11 @@ def fetch(
 
     if source is not None and source not in list(SourceKind):
         raise HarnessError(f"no source '{source}'; there are: {', '.join(SourceKind)}")
-    kind = SourceKind(source) if source else None
+    if archive and source not in (None, SourceKind.ARCHIVE):
+        raise HarnessError(
+            f"--archive is for source archive, and --source {source} was asked for: give one of them"
+        )
+    kind = SourceKind.ARCHIVE if archive else SourceKind(source) if source else None
     choice = SourceChoice(kind, git_url or UPSTREAM, archive, archive_sha256)
     fetched = fetch_source(catalogue().release(build), choice, cache_dir())
     how = "fetched" if fetched.fetched else "in the cache already"

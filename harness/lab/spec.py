@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from harness.errors import HarnessError
 
+LABS = Path("/var/lib/llama-harness/labs")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _INTERFACE_NAME_MAX = 15
 
@@ -48,7 +50,7 @@ class LabSpec(_Strict):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9]{0,9}$")]
     network: IPv4Network
-    root: Path = Path("/var/lib/llama-harness/labs")
+    root: Path = LABS
     cache: Path
     swap: Size = 0
     machine_disk: Size = 0
@@ -129,6 +131,11 @@ class LabSpec(_Strict):
             if machine.name == name:
                 return machine
         raise HarnessError(f"lab {self.name} has no machine '{name}'")
+
+
+def lab_folder(variables: Mapping[str, Any]) -> Path:
+    """Where the lab of a node stands, by its variables in the inventory or else the role's defaults."""
+    return Path(str(variables.get("lab_node_root", LABS))) / str(variables.get("lab_node_lab", "lab"))
 
 
 def veth_name(lab: str, node: str) -> str:

@@ -112,7 +112,7 @@ def fetch_distribution(
             seen = _download(client, package.link.normalized, target)
         except (httpx2.HTTPError, URLError) as error:
             raise HarnessError(
-                f"{project} {version}: no answer from the package indexes {_shown(settings)}: {error}"
+                f"{project} {version}: no answer from the package indexes {_shown(settings)}: {_said(error)}"
             ) from error
     if seen != sha256:
         target.unlink()
@@ -163,6 +163,11 @@ def _client(settings: IndexSettings) -> Iterator[PyPIClient]:
 def _shown(settings: IndexSettings) -> str:
     places = [*settings.index_urls, *settings.find_links]
     return ", ".join(redacted(place) for place in places) or "(none are configured)"
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error; its URL may carry the password of an index."""
+    return redacted((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def redacted(url: str) -> str:

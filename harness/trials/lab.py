@@ -1,20 +1,16 @@
 """The lab around a trial: a machine's memory limit while it is starved, and the stated rate of its link."""
 
-from pathlib import Path
-
 from harness.inventory import Inventory
 from harness.lab.cgroup import Groups
 from harness.lab.link import bits_per_second
-from harness.lab.spec import LabSpec, parse_spec
-
-LABS = LabSpec.model_fields["root"].default
+from harness.lab.spec import LabSpec, lab_folder, parse_spec
 
 
 def lab_of(inventory: Inventory) -> LabSpec | None:
     """The lab on this computer that an inventory describes; None where it names none or it is not up."""
-    name = inventory.head.variables.get("lab_node_lab")
-    record = Path(LABS) / str(name) / "lab.json"
-    return parse_spec(record.read_text()) if name and record.exists() else None
+    variables = inventory.head.variables
+    record = lab_folder(variables) / "lab.json"
+    return parse_spec(record.read_text()) if "lab_node_lab" in variables and record.exists() else None
 
 
 def lab_memory_limit(lab: LabSpec, node: str, memory: int | None) -> None:

@@ -108,17 +108,27 @@ def load_profile(name: str) -> tuple[str, str, Profile]:
     Raises:
         HarnessError: there is no such profile, or a key or value in it is wrong.
     """
+    return _load(name, ())
+
+
+def _load(name: str, extending: tuple[Path, ...]) -> tuple[str, str, Profile]:
     path = Path(name) if name.endswith((".yml", ".yaml")) or "/" in name else PROFILES / f"{name}.yml"
+    if path in extending:
+        raise HarnessError(f"profile {path} extends itself; take 'extends' out of it")
     try:
         text = path.read_text()
-    except (FileNotFoundError, IsADirectoryError):
+    except UnicodeDecodeError:
+        raise HarnessError(f"profile {path} is not text") from None
+    except PermissionError as error:
+        raise HarnessError(f"profile {path} cannot be read: {error.strerror}") from None
+    except OSError:
         shipped = ", ".join(sorted(entry.stem for entry in PROFILES.glob("*.yml")))
         raise HarnessError(
             f"no profile '{name}'; shipped ones: {shipped}; or give the path of a .yml"
         ) from None
     profile = parse_profile(path, text)
     if profile.extends:
-        _, base_text, base = load_profile(profile.extends)
+        _, base_text, base = _load(profile.extends, (*extending, path))
         profile = profile.model_copy(update={"trials": [*base.trials, *profile.trials]})
         text = f"{base_text.rstrip()}\n\n# --- {path.name} ---\n{text}"
     return path.stem, text, profile
@@ -143,7 +153,8 @@ def parse_profile(path: Path, text: str) -> Profile:
 def _explain(error: ValidationError) -> str:
     # A misspelt key is often a missing one too: the misspelling says more.
     fault = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    location = [part for part in fault["loc"] if part not in _STEPS]
+    # ("trials", 0, "load", "repeats"): the kind is pydantic's, not a part of the file.
+    location = [part for place, part in enumerate(fault["loc"]) if place != 2 or part not in _STEPS]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if fault["type"] == "extra_forbidden":
         known = ", ".join(_model_at(fault["loc"]).model_fields)

@@ -74,6 +74,21 @@ def test_a_missing_playbook_is_named(tmp_path: Path) -> None:
         run_playbook(tmp_path / "absent.yml", tmp_path)
 
 
+def test_an_inventory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "play.yml").write_text("[]")
+    with pytest.raises(HarnessError, match=r"no inventory at .*absent; name one with --inventory"):
+        run_playbook(tmp_path / "play.yml", tmp_path / "absent")
+
+
+def test_a_playbook_that_finds_no_node_has_not_succeeded(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text(HOSTS)
+    (tmp_path / "play.yml").write_text("- hosts: backends\n  gather_facts: false\n  tasks: [{ping: {}}]\n")
+    with pytest.raises(
+        HarnessError, match=r"play\.yml: no node of .*hosts\.yml is in a group that it is for"
+    ):
+        run_playbook(tmp_path / "play.yml", tmp_path / "hosts.yml", console=Console(file=io.StringIO()))
+
+
 def test_the_failed_item_of_a_loop_is_the_one_named() -> None:
     items = [{"failed": False, "msg": "fine"}, {"failed": True, "msg": "b is missing"}]
     data = {"host": "node1", "task": "Check", "res": {"msg": "All items completed", "results": items}}

@@ -75,6 +75,23 @@ def test_unknown_profile_names_the_shipped_ones() -> None:
         load_profile("nightly")
 
 
+def test_profiles_that_extend_each_other_are_refused(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.yml").write_text(
+            f"extends: {tmp_path / other}.yml\ntrials: [{{kind: pool, model: m}}]"
+        )
+    with pytest.raises(HarnessError, match=r"a\.yml extends itself"):
+        load_profile(str(tmp_path / "a.yml"))
+
+
+def test_what_is_no_text_is_no_profile(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(HarnessError, match=r"a\.yml is not text"):
+        load_profile(str(tmp_path / "a.yml"))
+    with pytest.raises(HarnessError, match=r"no profile '.*below\.yml'"):
+        load_profile(str(tmp_path / "a.yml" / "below.yml"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -98,6 +115,7 @@ def test_unknown_profile_names_the_shipped_ones() -> None:
         ("trials: [{kind: load, model: m, expected: exploded}]", r"trials\[0\]\.expected"),
         ("trials: [{kind: load, model: m, deadline_s: 0}]", r"trials\[0\]\.deadline_s"),
         ("trials: []", "trials"),
+        ("load: {}\ntrials: [{kind: pool, model: m}]", "unknown key 'load'; known keys here: description"),
         ("- a\n- b", "mine.yml: the file"),
         ("trials: [", "mine.yml is not YAML"),
     ],

@@ -65,7 +65,8 @@ def method(run: RunData) -> Method:
 
 def _model(name: str, facts: dict[str, Any]) -> ModelRow:
     # Unknown of a model whose file the router does not see, as one that only the pool has.
-    real = {True: "synthetic", False: "real"}.get(facts.get("synthetic"), "")
+    synthetic = facts.get("synthetic")
+    real = "" if synthetic is None else "synthetic" if synthetic else "real"
     return ModelRow(name, real, [(key, _fact(key, value)) for key, value in facts.items()])
 
 

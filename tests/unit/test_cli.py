@@ -1,0 +1,56 @@
+"""What is typed wrongly is refused in one line, before anything is done."""
+
+import re
+from pathlib import Path
+
+import pytest
+from harness.cli import app
+from harness.errors import HarnessError
+from typer.testing import CliRunner
+
+HOSTS = "all: {hosts: {node1: {ansible_host: 10.0.0.1}, node2: {ansible_host: 10.0.0.2}}}\n"
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> Path:
+    (tmp_path / "hosts.yml").write_text(HOSTS)
+    return tmp_path / "hosts.yml"
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("deploy --extra @vars.yml", "--extra @vars.yml is not key=value"),
+        ("deploy --inventory {absent}", "no inventory at .*absent; name one with --inventory"),
+        ("lab up --inventory {inventory} --nodes 3", r"--nodes 3: inventory .* has 2 nodes \(node1, node2\)"),
+        ("lab up --inventory {absent}", "no inventory at .*absent"),
+        ("run soak", "nothing called 'soak' can be run; known: benchmark"),
+        ("run benchmark --profile nightly", "no profile 'nightly'; shipped ones: default, full, smoke"),
+        ("release show 1234", "llama.cpp 1234 is not in the release catalogue, which has 6666, "),
+        ("release fetch 6751 --source svn", "no source 'svn'; there are: pypi, git, archive"),
+        (
+            "release fetch 6751 --source git --archive x.tgz",
+            "--archive is for source archive, and --source git",
+        ),
+        (
+            "release fetch 6751 --archive x.tgz",
+            "source 'archive' needs the path of an archive and its sha256",
+        ),
+        ("model synth --shape 9b --type Q4_0", "no shape '9b'; known shapes: 13b, 70b, 1b, tiny"),
+        ("model synth --shape 1b --type Q9", "no quantisation 'Q9'; known: F16, "),
+        ("model fetch llama9", "no packaged model 'llama9'; known: smollm2"),
+        ("model resolve nobody/nothing:0b", "no model 'nobody/nothing:0b'; looked at: "),
+        ("report no-such-run", "no run 'no-such-run', neither as a folder nor under reports/"),
+    ],
+)
+def test_wrong_input_is_one_line_that_names_it(
+    typed: str, says: str, inventory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
+    words = typed.format(inventory=inventory, absent=tmp_path / "absent").split()
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, HarnessError), done.output
+    assert re.search(says, str(done.exception))
+    assert "\n" not in str(done.exception)
+    assert not (tmp_path / "cache").exists()
