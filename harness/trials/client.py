@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,8 +22,9 @@ class RouterAddress:
     """Where the router is and the keys to it."""
 
     url: str
-    key: str
-    admin_key: str
+    key: str = field(repr=False)
+    admin_key: str = field(repr=False)
+    node: str = "the head node"
 
 
 def router_address(inventory: Inventory, environment: Mapping[str, str] = os.environ) -> RouterAddress:
@@ -50,6 +51,7 @@ def router_address(inventory: Inventory, environment: Mapping[str, str] = os.env
         environment.get("ROUTER_URL", f"http://{inventory.head.address}:{port}").rstrip("/"),
         key("ROUTER_KEY", "router.key"),
         key("ROUTER_ADMIN_KEY", "admin.key"),
+        inventory.head.name,
     )
 
 
@@ -161,12 +163,12 @@ class RouterClient:
         except TimeoutError:
             raise HarnessError(
                 f"router at {self.address.url} did not answer {method} {path} within {deadline_s:.0f} s; "
-                f"see `journalctl -u llama-router` on the head node"
+                f"see `journalctl -u llama-router` on {self.address.node}"
             ) from None
         except (aiohttp.ClientError, ValueError) as error:
             raise HarnessError(
                 f"router at {self.address.url} cannot be reached ({method} {path}: {error}); "
-                f"is llama-router.service active on the head node?"
+                f"see that {self.address.node} is up and llama-router.service active there"
             ) from error
 
     async def _refusal(self, method: str, path: str, response: aiohttp.ClientResponse) -> HarnessError:
