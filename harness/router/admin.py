@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from harness.errors import HarnessError
 from harness.router.catalogue import Catalogue
@@ -63,7 +63,8 @@ class Admin:
         path = self._coordinator.log_path(start_id)
         if path is None or not path.exists():
             raise RouterError(404, "unknown_start", f"no log of a start '{start_id}'; see /admin/starts")
-        return FileResponse(path, media_type="text/plain")
+        # Whole at once: a file that grows while it is sent is longer than was announced.
+        return Response(path.read_bytes(), media_type="text/plain")
 
     async def models(self, request: Request) -> Response:
         """Every model, where it is and which way its requests go."""

@@ -159,7 +159,10 @@ class RouterClient:
             ) as response:
                 if response.status >= 400:
                     raise await self._refusal(method, path, response)
-                return await (response.json(content_type=None) if as_json else response.text())
+                # A log may hold any bytes.
+                return await (
+                    response.json(content_type=None) if as_json else response.text(errors="replace")
+                )
         except TimeoutError:
             raise HarnessError(
                 f"router at {self.address.url} did not answer {method} {path} within {deadline_s:.0f} s; "
