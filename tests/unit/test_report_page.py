@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from harness.errors import HarnessError
 from harness.report import write_report
 from tests.unit.report_runs import HOSTILE, change_manifest, copy_run, hostile_run
 
@@ -120,7 +121,7 @@ def test_a_failed_report_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", broken)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(HarnessError, match=r"cannot write .*report\.html: No space left on device"):
         write_report(run)
     assert (run / "report.html").read_bytes() == before
     assert list(run.glob(".*.tmp")) == []
