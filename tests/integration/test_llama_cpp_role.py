@@ -7,6 +7,7 @@ source of a few lines in llama.cpp's shape, so that a whole deployment with its 
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 from dataclasses import dataclass
@@ -102,45 +103,59 @@ def says(folder: Path) -> str:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Cluster:
+    """Two hosts with nothing on them."""
     return Cluster(tmp_path)
 
 
-def test_one_host_builds_for_all_of_its_platform(cluster: Cluster) -> None:
-    assert builders(cluster.deploy()) == ["a"]
-    assert cluster.current("a").name == cluster.current("b").name
-    manifest = json.loads((cluster.current("b") / "manifest.json").read_text())
-    assert cluster.hashes("a") == cluster.hashes("b") == manifest["binaries"]
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cluster, PlaybookResult]:
+    """A first deployment to both hosts, and what it did; tests change a copy of it."""
+    cluster = Cluster(tmp_path_factory.mktemp("first"))
+    return cluster, cluster.deploy()
+
+
+@pytest.fixture
+def deployed(first: tuple[Cluster, PlaybookResult], tmp_path: Path) -> Cluster:
+    shutil.copytree(first[0].root, tmp_path, symlinks=True, dirs_exist_ok=True)
+    return Cluster(tmp_path)
+
+
+def test_one_host_builds_for_all_of_its_platform(
+    first: tuple[Cluster, PlaybookResult], deployed: Cluster
+) -> None:
+    assert builders(first[1]) == ["a"]
+    assert deployed.current("a").name == deployed.current("b").name
+    manifest = json.loads((deployed.current("b") / "manifest.json").read_text())
+    assert deployed.hashes("a") == deployed.hashes("b") == manifest["binaries"]
     assert (manifest["build"], manifest["commit"], manifest["accelerator"]) == (6743, "c7be9febc", "cpu")
-    assert cluster.deploy().changed_tasks == []
+    assert deployed.deploy().changed_tasks == []
 
 
-def test_another_pin_or_other_flags_are_a_new_folder_and_the_old_one_stays(cluster: Cluster) -> None:
-    cluster.deploy(6743)
-    old = cluster.current("a")
-    cluster.deploy(6743, llama_cpp_cmake_extra=["-DGGML_NATIVE=OFF"], llama_cpp_activate=False)
-    assert cluster.current("a") == old
+def test_another_pin_or_other_flags_are_a_new_folder_and_the_old_one_stays(deployed: Cluster) -> None:
+    old = deployed.current("a")
+    deployed.deploy(6743, llama_cpp_cmake_extra=["-DGGML_NATIVE=OFF"], llama_cpp_activate=False)
+    assert deployed.current("a") == old
     assert len(list(old.parent.glob(f"{old.name}-*/manifest.json"))) == 1
-    cluster.deploy(11434, files=NEWER)
-    assert "0.6.0 (build 11434, commit unknown)" in says(cluster.current("b"))
+    deployed.deploy(11434, files=NEWER)
+    assert "0.6.0 (build 11434, commit unknown)" in says(deployed.current("b"))
     assert "6743 (c7be9febc)" in says(old)
 
 
-def test_a_host_that_has_the_build_provides_it_when_the_cache_is_lost(cluster: Cluster) -> None:
-    cluster.deploy(limit="b")
-    result = cluster.deploy(llama_cpp_cache_dir=str(cluster.root / "another"))
+def test_a_host_that_has_the_build_provides_it_when_the_cache_is_lost(deployed: Cluster) -> None:
+    shutil.rmtree(deployed.root / "a")
+    result = deployed.deploy(llama_cpp_cache_dir=str(deployed.root / "another"))
     assert builders(result) == []
-    assert cluster.hashes("a") == cluster.hashes("b")
-    assert list((cluster.root / "another" / "builds").glob("*.tar.gz"))
+    assert deployed.hashes("a") == deployed.hashes("b")
+    assert list((deployed.root / "another" / "builds").glob("*.tar.gz"))
 
 
-def test_a_package_that_was_cut_is_made_again_and_a_damaged_build_replaced(cluster: Cluster) -> None:
-    cluster.deploy()
-    good = cluster.hashes("a")
-    (package,) = (cluster.root / "cache" / "builds").glob("*.tar.gz")
+def test_a_package_that_was_cut_is_made_again_and_a_damaged_build_replaced(deployed: Cluster) -> None:
+    good = deployed.hashes("a")
+    (package,) = (deployed.root / "cache" / "builds").glob("*.tar.gz")
     package.write_bytes(package.read_bytes()[:-100])
-    (cluster.current("b") / "bin" / "rpc-server").write_text("damaged")
-    assert builders(cluster.deploy()) == []
-    assert cluster.hashes("a") == cluster.hashes("b") == good
+    (deployed.current("b") / "bin" / "rpc-server").write_text("damaged")
+    assert builders(deployed.deploy()) == []
+    assert deployed.hashes("a") == deployed.hashes("b") == good
 
 
 def test_each_host_builds_where_that_is_asked_for(cluster: Cluster) -> None:
@@ -148,15 +163,14 @@ def test_each_host_builds_where_that_is_asked_for(cluster: Cluster) -> None:
     assert not (cluster.root / "cache" / "builds").exists()
 
 
-def test_a_host_with_another_file_is_named_with_the_file(cluster: Cluster) -> None:
-    cluster.deploy()
-    before = cluster.hashes("b")["rpc-server"]
-    server = cluster.current("b") / "bin" / "rpc-server"
+def test_a_host_with_another_file_is_named_with_the_file(deployed: Cluster) -> None:
+    before = deployed.hashes("b")["rpc-server"]
+    server = deployed.current("b") / "bin" / "rpc-server"
     server.write_bytes(server.read_bytes() + b"x")
-    note = cluster.current("b") / "manifest.json"
-    note.write_text(note.read_text().replace(before, cluster.hashes("b")["rpc-server"]))
+    note = deployed.current("b") / "manifest.json"
+    note.write_text(note.read_text().replace(before, deployed.hashes("b")["rpc-server"]))
     with pytest.raises(HarnessError, match=r"b: bin/rpc-server in .* is another file than on a;"):
-        cluster.deploy()
+        deployed.deploy()
 
 
 def test_a_source_that_builds_another_release_is_not_installed(cluster: Cluster) -> None:

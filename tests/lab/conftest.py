@@ -22,8 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def lab2() -> Iterator[LabUnderTest]:
-    """The two-node lab of tests/lab/inventory, booted once for all tests.
+def empty_lab2() -> Iterator[LabUnderTest]:
+    """The two-node lab of tests/lab/inventory, not up unless a test brought it up.
 
     Whatever an earlier session left of it is taken down first, so that each begins with fresh machines. With
     LLAMA_HARNESS_KEEP_LAB=1 a lab that stands is used as it is, and is left standing.
@@ -32,12 +32,18 @@ def lab2() -> Iterator[LabUnderTest]:
     keep = os.environ.get("LLAMA_HARNESS_KEEP_LAB") == "1"
     if not keep and lab.folder.exists():
         lab.down()
-    lab.up()
     try:
         yield lab
     finally:
         if not keep:
             lab.down()
+
+
+@pytest.fixture(scope="session")
+def lab2(empty_lab2: LabUnderTest) -> LabUnderTest:
+    """The two-node lab, booted once for all tests."""
+    empty_lab2.up()
+    return empty_lab2
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +53,14 @@ def models() -> None:
 
 
 @pytest.fixture(scope="session")
-def deployed(lab2: LabUnderTest, models: None) -> LabUnderTest:
-    """The lab with everything of site.yml, until test_teardown.py takes it away."""
-    lab2.ansible("site.yml")
+def done() -> set[str]:
+    """What this session has done to the two-node lab: ``site.yml``."""
+    return set()
+
+
+@pytest.fixture(scope="session")
+def deployed(lab2: LabUnderTest, models: None, done: set[str]) -> LabUnderTest:
+    """The lab with everything of site.yml, until test_taking_down.py takes it away."""
+    if "site.yml" not in done:
+        lab2.ansible("site.yml")
     return lab2

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.ansible import PlaybookResult, run_playbook
+from harness.ansible import run_playbook
 from harness.inventory import Node, load_inventory
 
 HERE = Path(__file__).parent
@@ -15,7 +15,7 @@ PLAYBOOK = HERE / "llama_cpp.yml"
 BUILD_TASK = "Build rpc-server, llama-server, llama-bench"
 BINARIES = ("rpc-server", "llama-server", "llama-bench")
 
-pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("lab2")]
+pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("deployed")]
 
 
 @pytest.fixture(scope="module")
@@ -40,27 +40,18 @@ def hashes(node: Node, folder: str) -> dict[str, str]:
     return {Path(line.split()[1]).name: line.split()[0] for line in lines}
 
 
-@pytest.fixture(scope="module")
-def deployed() -> PlaybookResult:
-    """The lab's own pin on both nodes, in the place where the services run it."""
-    return run_playbook(PLAYBOOK, INVENTORY)
-
-
-@pytest.mark.usefixtures("deployed")
 def test_every_node_runs_the_files_that_the_manifest_names(nodes: list[Node]) -> None:
     for node in nodes:
         assert hashes(node, "/opt/llama.cpp/current") == manifest(node, "/opt/llama.cpp/current")["binaries"]
     assert len({json.dumps(hashes(node, "/opt/llama.cpp/current")) for node in nodes}) == 1
 
 
-@pytest.mark.usefixtures("deployed")
 def test_the_pinned_build_says_its_number_and_commit(nodes: list[Node]) -> None:
     for node in nodes:
         said = on(node, "sh", "-c", "/opt/llama.cpp/current/bin/llama-server --version 2>&1")
         assert said.startswith("version: 6751 (01d2bdc2b)")
 
 
-@pytest.mark.usefixtures("deployed")
 def test_a_damaged_file_is_replaced_on_its_node_without_a_build(nodes: list[Node]) -> None:
     before = hashes(nodes[0], "/opt/llama.cpp/current")
     on(nodes[0], "sh", "-c", "printf x >> /opt/llama.cpp/current/bin/llama-bench")

@@ -1,14 +1,12 @@
 """The monitor on real systemd machines: one is starved, only its curve moves."""
 
 import time
-from pathlib import Path
 
 import pytest
 from harness.monitor.sample import Sample, Source
 from lab_under_test import LabUnderTest
 from testinfra.host import Host
 
-PLAYBOOK = Path(__file__).with_name("monitor.yml")
 NODES = ("node1", "node2")
 UNIT = "llama-node-monitor.service"
 COMMAND = "/opt/llama-harness/venv/bin/llama-node-monitor"
@@ -32,10 +30,9 @@ while time.time() < end:
 
 
 @pytest.fixture(scope="module")
-def nodes(lab2: LabUnderTest) -> dict[str, Host]:
+def nodes(deployed: LabUnderTest) -> dict[str, Host]:
     """The lab's nodes with the monitor deployed."""
-    lab2.ansible(PLAYBOOK)
-    return {name: lab2.host(name) for name in NODES}
+    return {name: deployed.host(name) for name in NODES}
 
 
 def samples(node: Host, since_ns: int = 0) -> list[Sample]:

@@ -20,7 +20,7 @@ ADDRESSES = {"node1": "10.77.44.11", "node2": "10.77.44.12"}
 HEAD, OTHER = "node2", "node1"
 PORT = 50052
 
-pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("lab2")]
+pytestmark = pytest.mark.lab
 
 # Says how a connection went; for the head node, what the backend answers to HELLO.
 CONNECT = """
@@ -38,10 +38,8 @@ except OSError as error:
 
 
 @pytest.fixture(scope="module")
-def nodes(lab2: object) -> dict[str, Host]:
+def nodes(deployed: object) -> dict[str, Host]:
     """The lab's nodes with rpc-server deployed."""
-    run_playbook(HERE / "llama_cpp.yml", INVENTORY)
-    run_playbook(PLAYBOOK, INVENTORY)
     return {name: testinfra.get_host(f"ansible://{name}?ansible_inventory={INVENTORY}") for name in ADDRESSES}
 
 

@@ -1,12 +1,8 @@
-"""What site.yml put on a node, teardown.yml takes away; collect.yml fetches what it said before."""
+"""README's last commands: what was put on the nodes and on this computer is taken away again."""
 
-import json
-from pathlib import Path
-
-import pytest
 from lab_under_test import LabUnderTest
+from readme import TAKE_DOWN, type_in
 
-HERE = Path(__file__).parent
 NODES = ("node1", "node2")
 
 # What may tell of the harness on a node: units, users, folders, rules, failed units.
@@ -24,33 +20,20 @@ true
 """
 
 
-@pytest.fixture(scope="module")
-def collected(deployed: LabUnderTest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("collected")
-    deployed.ansible("collect.yml", collect_dest=str(folder))
-    return folder
-
-
-@pytest.mark.parametrize("name", NODES)
-def test_journals_states_and_manifests_are_collected(collected: Path, name: str) -> None:
-    node = collected / name
-    assert (
-        "Started llama-rpc-server.service" in (node / "journal" / "llama-rpc-server.service.log").read_text()
-    )
-    assert "Id=llama-node-monitor.service" in (node / "units.txt").read_text()
-    (manifest,) = node.joinpath("manifests").glob("*.json")
-    assert json.loads(manifest.read_text())["build"] == 6751
-
-
-def test_teardown_leaves_nothing(deployed: LabUnderTest, collected: Path) -> None:
+def test_teardown_leaves_nothing(deployed: LabUnderTest) -> None:
     before = {name: traces(deployed, name) for name in NODES}
     assert all(any("llama-rpc-server" in line for line in lines) for lines in before.values())
-    deployed.ansible("teardown.yml")
+    type_in(TAKE_DOWN[0], deployed)
     assert {name: traces(deployed, name) for name in NODES} == {name: [] for name in NODES}
 
 
 def test_second_teardown_changes_nothing(deployed: LabUnderTest) -> None:
     assert deployed.ansible("teardown.yml").changed_tasks == []
+
+
+def test_lab_is_taken_down(deployed: LabUnderTest) -> None:
+    assert "nothing of the lab is left" in type_in(TAKE_DOWN[1], deployed)
+    assert not deployed.folder.exists()
 
 
 def traces(lab: LabUnderTest, name: str) -> list[str]:
