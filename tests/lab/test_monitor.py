@@ -74,15 +74,7 @@ def test_samples_come_every_second_from_the_nodes_own_cgroup(nodes: dict[str, Ho
         assert taken[-1].cpu_s > taken[0].cpu_s
 
 
-def test_monitor_costs_little(nodes: dict[str, Host]) -> None:
-    def spent_s() -> float:
-        pid = nodes["node1"].check_output(f"systemctl show --property MainPID --value {UNIT}")
-        fields = nodes["node1"].check_output(f"cat /proc/{pid}/stat").rpartition(")")[2].split()
-        return sum(int(field) for field in fields[11:15]) / 100  # its own and its children's
-
-    before, began = spent_s(), time.monotonic()
-    time.sleep(20)
-    assert (spent_s() - before) / (time.monotonic() - began) < 0.01
+def test_monitor_stays_small(nodes: dict[str, Host]) -> None:
     pid = nodes["node1"].check_output(f"systemctl show --property MainPID --value {UNIT}")
     resident = nodes["node1"].check_output(f"grep VmHWM /proc/{pid}/status").split()[1]
     assert int(resident) * 1024 < 60 * MIB
