@@ -14,7 +14,7 @@ from harness.inventory import Node, load_inventory
 from harness.settings import DEFAULT_INVENTORY
 
 UNIT = "llama-node-monitor.service"
-READ = f"pid=$(systemctl show --property MainPID --value {UNIT}); cat /proc/$pid/stat; grep VmHWM /proc/$pid/status"
+READ = f"cd /proc/$(systemctl show --property MainPID --value {UNIT}) && cat stat && grep VmHWM status"
 TICKS_PER_S = 100
 
 
