@@ -38,7 +38,7 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
         kind, nested, suffix = _describe(field.annotation)
-        meaning = field.description or ((nested.__doc__ or "").strip() if nested else "")
+        meaning = field.description or (" ".join((nested.__doc__ or "").split()) if nested else "")
         yield f"| `{path}` | {kind} | {meaning} |"
         if nested:
             yield from _rows(nested, f"{path}{suffix}.")

@@ -38,6 +38,44 @@ class Memory(BaseModel):
     oom_kills: int | None = Field(None, description="OOM kills in this cgroup or node since boot (counter)")
 
 
+class Pressure(BaseModel):
+    """Time that tasks waited for memory or io (the kernel's accounting/psi.rst).
+
+    Null where the kernel counts none for this node alone: a lab node is never given its host's.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: Source = Field(description="whose tasks waited: the whole node's or those of its machine cgroup")
+    memory_some_avg10: float = Field(
+        description="percent of the last 10 s in which at least one task waited for memory"
+    )
+    memory_full_avg10: float = Field(description="the same, in which every task that could run waited")
+    memory_some_total_us: int = Field(description="microseconds of such waiting since boot (counter)")
+    memory_full_total_us: int = Field(description="the same for every task at once (counter)")
+    io_some_avg10: float = Field(
+        description="percent of the last 10 s in which at least one task waited for io"
+    )
+    io_full_avg10: float = Field(description="the same, in which every task that could run waited")
+    io_some_total_us: int = Field(description="microseconds of such waiting since boot (counter)")
+    io_full_total_us: int = Field(description="the same for every task at once (counter)")
+
+
+class Disk(BaseModel):
+    """Traffic between memory and disks, as far as it can be told to be this node's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: Source = Field(
+        description="where it was counted: the node's disks, or its machine cgroup's share"
+    )
+    device: str = Field(description="names of the disks counted, by comma")
+    read_bytes: int = Field(description="bytes read since boot (counter)")
+    written_bytes: int = Field(description="bytes written since boot (counter)")
+    read_bytes_per_s: float | None = Field(None, description="since the sample before; null in the first")
+    written_bytes_per_s: float | None = Field(None, description="since the sample before; null in the first")
+
+
 class Process(BaseModel):
     """One llama.cpp process."""
 
@@ -48,6 +86,10 @@ class Process(BaseModel):
     rss_bytes: int = Field(description="VmRSS of /proc/PID/status: resident memory, mapped files included")
     swap_bytes: int = Field(description="VmSwap of /proc/PID/status")
     cpu_s: float = Field(description="user + system CPU seconds since its start (counter)")
+    threads: int | None = Field(None, description="threads it has now")
+    started_ns: int | None = Field(
+        None, description="when it was started, UTC, to within a clock tick (10 ms)"
+    )
 
 
 class Unit(BaseModel):
@@ -60,6 +102,16 @@ class Unit(BaseModel):
     main_pid: int = Field(description="MainPID; 0 when nothing runs")
     restarts: int = Field(description="NRestarts")
     result: str = Field(description="Result of the last run: success, exit-code, signal, oom-kill, ...")
+    exit_code: str | None = Field(
+        None, description="how its main process ended last: exited, killed or dumped (ExecMainCode)"
+    )
+    exit_status: int | None = Field(
+        None,
+        description="ExecMainStatus: the exit status, or the signal's number where it was killed or dumped",
+    )
+    exited_ns: int | None = Field(
+        None, description="when its main process ended last, UTC, to within systemd's microsecond"
+    )
 
 
 class RpcSocket(BaseModel):
@@ -80,6 +132,80 @@ class Network(BaseModel):
     interface: str = Field(description="name of the interface")
     received_bytes: int = Field(description="bytes received since it came up (counter)")
     sent_bytes: int = Field(description="bytes sent since it came up (counter)")
+    received_bytes_per_s: float | None = Field(None, description="since the sample before; null in the first")
+    sent_bytes_per_s: float | None = Field(None, description="since the sample before; null in the first")
+
+
+class GpuSource(StrEnum):
+    """What told about a GPU."""
+
+    NVML = "nvml"
+    AMDGPU = "amdgpu"
+
+
+class Gpu(BaseModel):
+    """One GPU. A figure that the driver or the board does not give is null, never zero."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    index: int = Field(description="the driver's number for it, from 0")
+    name: str = Field(description="as the driver names the board")
+    uuid: str | None = Field(None, description="GPU-... (NVML) or the board's unique_id (amdgpu)")
+    driver: str | None = Field(None, description="version of the driver")
+    source: GpuSource = Field(description="what told it: NVIDIA's library or amdgpu's files in /sys")
+    problem: str | None = Field(
+        None, description="why the driver gives no figures for it: 'GPU is lost' when it fell off the bus"
+    )
+    memory_total_bytes: int | None = Field(None, description="memory of the board")
+    memory_used_bytes: int | None = Field(None, description="of it, taken by all processes and the driver")
+    use_percent: float | None = Field(None, description="share of the last moments in which it computed")
+    temperature_c: float | None = Field(None, description="degrees Celsius at the chip's edge")
+    power_w: float | None = Field(None, description="watts drawn by the board")
+    throttle: list[str] = Field(
+        [], description="why its clocks are held down now: sw_power_cap, hw_thermal, ..."
+    )
+    ecc_corrected: int | None = Field(
+        None, description="memory errors corrected since the driver was loaded (counter)"
+    )
+    ecc_uncorrected: int | None = Field(None, description="memory errors that could not be (counter)")
+
+
+class Xid(BaseModel):
+    """One error report of NVIDIA's kernel driver."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    time_ns: int = Field(description="when the kernel wrote it, UTC")
+    pci: str = Field(description="the board it is about: 0000:65:00")
+    code: int = Field(
+        description="Xid number: 13 graphics engine, 48 double-bit ECC, 79 fell off the bus, ..."
+    )
+    line: str = Field(description="the kernel's line")
+
+
+class Kernel(BaseModel):
+    """What the kernel reported of this node, as far back as its log goes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    oom_kills: int | None = Field(None, description="the same counter as memory.oom_kills")
+    last_oom: str | None = Field(
+        None, description="its newest line of a process killed for memory; null where its log is out of reach"
+    )
+    last_oom_ns: int | None = Field(None, description="when the kernel wrote it, UTC")
+    xids: list[Xid] = Field([], description="the newest reports of NVIDIA's driver, oldest first, at most 8")
+
+
+class Build(BaseModel):
+    """The llama.cpp build that /opt/llama.cpp/current holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    build: int | None = Field(None, description="build number in its manifest")
+    commit: str | None = Field(None, description="commit in its manifest")
+    sha256: str = Field(
+        description="sha256 over the manifest's build, commit and hash of each binary: equal where these are"
+    )
 
 
 class Sample(BaseModel):
@@ -95,3 +221,14 @@ class Sample(BaseModel):
     units: dict[str, Unit] = {}
     rpc: RpcSocket | None = None
     network: Network | None = None
+    load1: float | None = Field(
+        None, description="load average of one minute; the host's on a lab node, whose kernel it is"
+    )
+    pressure: Pressure | None = None
+    disk: Disk | None = None
+    gpus: list[Gpu] = []
+    kernel: Kernel | None = None
+    build: Build | None = None
+    clock_offset_s: float | None = Field(
+        None, description="this node's clock minus the head node's; null while there is no Redis to ask"
+    )
