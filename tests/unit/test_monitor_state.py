@@ -1,0 +1,108 @@
+"""What a backend is said to be, from its node's sample alone."""
+
+from typing import Any
+
+import pytest
+from harness.monitor.sample import Memory, Process, RpcSocket, Sample, Source, Unit
+from harness.monitor.state import RPC_UNIT, BackendState, State, age_s, backend_state
+
+NOW_NS = 1_795_618_783 * 10**9
+PEER = "10.77.43.12:40112"
+
+
+def sample(**changed: Any) -> Sample:
+    memory = Memory(
+        source=Source.PROC,
+        total_bytes=2,
+        available_bytes=1,
+        used_bytes=1,
+        cache_bytes=0,
+        swap_total_bytes=0,
+        swap_used_bytes=0,
+        major_faults=0,
+    )
+    return Sample(**{"time_ns": NOW_NS, "node": "node1", "memory": memory, "cpu_s": 1.0, **changed})
+
+
+def rpc(listening: bool, backlog: int = 0, peer: str | None = None) -> RpcSocket:
+    return RpcSocket(listening=listening, backlog=backlog, peer=peer)
+
+
+def unit(active: str, sub: str = "running", result: str = "success") -> dict[str, Unit]:
+    return {RPC_UNIT: Unit(active=active, sub=sub, main_pid=0, restarts=3, result=result)}
+
+
+def process(for_s: float | None = None) -> list[Process]:
+    started = None if for_s is None else NOW_NS - int(for_s * 1e9)
+    return [Process(pid=7, name="rpc-server", rss_bytes=1, swap_bytes=0, cpu_s=0.1, started_ns=started)]
+
+
+CASES = [
+    ("serves a coordinator", sample(rpc=rpc(True, peer=PEER)), State.BUSY, f"serves {PEER}"),
+    (
+        "serves, and its full backlog looks closed to a probe",
+        sample(rpc=rpc(True, 2, PEER)),
+        State.BUSY,
+        PEER,
+    ),
+    (
+        "serves while the unit's state is old",
+        sample(rpc=rpc(True, 0, PEER), units=unit("failed")),
+        State.BUSY,
+        PEER,
+    ),
+    ("serves although nothing listens", sample(rpc=rpc(False, 0, PEER)), State.BUSY, PEER),
+    ("has not accepted a connection yet", sample(rpc=rpc(True, 1)), State.BUSY, "1 waiting"),
+    ("listens", sample(rpc=rpc(True), units=unit("active")), State.IDLE, "serves nobody"),
+    ("listens while units are unknown", sample(rpc=rpc(True)), State.IDLE, "serves nobody"),
+    (
+        "process has just started",
+        sample(rpc=rpc(False), processes=process(3), units=unit("active")),
+        State.STARTING,
+        "for 3 s",
+    ),
+    (
+        "start time unknown",
+        sample(rpc=rpc(False), processes=process()),
+        State.STARTING,
+        "does not listen yet",
+    ),
+    ("runs, but never came to listen", sample(rpc=rpc(False), processes=process(90)), State.DOWN, "for 90 s"),
+    (
+        "waits to be restarted",
+        sample(rpc=rpc(False), units=unit("activating", "auto-restart")),
+        State.STARTING,
+        "restarts: 3",
+    ),
+    ("was started this moment", sample(rpc=rpc(False), units=unit("active")), State.STARTING, "active"),
+    (
+        "start limit was hit",
+        sample(rpc=rpc(False), units=unit("failed", "failed", "start-limit-hit")),
+        State.DOWN,
+        "result start-limit-hit",
+    ),
+    ("was stopped", sample(rpc=rpc(False), units=unit("inactive", "dead")), State.DOWN, "inactive"),
+    ("was never deployed", sample(rpc=rpc(False)), State.DOWN, "no unit"),
+    ("has no backend", sample(), State.DOWN, "watches no rpc-server"),
+    ("was heard a while ago", sample(time_ns=NOW_NS - 12 * 10**9, rpc=rpc(True)), State.SILENT, "12 s old"),
+    ("was never heard", None, State.SILENT, "no sample"),
+]
+
+
+@pytest.mark.parametrize(("what", "seen", "state", "reason"), CASES, ids=[case[0] for case in CASES])
+def test_state_follows_what_the_node_itself_sees(
+    what: str, seen: Sample | None, state: State, reason: str
+) -> None:
+    found = backend_state(seen, NOW_NS)
+    assert found.state is state
+    assert reason in found.reason
+
+
+def test_clock_that_is_off_makes_no_node_silent() -> None:
+    behind = sample(time_ns=NOW_NS - 30 * 10**9, clock_offset_s=-30.0, rpc=rpc(True))
+    assert age_s(behind, NOW_NS) == pytest.approx(0, abs=1e-6)
+    assert backend_state(behind, NOW_NS) == BackendState(State.IDLE, "listens, serves nobody")
+
+
+def test_clock_ahead_gives_no_negative_age() -> None:
+    assert age_s(sample(time_ns=NOW_NS + 10**9), NOW_NS) == 0
