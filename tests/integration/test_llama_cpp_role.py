@@ -141,6 +141,16 @@ def test_another_pin_or_other_flags_are_a_new_folder_and_the_old_one_stays(deplo
     assert "6743 (c7be9febc)" in says(old)
 
 
+def test_a_build_of_fewer_programs_stands_beside_the_whole_one(deployed: Cluster) -> None:
+    whole = deployed.current("a")
+    fewer: dict[str, object] = {"llama_cpp_programs": ["rpc-server"], "llama_cpp_activate": False}
+    deployed.deploy(**fewer)  # type: ignore[arg-type]
+    assert deployed.current("a") == whole
+    (beside,) = (folder for folder in whole.parent.glob("6743-*") if folder != whole)
+    assert [path.name for path in (beside / "bin").iterdir()] == ["rpc-server"]
+    assert deployed.deploy(**fewer).changed_tasks == []  # type: ignore[arg-type]
+
+
 def test_a_host_that_has_the_build_provides_it_when_the_cache_is_lost(deployed: Cluster) -> None:
     shutil.rmtree(deployed.root / "a")
     result = deployed.deploy(llama_cpp_cache_dir=str(deployed.root / "another"))

@@ -36,7 +36,7 @@ options:
     elements: str
     required: true
   extra:
-    description: Those of the flags that the operator added; they end as a few digits in the folder's name.
+    description: What the operator asked for beside the usual; it ends as a few digits in the folder's name.
     type: list
     elements: str
     default: []
@@ -227,7 +227,7 @@ def problems_of(folder, manifest, build, flags, binaries):
             problems.append(f"bin/{name} is missing")
         elif seen != hashes.get(name):
             problems.append(f"bin/{name} has sha256 {seen}, the manifest says {hashes.get(name)}")
-    if problems:
+    if problems or "llama-server" not in binaries:
         return problems
     version = version_of(folder)
     if version["build"] != build:
