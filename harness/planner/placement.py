@@ -1,70 +1,23 @@
 """Placement: which layers go to which backend, as ``--tensor-split`` will put them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise, product
 
 import numpy as np
 
 from harness.errors import HarnessError
 from harness.models.gguf import GgufModel
-from harness.planner.memory import Weights, compute_bytes, kv_bytes, weights
+from harness.planner.costs import ComputeBuffers, Costs, model_costs
+from harness.planner.memory import weights
 from harness.planner.plan import BackendShare, Plan
+from harness.planner.refusal import refusal
+from harness.planner.speed import faster_split, token_seconds
+from harness.planner.supply import BackendMemory
 
 _MIB = 1 << 20
-_RESERVE = 256 * _MIB
-_MARGIN = 0.02
 _ALL_LAYERS = 99
 _NAMED = 8
-
-
-@dataclass(frozen=True)
-class BackendMemory:
-    """A backend and the memory its node can give."""
-
-    node: str
-    endpoint: str
-    """``address:port``."""
-    available_bytes: int
-    reserve_bytes: int | None = None
-    """Left to the node; by default 256 MiB and 2% of what is available."""
-
-    @property
-    def usable_bytes(self) -> int:
-        """What a plan may fill."""
-        reserve = self.reserve_bytes
-        if reserve is None:
-            reserve = _RESERVE + int(self.available_bytes * _MARGIN)
-        return max(0, self.available_bytes - reserve)
-
-
-@dataclass(frozen=True)
-class _Costs:
-    """Bytes of any run of the layers that are to be placed."""
-
-    weights: Weights
-    kv: tuple[int, ...]
-    compute: dict[tuple[bool, bool], int]
-    """By whether the device has the first layer, and the output."""
-    start: int
-    end: int
-
-    def model(self, first: int, last: int) -> int:
-        return self.weights.of(first, last)
-
-    def cache(self, first: int, last: int) -> int:
-        return sum(self.kv[first:last])
-
-    def buffers(self, first: int, last: int) -> int:
-        return self.compute[first == self.start, last == self.end] if last > first else 0
-
-    def total(self, first: int, last: int) -> int:
-        return self.model(first, last) + self.cache(first, last) + self.buffers(first, last)
-
-    def spans(self, counts: Sequence[int]) -> list[tuple[int, int]]:
-        """First and last layer of each backend, from how many each has."""
-        bounds = [self.start, *(self.start + int(n) for n in np.cumsum(counts))]
-        return list(pairwise(bounds))
+_HEAD_WORK = 64 * _MIB
+"""The coordinator's own compute buffer and output, on the head node's CPU."""
 
 
 def split_layers(splits: Sequence[float], layers: int, offloaded: int) -> list[int]:
@@ -94,57 +47,83 @@ def make_plan(
     nodes: Sequence[str] | None = None,
     n_gpu_layers: int | None = None,
     kv_type: str = "f16",
+    learned: ComputeBuffers | None = None,
 ) -> Plan:
     """Place a model over backends, or say what is missing.
 
-    Layers follow the memory that the nodes have available, as llama.cpp itself would split; where that
-    overfills a node, they are spread so that every node is filled to the same part of what it can give.
+    Layers follow the memory that the devices have available, as llama.cpp itself would split; where that
+    overfills a device, they are spread so that every one is filled to the same part of what it can give.
+    Where the speed of every device is known and another split takes clearly less time per token, that one
+    is used.
 
     Args:
         model: the file's facts.
-        backends: in ``--rpc`` order; bytes as read on the nodes.
+        backends: their devices in ``--rpc`` order; bytes as read on the nodes.
         context: ``--ctx-size``.
         parallel: ``--parallel``.
         nodes: only these of the backends.
         n_gpu_layers: ``-ngl``; all layers by default. With 0 nothing is placed and nothing refused.
         kv_type: ``--cache-type-k/-v``.
+        learned: compute buffers printed by an earlier load of the same shape.
 
     Raises:
-        HarnessError: unknown node, no backends, or a model that does not fit.
+        HarnessError: unknown node, no backends, an architecture that cannot be sized, or a model that does
+            not fit.
     """
     chosen = _choose(backends, nodes)
     layers_total = model.block_count + 1
     offload = max(_ALL_LAYERS, layers_total) if n_gpu_layers is None else n_gpu_layers
-    costs = _costs(model, layers_total, offload, context, parallel, kv_type)
-    counts = _place(model, chosen, costs, context)
-    shares = [
-        BackendShare(
-            node=backend.node,
-            endpoint=backend.endpoint,
-            available_bytes=backend.available_bytes,
-            # Layer counts as the split: whole numbers that llama.cpp places exactly as counted.
-            weight=float(last - first) if any(counts) else float(backend.available_bytes // _MIB),
-            layers=last - first,
-            model_bytes=costs.model(first, last),
-            kv_bytes=costs.cache(first, last),
-            compute_bytes=costs.buffers(first, last),
-        )
-        for backend, (first, last) in zip(chosen, costs.spans(counts), strict=True)
-    ]
+    costs = model_costs(
+        model, offload=offload, context=context, parallel=parallel, kv_type=kv_type, learned=learned
+    )
+    counts, notes = [0] * len(chosen), []
+    if costs.end > costs.start:
+        by_memory = place_by_memory(chosen, costs)
+        by_speed = faster_split(chosen, costs, by_memory, lambda some: place_by_memory(some, costs))
+        if by_speed is not None:
+            notes = _why_faster(chosen, costs, by_memory, by_speed)
+        placed = by_speed or by_memory
+        if placed is None:
+            raise HarnessError(_refusal(model, chosen, costs, offload, context, parallel, kv_type))
+        counts = placed
     return Plan(
         model=model.path.stem,
         model_path=str(model.path),
         file_bytes=model.file_bytes,
         context=context,
         parallel=parallel,
+        kv_type=kv_type,
         n_gpu_layers=offload,
         layers_total=layers_total,
-        shares=shares,
+        shares=_shares(chosen, costs, counts),
+        notes=notes,
+        token_s=token_seconds(chosen, costs, counts) if all(b.speed for b in chosen) else None,
     )
 
 
+def _shares(devices: Sequence[BackendMemory], costs: Costs, counts: Sequence[int]) -> list[BackendShare]:
+    """A share for each device of every backend that holds layers; of all where nobody does."""
+    used = {device.endpoint for device, count in zip(devices, counts, strict=True) if count}
+    return [
+        BackendShare(
+            node=device.node,
+            endpoint=device.endpoint,
+            device=device.device,
+            available_bytes=device.available_bytes,
+            # Layer counts as the split: whole numbers that llama.cpp places exactly as counted.
+            weight=float(last - first) if used else float(device.available_bytes // _MIB),
+            layers=last - first,
+            model_bytes=costs.model(first, last),
+            kv_bytes=costs.cache(first, last),
+            compute_bytes=costs.buffers(first, last),
+        )
+        for device, (first, last) in zip(devices, costs.spans(counts), strict=True)
+        if not used or device.endpoint in used
+    ]
+
+
 def _choose(backends: Sequence[BackendMemory], nodes: Sequence[str] | None) -> list[BackendMemory]:
-    known = [b.node for b in backends]
+    known = list(dict.fromkeys(b.node for b in backends))
     unknown = [name for name in nodes or () if name not in known]
     if unknown:
         raise HarnessError(
@@ -156,40 +135,25 @@ def _choose(backends: Sequence[BackendMemory], nodes: Sequence[str] | None) -> l
     return chosen
 
 
-def _costs(
-    model: GgufModel, layers_total: int, offload: int, context: int, parallel: int, kv_type: str
-) -> _Costs:
-    compute = {
-        (first, last): compute_bytes(model, context, parallel, first, last)
-        for first, last in product((False, True), repeat=2)
-    }
-    start = layers_total - min(offload, layers_total)
-    return _Costs(weights(model), kv_bytes(model, context, parallel, kv_type), compute, start, layers_total)
-
-
-def _place(model: GgufModel, backends: Sequence[BackendMemory], costs: _Costs, context: int) -> list[int]:
-    """Layers per backend, none fuller than it may be."""
-    offloaded = costs.end - costs.start
-    if not offloaded:
-        return [0] * len(backends)
-    if any(b.available_bytes > 0 for b in backends):
-        counts = split_layers([b.available_bytes / _MIB for b in backends], costs.end, offloaded)
-        spans = zip(backends, costs.spans(counts), strict=True)
-        if all(costs.total(*span) <= backend.usable_bytes for backend, span in spans):
+def place_by_memory(devices: Sequence[BackendMemory], costs: Costs) -> list[int] | None:
+    """Layers per device as llama.cpp splits by memory, or balanced where that overfills one; None: no way."""
+    if any(device.available_bytes > 0 for device in devices):
+        counts = split_layers(
+            [device.available_bytes / _MIB for device in devices], costs.end, costs.end - costs.start
+        )
+        spans = zip(devices, costs.spans(counts), strict=True)
+        if all(costs.total(*span) <= device.usable_bytes for device, span in spans):
             return counts
-    balanced = _balance(backends, costs)
-    if balanced is None:
-        raise HarnessError(_refusal(model, backends, costs, context))
-    return balanced
+    return _balance(devices, costs)
 
 
-def _balance(backends: Sequence[BackendMemory], costs: _Costs) -> list[int] | None:
-    """Layers per backend with the fullest node as empty as can be; None where nothing fits."""
-    best = _fill(backends, costs, 1.0)
+def _balance(devices: Sequence[BackendMemory], costs: Costs) -> list[int] | None:
+    """Layers per device with the fullest one as empty as can be; None where nothing fits."""
+    best = _fill(devices, costs, 1.0)
     low, high = 0.0, 1.0
     for _ in range(12 if best else 0):
         middle = (low + high) / 2
-        counts = _fill(backends, costs, middle)
+        counts = _fill(devices, costs, middle)
         if counts is None:
             low = middle
         else:
@@ -197,39 +161,52 @@ def _balance(backends: Sequence[BackendMemory], costs: _Costs) -> list[int] | No
     return best
 
 
-def _fill(backends: Sequence[BackendMemory], costs: _Costs, part: float) -> list[int] | None:
-    """Fill the backends in order, each up to ``part`` of what it can give; None if layers are left over."""
+def _fill(devices: Sequence[BackendMemory], costs: Costs, part: float) -> list[int] | None:
+    """Fill the devices in order, each up to ``part`` of what it can give; None if layers are left over."""
     counts, first = [], costs.start
-    for backend in backends:
+    for device in devices:
         last = first
-        while last < costs.end and costs.total(first, last + 1) <= backend.usable_bytes * part:
+        while last < costs.end and costs.total(first, last + 1) <= device.usable_bytes * part:
             last += 1
         counts.append(last - first)
         first = last
     return counts if first == costs.end else None
 
 
-def _refusal(model: GgufModel, backends: Sequence[BackendMemory], costs: _Costs, context: int) -> str:
-    start, end = costs.start, costs.end
-    buffers = costs.compute[True, False] + costs.compute[False, True]
-    buffers += costs.compute[False, False] * (len(backends) - 2)
-    needed = costs.model(start, end) + costs.cache(start, end) + max(buffers, costs.compute[True, True])
-    usable = sum(b.usable_bytes for b in backends)
-    each = ", ".join(f"{b.node} {_gib(b.usable_bytes)}" for b in backends[:_NAMED])
-    if len(backends) > _NAMED:
-        each += f", ... and {len(backends) - _NAMED} more"
-    asks = f"model {model.path.stem} with context {context} needs {_gib(needed)} on the backends"
-    if needed > usable:
-        return (
-            f"{asks} and they can give {_gib(usable)} ({each}): {_gib(needed - usable)} are missing; "
-            "add a node, free memory or shorten the context"
+def _why_faster(
+    devices: Sequence[BackendMemory], costs: Costs, by_memory: list[int] | None, by_speed: list[int]
+) -> list[str]:
+    with_s = token_seconds(devices, costs, by_speed)
+    notes = []
+    if by_memory is not None:
+        without_s = token_seconds(devices, costs, by_memory)
+        notes.append(f"split by measured speed: {with_s:.3f} s per token, {without_s:.3f} s split by memory")
+    nodes = dict.fromkeys(device.node for device in devices)
+    held = {d.node for d, count in zip(devices, by_speed, strict=True) if count}
+    if dropped := [node for node in nodes if node not in held]:
+        named = ", ".join(dropped[:_NAMED]) + (
+            f" and {len(dropped) - _NAMED} more" if dropped[_NAMED:] else ""
         )
-    largest = max(costs.total(i, i + 1) for i in range(start, end))
-    return (
-        f"{asks}; the sum of {_gib(usable)} would do, but whole layers of up to {_gib(largest)} do not fit "
-        f"into what each node can give ({each}); add a node, free memory or shorten the context"
-    )
+        notes.append(f"{named} left out: the model fits without, and is faster")
+    return notes
 
 
-def _gib(size: int) -> str:
-    return f"{size / (1 << 30):.2f} GiB"
+def head_share(model: GgufModel) -> int:
+    """Bytes that the coordinator itself needs on the head node: the token embedding and its own buffers."""
+    return weights(model).input + _HEAD_WORK
+
+
+def _refusal(
+    model: GgufModel,
+    devices: Sequence[BackendMemory],
+    costs: Costs,
+    offload: int,
+    context: int,
+    parallel: int,
+    kv_type: str,
+) -> str:
+    def fits(some: Sequence[BackendMemory], tokens: int, kind: str) -> bool:
+        other = model_costs(model, offload=offload, context=tokens, parallel=parallel, kv_type=kind)
+        return _fill(some, other, 1.0) is not None
+
+    return refusal(model, devices, costs, context=context, kv_type=kv_type, fits=fits)

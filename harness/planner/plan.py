@@ -11,6 +11,8 @@ class BackendShare(BaseModel):
     node: str
     endpoint: str
     """``address:port`` of its rpc-server."""
+    device: int = 0
+    """Number of the device among those of its backend; a CPU backend has one."""
     available_bytes: int
     """Memory the node can give, read on the node: min(MemAvailable, limit - resident)."""
     weight: float
@@ -26,6 +28,11 @@ class BackendShare(BaseModel):
         """Memory the backend holds once the model is loaded."""
         return self.model_bytes + self.kv_bytes + self.compute_bytes
 
+    @property
+    def left_bytes(self) -> int:
+        """Memory that the node has left then."""
+        return self.available_bytes - self.total_bytes
+
 
 class Plan(BaseModel):
     """Explicit placement of one model over backends, in ``--rpc`` order."""
@@ -37,11 +44,22 @@ class Plan(BaseModel):
     file_bytes: int
     context: int = 2048
     parallel: int = 1
+    kv_type: str = "f16"
+    """``--cache-type-k`` and ``--cache-type-v``."""
     n_gpu_layers: int = 99
     """``-ngl``; 0 keeps every layer on the coordinator's CPU (the backends stay empty)."""
     layers_total: int
     """Layers that can be offloaded: repeating layers + 1, as in ``offloaded N/N``."""
     shares: list[BackendShare] = Field(min_length=1)
+    notes: list[str] = []
+    """What the planner decided beyond memory, for people: a node that was left out, a split by speed."""
+    token_s: float | None = None
+    """Forecast of the time per token, where the speed of every backend has been measured."""
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Backends in ``--rpc`` order, each once."""
+        return list(dict.fromkeys(share.endpoint for share in self.shares))
 
     @property
     def distributed(self) -> bool:

@@ -14,6 +14,7 @@ _OURS = frozenset(
     {
         "-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo", "-dr", "--docker-repo",
         "-a", "--alias", "--rpc", "-dev", "--device", "-ngl", "--gpu-layers", "--n-gpu-layers",
+        "-ctk", "--cache-type-k", "-ctv", "--cache-type-v",
         "-ts", "--tensor-split", "-c", "--ctx-size", "-np", "--parallel", "--host", "--port",
         "--log-file", "--log-disable", "--path", "--slot-save-path", "--api-key", "--api-key-file",
         "--ssl-key-file", "--ssl-cert-file", "--api-prefix",
@@ -48,18 +49,26 @@ def coordinator_argv(llama_server: Path, plan: Plan, *, port: int, flags: Sequen
         str(llama_server),
         *("--model", plan.model_path),
         *("--alias", plan.model),
-        *("--rpc", ",".join(share.endpoint for share in plan.shares)),
+        *("--rpc", ",".join(plan.endpoints)),
         *("--device", ",".join(f"RPC{index}" for index, _ in enumerate(plan.shares))),
         *("--n-gpu-layers", str(plan.n_gpu_layers)),
         *("--tensor-split", ",".join(f"{share.weight:g}" for share in plan.shares)),
         *("--ctx-size", str(plan.context)),
         *("--parallel", str(plan.parallel)),
+        *_cache_type(plan.kv_type),
         *("--host", "127.0.0.1"),
         *("--port", str(port)),
         *("--threads-http", str(_HTTP_THREADS)),
         "--no-webui",
         *flags,
     ]
+
+
+def _cache_type(kv_type: str) -> list[str]:
+    if kv_type == "f16":
+        return []
+    # A quantised cache of values needs flash attention, which is otherwise llama.cpp's own choice.
+    return ["--cache-type-k", kv_type, "--cache-type-v", kv_type, "--flash-attn", "on"]
 
 
 def disagreements(plan: Plan, report: LoadReport) -> list[str]:

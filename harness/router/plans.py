@@ -4,8 +4,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.errors import HarnessError
 from harness.models.gguf import GgufModel
-from harness.planner.placement import BackendMemory, make_plan
+from harness.planner.placement import make_plan
 from harness.planner.plan import Plan
+from harness.planner.supply import BackendMemory
 from harness.router.command import refused_flags
 from harness.router.config import Backend, RouterConfig
 from harness.router.errors import RouterError

@@ -1,9 +1,9 @@
 """The part of ggml's RPC protocol that asks an idle rpc-server what it is: bytes in, facts out.
 
 Read in llama.cpp's ``ggml/src/ggml-rpc/ggml-rpc.cpp`` of builds 6666 (protocol 2.0.0), 6751 and 6792
-(3.0.0) and 11434 (7.0.0). A request is the command's byte, the payload's size (8 bytes, little-endian) and the payload; a
-reply is the size and the payload. Every reply asked for here has a size known beforehand: nothing that a peer
-says makes us allocate or wait for more.
+(3.0.0) and 11434 (7.0.0). A request is the command's byte, the payload's size (8 bytes, little-endian) and
+the payload; a reply is the size and the payload. Every reply asked for here has a size known beforehand:
+nothing that a peer says makes us allocate or wait for more.
 """
 
 import struct
