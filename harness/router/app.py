@@ -17,10 +17,12 @@ from harness.router.admin import Admin, bad_body
 from harness.router.auth import Gate
 from harness.router.catalogue import Catalogue
 from harness.router.chat import Front, route_header
-from harness.router.config import RouterConfig, read_key
+from harness.router.config import RouterConfig, read_key, read_keys
 from harness.router.coordinator import Coordinator
 from harness.router.errors import RouterError
 from harness.router.logs import log
+from harness.router.metrics import Metrics
+from harness.router.operation import Operation
 from harness.router.pool import Pool
 
 _READ_BUFFER = 1024 * 1024
@@ -33,7 +35,8 @@ def create_app(config: RouterConfig) -> ASGIApp:
     Raises:
         HarnessError: a key file cannot be read.
     """
-    router_key, admin_key = read_key(config.router_key_file), read_key(config.admin_key_file)
+    router_keys, admin_key = read_keys(config.router_key_file), read_key(config.admin_key_file)
+    metrics = Metrics()
     pool, catalogue = Pool(config.pool), Catalogue(config.models_dir)
 
     @asynccontextmanager
@@ -43,9 +46,10 @@ def create_app(config: RouterConfig) -> ASGIApp:
         async with aiohttp.ClientSession(
             connector=connector, auto_decompress=False, read_bufsize=_READ_BUFFER
         ) as session:
-            coordinator = Coordinator(config, catalogue, session)
+            coordinator = Coordinator(config, catalogue, session, metrics)
             front = Front(config, catalogue, pool, coordinator, session)
             _add_routes(app, front, Admin(config, catalogue, front, coordinator), catalogue)
+            _add_operation(app, Operation(config, coordinator, metrics))
             log("router ready", address=config.address, port=config.port, models=front.models())
             try:
                 yield
@@ -59,7 +63,7 @@ def create_app(config: RouterConfig) -> ASGIApp:
         ValidationError: _validation_error,
     }
     app = Starlette(lifespan=lifespan, exception_handlers=handlers)  # type: ignore[arg-type]
-    return Gate(app, router_key=router_key, admin_key=admin_key)
+    return Gate(app, router_keys=router_keys, admin_key=admin_key, metrics=metrics)
 
 
 def _add_routes(app: Starlette, front: Front, admin: Admin, catalogue: Catalogue) -> None:
@@ -79,7 +83,6 @@ def _add_routes(app: Starlette, front: Front, admin: Admin, catalogue: Catalogue
         return JSONResponse({"models": listed})
 
     app.router.routes += [
-        Route("/healthz", _healthz),
         Route("/v1/chat/completions", front.openai, methods=["POST"]),
         Route("/v1/completions", front.openai, methods=["POST"]),
         Route("/v1/models", models),
@@ -94,8 +97,12 @@ def _add_routes(app: Starlette, front: Front, admin: Admin, catalogue: Catalogue
     ]
 
 
-async def _healthz(request: Request) -> Response:
-    return JSONResponse({"status": "ok"})
+def _add_operation(app: Starlette, operation: Operation) -> None:
+    app.router.routes += [
+        Route("/healthz", operation.healthz),
+        Route("/readyz", operation.readyz),
+        Route("/metrics", operation.metrics),
+    ]
 
 
 async def _router_error(request: Request, error: RouterError) -> Response:

@@ -1,65 +1,83 @@
-"""Who may ask for what: one key for models, one for administration; and a request id for everybody."""
+"""Who may ask for what: keys for models, one for administration; and a request id for everybody."""
 
 import hmac
 import json
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harness.router.logs import log, request_id
+from harness.router.metrics import Metrics
+from harness.router.observe import Observed
 
-_OPEN = frozenset({"/healthz"})
+_OPEN = frozenset({"/healthz", "/readyz"})
+"""Answered without a key: they say nothing but yes or no."""
+_BOTH = frozenset({"/metrics"})
+"""Answered to either key: Prometheus is neither a user nor an administrator."""
 _ADMIN = "/admin/"
-_ID = re.compile(r"^[\w.:-]{1,64}$")
+_APIS = {"v1": "openai", "api": "ollama", "admin": "admin"}
+_MODELS = ("openai", "ollama")
+_ID = re.compile(rb"^[\w.:-]{1,64}$")
 
 
 class Gate:
-    """Outermost layer: request id, bearer key, one log line per request."""
+    """Outermost layer: request id, bearer key, one log line and one count per request."""
 
-    def __init__(self, app: ASGIApp, *, router_key: str, admin_key: str) -> None:
+    def __init__(self, app: ASGIApp, *, router_keys: Sequence[str], admin_key: str, metrics: Metrics) -> None:
         self._app = app
-        self._router_key = router_key.encode()
-        self._admin_key = admin_key.encode()
+        self._router_keys = [key.encode() for key in router_keys]
+        self._admin_keys = [admin_key.encode()]
+        self._metrics = metrics
 
-    def _admits(self, path: str, headers: Headers) -> bool:
+    def _admits(self, path: str, authorization: bytes) -> bool:
         if path in _OPEN:
             return True
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        wanted = self._admin_key if path.startswith(_ADMIN) else self._router_key
-        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), wanted)
+        scheme, _, given = authorization.partition(b" ")
+        if path in _BOTH:
+            wanted = self._router_keys + self._admin_keys
+        else:
+            wanted = self._admin_keys if path.startswith(_ADMIN) else self._router_keys
+        # Every key is compared, so that the time taken tells nothing of which one was close.
+        fits = [hmac.compare_digest(given.strip(), key) for key in wanted]
+        return scheme.lower() == b"bearer" and any(fits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        offered = headers.get("x-request-id", "")
-        rid = offered if _ID.match(offered) else uuid.uuid4().hex
+        path, headers = scope["path"], dict(scope["headers"])
+        offered = headers.get(b"x-request-id", b"")
+        rid = offered.decode() if _ID.match(offered) else uuid.uuid4().hex
         request_id.set(rid)
-        scope.setdefault("state", {})["request_id"] = rid
-        started = time.monotonic()
-        answered: dict[str, Any] = {}
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = rid
+        api = _APIS.get(path.split("/", 2)[1], "other")
+        for_model = api in _MODELS and scope["method"] == "POST"
+        seen = state["observed"] = Observed(self._metrics, api=api, request_id=rid, for_model=for_model)
 
-        async def send_with_id(message: Message) -> None:
+        async def send_seen(message: Message) -> None:
             if message["type"] == "http.response.start":
-                out = MutableHeaders(scope=message)
-                out["x-request-id"] = rid
-                answered["status"] = message["status"]
-                if route := out.get("x-llama-route"):
-                    answered["route"] = route
+                message["headers"] = out = list(message["headers"])
+                kind = next((value for name, value in out if name == b"content-type"), b"")
+                out.append((b"x-request-id", rid.encode()))
+                seen.begin(message["status"], route=state.get("route"), content_type=kind.decode("latin-1"))
+            else:
+                seen.body(message.get("body", b""))
             await send(message)
 
-        if self._admits(scope["path"], headers):
-            await self._app(scope, receive, send_with_id)
-        else:
-            await _refuse(send_with_id)
-        if scope["path"] not in _OPEN:
-            took = round((time.monotonic() - started) * 1000, 1)
-            log("request", method=scope["method"], path=scope["path"], ms=took, **answered)
+        try:
+            if self._admits(path, headers.get(b"authorization", b"")):
+                await self._app(scope, receive, send_seen)
+            else:
+                await _refuse(send_seen)
+        finally:
+            if path not in _OPEN:
+                took = round((time.monotonic() - seen.started_s) * 1000, 1)
+                log("request", method=scope["method"], path=path, ms=took, **seen.end())
 
 
 async def _refuse(send: Send) -> None:

@@ -96,12 +96,22 @@ def read_key(path: Path) -> str:
     """A bearer key from its file.
 
     Raises:
-        HarnessError: the file cannot be read, or holds less than 16 characters.
+        HarnessError: the file cannot be read, or holds no key or one of less than 16 characters.
+    """
+    return read_keys(path)[0]
+
+
+def read_keys(path: Path) -> list[str]:
+    """The bearer keys in a file, one a line; empty lines and those that begin with ``#`` are passed over.
+
+    Raises:
+        HarnessError: as :func:`read_key`.
     """
     try:
-        key = path.read_text().strip()
+        lines = [line.strip() for line in path.read_text().splitlines()]
     except OSError as error:
         raise HarnessError(f"cannot read the key {path}: {error.strerror}") from None
-    if len(key) < 16:
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys or min(map(len, keys)) < 16:
         raise HarnessError(f"the key in {path} is shorter than 16 characters; deploy again to write it")
-    return key
+    return keys

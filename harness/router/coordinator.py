@@ -19,6 +19,7 @@ from harness.router.config import RouterConfig
 from harness.router.errors import RouterError
 from harness.router.loading import LoadError, busy_slots, wait_ended, watch_load
 from harness.router.logs import log
+from harness.router.metrics import Metrics
 from harness.router.plans import LoadRequest, plan_load
 from harness.router.process import ServerProcess
 from harness.router.start import Start
@@ -39,8 +40,11 @@ _STATUS = {FailureClass.HUNG: 504, FailureClass.STOPPED: 409}
 class Coordinator:
     """Starts, watches, lends and stops llama-server. The backends are leased to one start at a time."""
 
-    def __init__(self, config: RouterConfig, catalogue: Catalogue, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, config: RouterConfig, catalogue: Catalogue, session: aiohttp.ClientSession, metrics: Metrics
+    ) -> None:
         self._config = config
+        self._metrics = metrics
         self._catalogue = catalogue
         self._session = session
         self._lease = asyncio.Lock()
@@ -60,6 +64,11 @@ class Coordinator:
     def starts(self) -> list[CoordinatorState]:
         """The last starts, oldest first."""
         return [start.state for start in self._starts]
+
+    @property
+    def closing(self) -> bool:
+        """Whether the router is stopping: nothing is started any more."""
+        return self._closing
 
     def log_path(self, start_id: str) -> Path | None:
         """Log of one of the last starts."""
@@ -206,6 +215,7 @@ class Coordinator:
             await asyncio.shield(self._stop(start, "the load was cancelled", idle_s=0))
             raise
         start.ready()
+        self._metrics.coordinator_loaded(start.timings.load_s or 0)
         log("coordinator ready", start=start.id, load_s=start.timings.load_s)
         return start
 
@@ -226,12 +236,14 @@ class Coordinator:
         start.timings.exec_ns = process.exec_ns
         start.save()
         log("coordinator started", start=start.id, pid=process.pid, argv=start.state.argv)
+        self._metrics.coordinator_started()
         self._background(self._watch(start, process))
         return process
 
     async def _watch(self, start: Start, process: ServerProcess) -> None:
         await process.ended()
         start.finish(await asyncio.to_thread(diagnose_end, start))
+        self._metrics.coordinator_ended(start.state.diagnosis)
         log(
             "coordinator ended",
             start=start.id,

@@ -1,0 +1,52 @@
+"""What those who run the router ask it: is it alive, can it take work, what has it counted."""
+
+import os
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from harness.router.config import RouterConfig
+from harness.router.coordinator import Coordinator
+from harness.router.metrics import Metrics
+
+
+class Operation:
+    """Handlers of ``/healthz``, ``/readyz`` and ``/metrics``."""
+
+    def __init__(self, config: RouterConfig, coordinator: Coordinator, metrics: Metrics) -> None:
+        self._config = config
+        self._coordinator = coordinator
+        self._metrics = metrics
+
+    async def healthz(self, request: Request) -> Response:
+        """It answers, so it is alive."""
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(self, request: Request) -> Response:
+        """Whether it can take work; 503 with the reasons where it cannot."""
+        reasons = not_ready(self._config, closing=self._coordinator.closing)
+        if reasons:
+            return JSONResponse({"status": "not ready", "reasons": reasons}, 503, {"retry-after": "5"})
+        return JSONResponse({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus' page; states are those of this moment."""
+        self._metrics.show_phase(self._coordinator.state.phase)
+        body, content_type = self._metrics.page(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
+
+
+def not_ready(config: RouterConfig, *, closing: bool) -> list[str]:
+    """Why no request can be served; empty where one can.
+
+    A coordinator that is not loaded is no reason: a request loads it.
+    """
+    if closing:
+        return ["the router is stopping"]
+    if config.pool:
+        return []
+    if not config.backends:
+        return ["neither a pool server nor a backend is configured"]
+    if not os.access(config.llama_server, os.X_OK):
+        return [f"no llama-server at {config.llama_server}: deploy the role llama_cpp"]
+    return []
