@@ -8,10 +8,10 @@ from starlette.responses import JSONResponse, Response
 
 from harness.errors import HarnessError
 from harness.router.catalogue import Catalogue
-from harness.router.chat import Front
 from harness.router.config import RouterConfig
 from harness.router.coordinator import Coordinator
 from harness.router.errors import RouterError
+from harness.router.exchange import Exchange
 from harness.router.plans import LoadRequest
 from harness.router.upstream import read_body
 from harness.runs.schema import CoordinatorState
@@ -31,11 +31,11 @@ class Admin:
     """Handlers of ``/admin``."""
 
     def __init__(
-        self, config: RouterConfig, catalogue: Catalogue, front: Front, coordinator: Coordinator
+        self, config: RouterConfig, catalogue: Catalogue, exchange: Exchange, coordinator: Coordinator
     ) -> None:
         self._config = config
         self._catalogue = catalogue
-        self._front = front
+        self._exchange = exchange
         self._coordinator = coordinator
 
     async def load(self, request: Request) -> Response:
@@ -76,7 +76,7 @@ class Admin:
                 "name": file.name,
                 "path": str(file.path),
                 "file_bytes": file.file_bytes,
-                "route": self._front.decide(file.name).route,
+                "route": self._exchange.decide(file.name).route,
             }
             try:
                 header = self._catalogue.header(file)
@@ -89,7 +89,7 @@ class Admin:
             except HarnessError as error:
                 entry["error"] = str(error)
             listed.append(entry)
-        for name in self._front.models():
+        for name in self._exchange.models():
             if name not in named:
                 listed.append({"name": name, "path": None, "file_bytes": None, "route": "pool"})
         return JSONResponse({"models": listed})

@@ -16,12 +16,14 @@ from harness.errors import HarnessError
 from harness.router.admin import Admin, bad_body
 from harness.router.auth import Gate
 from harness.router.catalogue import Catalogue
-from harness.router.chat import Front, route_header
 from harness.router.config import RouterConfig, read_key, read_keys
 from harness.router.coordinator import Coordinator
 from harness.router.errors import RouterError
+from harness.router.exchange import Exchange, route_header
 from harness.router.logs import log
 from harness.router.metrics import Metrics
+from harness.router.ollama_api import OllamaApi
+from harness.router.openai_api import OpenAiApi
 from harness.router.operation import Operation
 from harness.router.pool import Pool
 
@@ -47,10 +49,13 @@ def create_app(config: RouterConfig) -> ASGIApp:
             connector=connector, auto_decompress=False, read_bufsize=_READ_BUFFER
         ) as session:
             coordinator = Coordinator(config, catalogue, session, metrics)
-            front = Front(config, catalogue, pool, coordinator, session)
-            _add_routes(app, front, Admin(config, catalogue, front, coordinator), catalogue)
+            exchange = Exchange(config, catalogue, pool, coordinator, session)
+            admin = Admin(config, catalogue, exchange, coordinator)
+            openai = OpenAiApi(exchange, body_limit_bytes=config.body_limit_bytes)
+            ollama = OllamaApi(exchange, body_limit_bytes=config.body_limit_bytes)
+            _add_routes(app, openai, ollama, admin, exchange, catalogue)
             _add_operation(app, Operation(config, coordinator, metrics))
-            log("router ready", address=config.address, port=config.port, models=front.models())
+            log("router ready", address=config.address, port=config.port, models=exchange.models())
             try:
                 yield
             finally:
@@ -66,15 +71,22 @@ def create_app(config: RouterConfig) -> ASGIApp:
     return Gate(app, router_keys=router_keys, admin_key=admin_key, metrics=metrics)
 
 
-def _add_routes(app: Starlette, front: Front, admin: Admin, catalogue: Catalogue) -> None:
+def _add_routes(
+    app: Starlette,
+    openai: OpenAiApi,
+    ollama: OllamaApi,
+    admin: Admin,
+    exchange: Exchange,
+    catalogue: Catalogue,
+) -> None:
     async def models(request: Request) -> Response:
-        data = [{"id": name, "object": "model", "owned_by": "llama-harness"} for name in front.models()]
+        data = [{"id": name, "object": "model", "owned_by": "llama-harness"} for name in exchange.models()]
         return JSONResponse({"object": "list", "data": data})
 
     async def tags(request: Request) -> Response:
         files = {file.name: file for file in catalogue.files()}
         listed = []
-        for name in front.models():
+        for name in exchange.models():
             entry: dict[str, object] = {"name": name, "model": name, "size": 0, "digest": ""}
             if file := files.get(name):
                 moment = datetime.fromtimestamp(file.modified_ns / 1e9, UTC)
@@ -83,10 +95,10 @@ def _add_routes(app: Starlette, front: Front, admin: Admin, catalogue: Catalogue
         return JSONResponse({"models": listed})
 
     app.router.routes += [
-        Route("/v1/chat/completions", front.openai, methods=["POST"]),
-        Route("/v1/completions", front.openai, methods=["POST"]),
+        Route("/v1/chat/completions", openai.forward, methods=["POST"]),
+        Route("/v1/completions", openai.forward, methods=["POST"]),
         Route("/v1/models", models),
-        Route("/api/chat", front.ollama_chat, methods=["POST"]),
+        Route("/api/chat", ollama.chat, methods=["POST"]),
         Route("/api/tags", tags),
         Route("/admin/load", admin.load, methods=["POST"]),
         Route("/admin/unload", admin.unload, methods=["POST"]),

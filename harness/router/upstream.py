@@ -1,6 +1,7 @@
 """Requests to pool servers and to the coordinator, and their answers relayed as bytes."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
@@ -29,6 +30,33 @@ async def read_body(request: Request, limit: int) -> bytes:
         if len(body) > limit:
             raise RouterError(413, "too_large", f"the body is longer than {limit} bytes")
     return bytes(body)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a request's body is.
+
+    Raises:
+        RouterError: it is something else (400).
+    """
+    try:
+        asked = json.loads(body)
+    except ValueError as error:
+        raise RouterError(400, "bad_request", f"the body is not JSON: {error}") from None
+    if not isinstance(asked, dict):
+        raise RouterError(400, "bad_request", "the body is not a JSON object")
+    return asked
+
+
+def model_of(asked: dict[str, Any]) -> str:
+    """The model that a request's body names.
+
+    Raises:
+        RouterError: it names none (400).
+    """
+    model = asked.get("model")
+    if not isinstance(model, str):
+        raise RouterError(400, "bad_request", "the body names no model")
+    return model
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:

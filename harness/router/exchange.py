@@ -1,0 +1,170 @@
+"""One request's way upstream: decided, opened, sent, and its answer read or relayed as bytes."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+import aiohttp
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from harness.router.catalogue import Catalogue
+from harness.router.config import RouterConfig
+from harness.router.coordinator import Coordinator
+from harness.router.errors import RouterError
+from harness.router.logs import log
+from harness.router.pool import Pool, unreachable
+from harness.router.routing import Decision, Route, choose_route
+from harness.router.upstream import BROKEN, chunks, post
+
+
+def route_header(route: Route) -> dict[str, str]:
+    """The header that says which way a request went, on answers and on errors."""
+    return {"x-llama-route": route}
+
+
+@dataclass
+class Call:
+    """One request on its way: where it went, what it holds, and what must be let go at its end."""
+
+    model: str
+    decision: Decision
+    url: str
+    key: str | None
+    explain: Callable[[str], Awaitable[RouterError]]
+    """Gives the error for an upstream that broke off."""
+    held: AsyncExitStack
+    load_ns: int
+    started_ns: int = field(default_factory=time.monotonic_ns)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of the answer."""
+        return route_header(self.decision.route)
+
+
+class HeldStream(StreamingResponse):
+    """A stream that lets go of what it needs when it ends, breaks or its client leaves."""
+
+    def __init__(
+        self,
+        content: AsyncIterator[bytes],
+        status: int,
+        headers: dict[str, str],
+        media_type: str,
+        *,
+        held: AsyncExitStack,
+    ) -> None:
+        super().__init__(content, status, headers, media_type)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)
+
+
+class Exchange:
+    """The way from a handler to the server that answers; the handlers of both APIs share it."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        catalogue: Catalogue,
+        pool: Pool,
+        coordinator: Coordinator,
+        session: aiohttp.ClientSession,
+    ) -> None:
+        self._config = config
+        self._catalogue = catalogue
+        self._pool = pool
+        self._coordinator = coordinator
+        self._session = session
+
+    def decide(self, model: str) -> Decision:
+        """Which way a model goes.
+
+        Raises:
+            RouterError: nobody has it (404, with the known names).
+        """
+        file = self._catalogue.find(model)
+        decision = choose_route(
+            model,
+            file_bytes=file.file_bytes if file else None,
+            pool_models=self._pool.models,
+            large_model_bytes=self._config.large_model_bytes,
+        )
+        if decision is None:
+            known = ", ".join(self.models()) or "none"
+            raise RouterError(404, "unknown_model", f"no model '{model}'; there are: {known}")
+        return decision
+
+    def models(self) -> list[str]:
+        """Every model that can be asked for."""
+        return sorted({*self._pool.models, *(file.name for file in self._catalogue.files())})
+
+    async def open(self, request: Request, model: str) -> Call:
+        """Decide, and hold what is needed until the answer has been sent.
+
+        Raises:
+            RouterError: nobody has the model, or it cannot be made ready.
+        """
+        decision, started = self.decide(model), time.monotonic_ns()
+        request.state.route = decision.route
+        log("route", model=model, route=decision.route, reason=decision.reason)
+        held = AsyncExitStack()
+        if decision.route is Route.POOL:
+            target = self._pool.target(model)
+
+            async def pool_error(seen: str) -> RouterError:
+                return unreachable(target, model, seen)
+
+            return Call(model, decision, target.url, target.key, pool_error, held, 0, started)
+        start = await held.enter_async_context(self._coordinator.lend(model))
+        waited = time.monotonic_ns() - started
+
+        async def coordinator_error(seen: str) -> RouterError:
+            return await self._coordinator.explain(start, seen)
+
+        return Call(model, decision, self._coordinator.url, None, coordinator_error, held, waited, started)
+
+    async def send(self, call: Call, path: str, body: bytes, stack: AsyncExitStack) -> aiohttp.ClientResponse:
+        """Send ``body``; the answer has begun, and is let go of with ``stack``.
+
+        Raises:
+            RouterError: the server broke off before it answered.
+        """
+        try:
+            answer = await post(
+                self._session, call.url + path, body, key=call.key, timeout_s=self._config.request_timeout_s
+            )
+        except BROKEN as error:
+            raise await call.explain(repr(error)) from None
+        stack.callback(answer.close)
+        return answer
+
+    async def whole(self, call: Call, answer: aiohttp.ClientResponse) -> bytes:
+        """All of an answer.
+
+        Raises:
+            RouterError: the server broke off in the middle.
+        """
+        try:
+            return await answer.read()
+        except BROKEN as error:
+            raise await call.explain(repr(error)) from None
+
+    async def relay(self, call: Call, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """The answer's bytes as they arrive.
+
+        Raises:
+            RouterError: the server broke off in the middle; the handler tells its client in its own way.
+        """
+        try:
+            async for chunk in chunks(answer):
+                yield chunk
+        except BROKEN as error:
+            broken = await call.explain(repr(error))
+            log("stream broken", error_class=broken.error_class, message=broken.message)
+            raise broken from None
