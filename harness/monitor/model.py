@@ -11,7 +11,9 @@ from harness.monitor.processes import LLAMA_CPP_NAMES
 
 LAB_CGROUP = Path("/run/llama-lab/cgroup")
 LAB_CGROUP_CPU = Path("/run/llama-lab/cgroup-cpu")
+LAB_CGROUP_IO = Path("/run/llama-lab/cgroup-io")
 LAB_SWAP_BYTES = Path("/run/llama-lab/swap_bytes")
+CURRENT_BUILD = Path("/opt/llama.cpp/current")
 
 AUTO = "auto"
 NONE = "none"
@@ -32,6 +34,8 @@ class MonitorConfig(BaseModel):
     """Folder of the memory controller; ``auto``: the lab's where there is one; ``none``: /proc."""
     cgroup_cpu: str = AUTO
     """Folder of the CPU controller, in the same words."""
+    build: Path = CURRENT_BUILD
+    """Folder of the installed llama.cpp build, with its manifest."""
 
     @property
     def memory_folder(self) -> Path | None:
@@ -46,6 +50,14 @@ class MonitorConfig(BaseModel):
         if own is None and memory is not None and (memory / "cpu.stat").exists():
             return memory
         return own
+
+    @property
+    def io_folder(self) -> Path | None:
+        """Folder that counts the machine cgroup's disk traffic; with cgroup v2 that is the memory folder."""
+        memory = self.memory_folder
+        if memory is not None and (memory / "io.stat").exists():
+            return memory
+        return LAB_CGROUP_IO if memory is not None and LAB_CGROUP_IO.is_dir() else None
 
 
 def load_config(path: Path) -> MonitorConfig:

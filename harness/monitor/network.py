@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from harness.monitor.proc import PROC
+from harness.monitor.rate import Rate
 from harness.monitor.sample import Network
 
 _LOOPBACK = "lo"
@@ -17,9 +18,14 @@ class NetworkReader:
         self._address = address
         self._proc = proc
         self._interface: str | None = None
+        self._received, self._sent = Rate(), Rate()
 
-    def read(self) -> Network | None:
-        """Counters now; None while no interface has the address's subnet."""
+    def read(self, now_s: float) -> Network | None:
+        """Counters and rates now; None while no interface has the address's subnet.
+
+        Args:
+            now_s: monotonic clock, seconds.
+        """
         if self._interface is None:
             self._interface = interface_of((self._proc / "net" / "route").read_text(), self._address)
         if self._interface is None:
@@ -28,7 +34,14 @@ class NetworkReader:
         if counters is None:
             self._interface = None
             return None
-        return Network(interface=self._interface, received_bytes=counters[0], sent_bytes=counters[1])
+        received, sent = counters
+        return Network(
+            interface=self._interface,
+            received_bytes=received,
+            sent_bytes=sent,
+            received_bytes_per_s=self._received(now_s, received),
+            sent_bytes_per_s=self._sent(now_s, sent),
+        )
 
 
 def interface_of(routes: str, address: str) -> str | None:

@@ -45,6 +45,11 @@ def node_memory(info: dict[str, int], proc: Path = PROC) -> Memory:
     )
 
 
+def load1(proc: Path = PROC) -> float:
+    """Load average of one minute: tasks that run or wait for a processor or a disk."""
+    return float((proc / "loadavg").read_text().split(maxsplit=1)[0])
+
+
 def node_cpu_s(proc: Path = PROC) -> float:
     """CPU seconds spent by all processors since boot: user, nice, system, irq, softirq, steal.
 

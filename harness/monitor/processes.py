@@ -1,6 +1,7 @@
-"""The node's llama.cpp processes: memory, swap and CPU time of each, from /proc/PID."""
+"""The node's llama.cpp processes: memory, swap, CPU time, threads and start of each, from /proc/PID."""
 
 import os
+import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -13,6 +14,7 @@ _LOOKS = 3
 """How often a new process is looked at: its name changes when it execs, a moment after it appears."""
 _RESCAN = 30
 """Reads after which every process is looked at again, should a number have been used twice."""
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class ProcessTable:
@@ -23,6 +25,7 @@ class ProcessTable:
         self._proc = proc
         self._looks: dict[int, int] = {}
         self._named: set[int] = set()
+        self._starts: dict[int, tuple[int, int]] = {}
         self._reads = 0
 
     def read(self) -> list[Process]:
@@ -38,6 +41,7 @@ class ProcessTable:
         with os.scandir(self._proc) as entries:
             present = {int(entry.name) for entry in entries if entry.name.isdigit()}
         self._named &= present
+        self._starts = {pid: start for pid, start in self._starts.items() if pid in present}
         self._looks = {pid: looks for pid, looks in self._looks.items() if pid in present}
         for pid in present:
             looks = self._looks.get(pid, 0)
@@ -73,5 +77,22 @@ class ProcessTable:
             name=name,
             rss_bytes=memory["VmRSS"],
             swap_bytes=memory.get("VmSwap", 0),
-            cpu_s=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+            cpu_s=(int(fields[11]) + int(fields[12])) / _TICKS_PER_S,
+            threads=memory.get("Threads"),
+            started_ns=self._started_ns(pid, int(fields[19])),
         )
+
+    def _started_ns(self, pid: int, ticks: int) -> int:
+        """When a process was started, UTC.
+
+        Worked out once for each, so that it stays the same while the clock is being set.
+
+        Args:
+            pid: number of the process.
+            ticks: its start in clock ticks since boot.
+        """
+        known = self._starts.get(pid)
+        if known is None or known[0] != ticks:
+            boot_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            self._starts[pid] = known = (ticks, boot_ns + ticks * 1_000_000_000 // _TICKS_PER_S)
+        return known[1]

@@ -3,12 +3,15 @@
 import time
 from pathlib import Path
 
+from harness.monitor.build import BuildReader
 from harness.monitor.cgroup import cgroup_cpu_s, cgroup_memory
+from harness.monitor.disk import DiskReader
 from harness.monitor.model import LAB_SWAP_BYTES, MonitorConfig
 from harness.monitor.network import NetworkReader
-from harness.monitor.proc import PROC, meminfo, node_cpu_s, node_memory
+from harness.monitor.pressure import cgroup_pressure, node_pressure
+from harness.monitor.proc import PROC, load1, meminfo, node_cpu_s, node_memory
 from harness.monitor.processes import ProcessTable
-from harness.monitor.sample import Memory, Sample
+from harness.monitor.sample import Memory, Pressure, Sample
 from harness.monitor.sockets import rpc_socket
 from harness.monitor.systemd import UnitStates
 
@@ -26,6 +29,8 @@ class Sampler:
         self._processes = ProcessTable(config.process_names, proc)
         self._units = units or UnitStates(config.units, proc=proc)
         self._network = NetworkReader(self._address, proc)
+        self._disk = DiskReader(config.io_folder, self._memory_folder is not None, proc)
+        self._build = BuildReader(config.build)
 
     @property
     def memory_source(self) -> str:
@@ -34,7 +39,7 @@ class Sampler:
 
     def sample(self) -> Sample:
         """The node at this moment."""
-        time_ns = time.time_ns()
+        time_ns, now_s = time.time_ns(), time.monotonic()
         processes = self._processes.read()
         port = self._config.rpc_port
         return Sample(
@@ -43,9 +48,13 @@ class Sampler:
             memory=self._memory(),
             cpu_s=cgroup_cpu_s(self._cpu_folder) if self._cpu_folder else node_cpu_s(self._proc),
             processes=processes,
-            units=self._units.read(time.monotonic(), (process.pid for process in processes)),
+            units=self._units.read(now_s, (process.pid for process in processes)),
             rpc=rpc_socket(self._address, port, self._proc) if port else None,
-            network=self._network.read(),
+            network=self._network.read(now_s),
+            load1=load1(self._proc),
+            pressure=self._pressure(),
+            disk=self._disk.read(now_s),
+            build=self._build.read(),
         )
 
     def _memory(self) -> Memory:
@@ -53,6 +62,9 @@ class Sampler:
         if self._memory_folder:
             return cgroup_memory(self._memory_folder, info, self._swap_bytes)
         return node_memory(info, self._proc)
+
+    def _pressure(self) -> Pressure | None:
+        return cgroup_pressure(self._memory_folder) if self._memory_folder else node_pressure(self._proc)
 
 
 def _swap_bytes(path: Path) -> int | None:

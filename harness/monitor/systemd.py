@@ -8,18 +8,25 @@ to answer: the sample never waits for it, and carries the last known state inste
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from harness.monitor.proc import PROC
 from harness.monitor.sample import Unit
 
-PROPERTIES = "Id,LoadState,ActiveState,SubState,MainPID,NRestarts,Result"
-SYSTEMCTL = ("systemctl", "show", f"--property={PROPERTIES}", "--")
+PROPERTIES = (
+    "Id,LoadState,ActiveState,SubState,MainPID,NRestarts,Result,"
+    "ExecMainCode,ExecMainStatus,ExecMainExitTimestamp"
+)
+SYSTEMCTL = ("systemctl", "show", "--timestamp=us+utc", f"--property={PROPERTIES}", "--")
 
 _EVERY_S = 5.0
 _WAIT_S = 0.25
 """Longest a sample waits for the answer; a later sample takes it otherwise."""
 _GIVE_UP_S = 30.0
+_CLD = {"1": "exited", "2": "killed", "3": "dumped"}
+"""How a child ended, as waitid(2) numbers it: CLD_EXITED, CLD_KILLED, CLD_DUMPED."""
 _SETTLED = frozenset({"active", "inactive", "failed"})
 
 
@@ -35,8 +42,45 @@ def parse_show(text: str) -> dict[str, Unit]:
                 main_pid=int(values.get("MainPID") or 0),
                 restarts=int(values.get("NRestarts") or 0),
                 result=values.get("Result", ""),
+                **_last_exit(values),
             )
     return found
+
+
+def _last_exit(values: dict[str, str]) -> dict[str, Any]:
+    code = _CLD.get(values.get("ExecMainCode", ""))
+    if code is None:  # it has never run, or runs now: systemd forgets the last end when it starts it again
+        return {}
+    return {
+        "exit_code": code,
+        "exit_status": int(values.get("ExecMainStatus") or 0),
+        "exited_ns": _time_ns(values.get("ExecMainExitTimestamp", "")),
+    }
+
+
+def _time_ns(text: str) -> int | None:
+    """Nanoseconds of ``Wed 2026-11-25 14:57:06.123456 UTC``; None for anything else (``n/a``)."""
+    try:
+        moment = datetime.fromisoformat("T".join(text.split()[1:3]) + "+00:00")
+    except ValueError:
+        return None
+    return (int(moment.replace(microsecond=0).timestamp()) * 1_000_000 + moment.microsecond) * 1000
+
+
+def keep_last_exits(before: dict[str, Unit], now: dict[str, Unit]) -> dict[str, Unit]:
+    """States now, with the last end that was seen of each unit that runs again."""
+    return {
+        name: unit.model_copy(
+            update={
+                "exit_code": last.exit_code,
+                "exit_status": last.exit_status,
+                "exited_ns": last.exited_ns,
+            }
+        )
+        if unit.exit_code is None and (last := before.get(name)) is not None
+        else unit
+        for name, unit in now.items()
+    }
 
 
 class UnitStates:
@@ -97,7 +141,7 @@ class UnitStates:
             return
         self._running = None
         if running.returncode == 0:
-            self._states = parse_show(output)
+            self._states = keep_last_exits(self._states, parse_show(output))
             self._complained = False
         else:
             self._fail(errors.strip() or f"exit {running.returncode}")

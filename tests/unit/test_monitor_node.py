@@ -1,6 +1,7 @@
 """Processes, sockets, network and units as the monitor reads them, from recordings."""
 
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,11 +10,12 @@ import pytest
 from harness.monitor.network import NetworkReader, interface_of
 from harness.monitor.processes import ProcessTable
 from harness.monitor.sockets import parse_tcp_table, rpc_socket
-from harness.monitor.systemd import UnitStates, parse_show
+from harness.monitor.systemd import UnitStates, keep_last_exits, parse_show
 
 DATA = Path(__file__).parents[1] / "data" / "monitor"
 PROC = DATA / "proc"
 SHOW = DATA / "systemd" / "show.txt"
+EXITS = DATA / "systemd" / "exits.txt"
 RPC_PID = 1867
 
 
@@ -30,9 +32,30 @@ def test_llama_cpp_processes_are_found_among_others() -> None:
 
 
 def test_cpu_time_is_user_plus_system(proc: Path) -> None:
-    fields = ["S", *"0000000000", "150", "50", *"00000"]
+    fields = ["S", *"0000000000", "150", "50", *"00000", "0", "4200"]
     (proc / str(RPC_PID) / "stat").write_text(f"{RPC_PID} (rpc-server) {' '.join(fields)}\n")
     assert ProcessTable(proc=proc).read()[0].cpu_s == 2.0
+
+
+def test_threads_of_a_process_are_counted(proc: Path) -> None:
+    status = proc / str(RPC_PID) / "status"
+    status.write_text(status.read_text().replace("Threads:\t1\n", "Threads:\t17\n"))
+    assert ProcessTable(proc=proc).read()[0].threads == 17
+
+
+def test_start_of_a_real_process_is_known_and_stays_the_same() -> None:
+    before_ns = time.time_ns()
+    child = subprocess.Popen(["sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        child.stdout.read(1)  # it runs, but may have its first name still
+        table = ProcessTable(["sh", "cat"])
+        first, second = (next(p.started_ns for p in table.read() if p.pid == child.pid) for _ in range(2))
+        assert first is not None
+        assert before_ns - 20_000_000 <= first <= time.time_ns()  # a tick is 10 ms
+        assert second == first
+    finally:
+        child.communicate()
 
 
 def test_process_that_ends_is_gone_from_the_next_sample(proc: Path) -> None:
@@ -90,7 +113,7 @@ def test_client_of_another_backend_is_not_taken_for_a_server() -> None:
 
 
 def test_interface_is_the_one_whose_subnet_holds_the_address() -> None:
-    network = NetworkReader("10.77.44.11", PROC).read()
+    network = NetworkReader("10.77.44.11", PROC).read(1.0)
     assert network is not None
     assert network.interface == "host0"
     assert network.received_bytes > network.sent_bytes > 0
@@ -109,15 +132,27 @@ def test_narrowest_subnet_wins() -> None:
     assert interface_of(routes, "10.77.44.11") == "narrow"
 
 
+def test_network_rates_come_with_the_second_look(proc: Path) -> None:
+    reader = NetworkReader("10.77.44.11", proc)
+    first = reader.read(10.0)
+    assert first is not None
+    assert first.received_bytes_per_s is None
+    dev = proc / "net" / "dev"
+    dev.write_text(dev.read_text().replace(str(first.received_bytes), str(first.received_bytes + 4000)))
+    second = reader.read(12.0)
+    assert second is not None
+    assert (second.received_bytes_per_s, second.sent_bytes_per_s) == (2000, 0)
+
+
 def test_interface_that_vanished_is_looked_for_again(proc: Path) -> None:
     reader = NetworkReader("10.77.44.11", proc)
-    assert reader.read() is not None
+    assert reader.read(1.0) is not None
     dev = proc / "net" / "dev"
     text = dev.read_text()
     dev.write_text(text.replace("host0", "other"))
-    assert reader.read() is None
+    assert reader.read(1.0) is None
     dev.write_text(text)
-    assert reader.read() is not None
+    assert reader.read(1.0) is not None
 
 
 def test_unit_states_leave_out_units_that_do_not_exist() -> None:
@@ -126,6 +161,47 @@ def test_unit_states_leave_out_units_that_do_not_exist() -> None:
     assert units["ssh.service"].active == "active"
     assert (units["ssh.service"].sub, units["ssh.service"].main_pid) == ("running", 34)
     assert units["apt-daily.service"].main_pid == 0
+
+
+@pytest.mark.parametrize(
+    ("unit", "code", "status"),
+    [("rec-killed", "killed", 9), ("rec-dumped", "killed", 6), ("rec-exited", "exited", 3)],
+)
+def test_unit_says_how_it_ended_last(unit: str, code: str, status: int) -> None:
+    ended = parse_show(EXITS.read_text())[f"{unit}.service"]
+    assert (ended.exit_code, ended.exit_status) == (code, status)
+    assert ended.exited_ns is not None
+    assert ended.exited_ns // 1_000_000_000 == 1_795_619_011  # 2026-11-25 15:03:31 UTC
+    assert ended.exited_ns % 1_000 == 0
+
+
+def test_core_dump_is_told_from_a_kill() -> None:
+    text = EXITS.read_text().replace("ExecMainCode=2", "ExecMainCode=3")
+    assert parse_show(text)["rec-dumped.service"].exit_code == "dumped"
+
+
+def test_unit_that_runs_or_never_ran_has_no_last_exit() -> None:
+    units = parse_show(EXITS.read_text())
+    for name in ("rec-running.service", "apt-daily.service"):
+        assert (units[name].exit_code, units[name].exit_status, units[name].exited_ns) == (None, None, None)
+
+
+def test_last_exit_outlives_the_restart_that_makes_systemd_forget_it() -> None:
+    ended = parse_show(EXITS.read_text())["rec-killed.service"]
+    again = parse_show(EXITS.read_text())["rec-running.service"]
+    (kept,) = keep_last_exits({"u": ended}, {"u": again}).values()
+    assert (kept.active, kept.exit_code, kept.exit_status, kept.exited_ns) == (
+        "active",
+        "killed",
+        9,
+        ended.exited_ns,
+    )
+
+
+def test_newer_exit_replaces_the_one_before() -> None:
+    units = parse_show(EXITS.read_text())
+    (kept,) = keep_last_exits({"u": units["rec-killed.service"]}, {"u": units["rec-exited.service"]}).values()
+    assert (kept.exit_code, kept.exit_status) == ("exited", 3)
 
 
 def states(show: Path, proc: Path) -> UnitStates:
