@@ -6,6 +6,7 @@ from pathlib import Path
 from harness.monitor.build import BuildReader
 from harness.monitor.cgroup import cgroup_cpu_s, cgroup_memory
 from harness.monitor.disk import DiskReader
+from harness.monitor.gpus import GpuReader
 from harness.monitor.model import LAB_SWAP_BYTES, MonitorConfig
 from harness.monitor.network import NetworkReader
 from harness.monitor.pressure import cgroup_pressure, node_pressure
@@ -31,6 +32,7 @@ class Sampler:
         self._network = NetworkReader(self._address, proc)
         self._disk = DiskReader(config.io_folder, self._memory_folder is not None, proc)
         self._build = BuildReader(config.build)
+        self._gpus = GpuReader(proc)
 
     @property
     def memory_source(self) -> str:
@@ -54,6 +56,7 @@ class Sampler:
             load1=load1(self._proc),
             pressure=self._pressure(),
             disk=self._disk.read(now_s),
+            gpus=self._gpus.read(now_s),
             build=self._build.read(),
         )
 
