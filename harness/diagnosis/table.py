@@ -41,14 +41,27 @@ ELSEWHERE: tuple[tuple[FailureClass, str, str], ...] = (
     (
         _C.PORT_IN_USE,
         "Something listens on the coordinator's port before it is started (certain).",
-        "harness/router/coordinator.py",
+        "harness/router/launch.py",
     ),
     (
         _C.PORT_IN_USE,
         "What answers on the coordinator's port serves another model (certain).",
         "harness/router/loading.py",
     ),
-    (_C.BAD_ARGUMENTS, "llama-server cannot be executed (certain).", "harness/router/coordinator.py"),
+    (
+        _C.PORT_IN_USE,
+        "What answers on the coordinator's port is not the process that was started (certain).",
+        "harness/router/loading.py",
+    ),
+    (
+        _C.BACKEND_STALLED,
+        "A request has no byte for `suspect_s`, llama-server's main thread does not wake, and a canary gets "
+        "no token: after `suspect_s` more where every backend's node is heard of and none of their "
+        "rpc-servers used CPU time, or one is down (certain); after `stall_deadline_s` where nodes say "
+        "nothing (likely).",
+        "harness/router/progress.py",
+    ),
+    (_C.BAD_ARGUMENTS, "llama-server cannot be executed (certain).", "harness/router/launch.py"),
     (
         _C.STOPPED,
         "A load was called off, by an unload or because the router stops; our signal is the evidence.",
@@ -58,8 +71,6 @@ ELSEWHERE: tuple[tuple[FailureClass, str, str], ...] = (
 """Classes that other code decides too: when, and in which file."""
 
 UNDECIDED: dict[FailureClass, str] = {
-    _C.BACKEND_STALLED: "A stopped or stuck backend hangs the request, which ends as `hung` at its deadline. "
-    "The node's samples show an rpc-server that uses no CPU.",
     _C.BUILD_MISMATCH: "`site.yml` proves one build on every node, and the report compares hashes under "
     '"The cluster". No diagnosis names it.',
     _C.GPU_DRIVER: "An rpc-server that dies of its driver shows as `backend_lost`; read its node's journal.",

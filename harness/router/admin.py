@@ -57,6 +57,14 @@ class Admin:
         """The last starts, oldest first."""
         return JSONResponse([state.model_dump(mode="json") for state in self._coordinator.starts])
 
+    async def queue(self, request: Request) -> Response:
+        """The requests that wait for the coordinator, next first."""
+        return JSONResponse({"waiting": [entry.model_dump() for entry in self._coordinator.queue]})
+
+    async def failures(self, request: Request) -> Response:
+        """What went wrong with the last coordinators, oldest first, each with its diagnosis."""
+        return JSONResponse([failure.model_dump(mode="json") for failure in self._coordinator.failures])
+
     async def logs(self, request: Request) -> Response:
         """The log of one start."""
         start_id = request.path_params["start_id"]

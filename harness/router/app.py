@@ -104,6 +104,8 @@ def _add_routes(
         Route("/admin/unload", admin.unload, methods=["POST"]),
         Route("/admin/coordinator", admin.coordinator),
         Route("/admin/starts", admin.starts),
+        Route("/admin/queue", admin.queue),
+        Route("/admin/failures", admin.failures),
         Route("/admin/logs/{start_id}", admin.logs),
         Route("/admin/models", admin.models),
     ]
@@ -121,7 +123,8 @@ async def _router_error(request: Request, error: RouterError) -> Response:
     log("refused", status=error.status, error_class=error.error_class, message=error.message)
     body = error.ollama_body() if request.url.path.startswith("/api/") else error.body()
     route = getattr(request.state, "route", None)
-    return JSONResponse(body, error.status, headers=route_header(route) if route else None)
+    headers = error.headers | (route_header(route) if route else {})
+    return JSONResponse(body, error.status, headers=headers)
 
 
 async def _harness_error(request: Request, error: HarnessError) -> Response:

@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import HarnessError
+from harness.monitor.store import RedisSettings
 from harness.settings import (
     COORDINATOR_PORT,
     NODE_CONFIG,
@@ -71,8 +72,36 @@ class RouterConfig(BaseModel):
     drain_s: float = Field(30, ge=0)
     """How long a stop of the router, or a change of model, waits for requests in flight."""
     request_timeout_s: float = Field(1800, gt=0)
+    queue_limit: int = Field(512, ge=1)
+    """Requests that may wait for the coordinator; one more is refused with 503 and ``Retry-After``."""
+    queue_wait_s: float = Field(1800, gt=0)
+    """How long one request may wait for its turn, loads included, before it is refused with 503."""
+    turn_s: float = Field(10, ge=0)
+    """How long a model is served while requests for another wait; as long as it loaded if that is longer."""
+    switch_drain_s: float = Field(600, ge=0)
+    """How long a change of model that a request asks for waits for the answers that are being given."""
+    idle_unload_s: float = Field(0, ge=0)
+    """Unload a model that nobody has asked for so long; 0 keeps it, as a load over the network is dear."""
+    backend_wait_s: float = Field(30, ge=0)
+    """How long a start waits for backends that do not answer, before it is planned without them."""
+    suspect_s: float = Field(15, gt=0)
+    """A request without a byte for so long makes the router look whether the coordinator still moves."""
+    stall_deadline_s: float = Field(900, gt=0)
+    """Nothing seen to move for so long is a stall, where the backends' nodes say nothing of themselves."""
+    canary_deadline_s: float = Field(60, ge=0)
+    """A coordinator started for a request gives one token first; looked at closer after so long. 0: none."""
+    restart_budget: int = Field(5, ge=1)
+    """Failures of the coordinator within ``restart_window_s`` after which it is not started again."""
+    restart_window_s: float = Field(600, gt=0)
+    keep_starts: int = Field(50, ge=1)
+    """Log folders of past starts that are kept, and, below, how many bytes of them."""
+    keep_log_bytes: int = Field(1024 * _MIB, ge=1)
+    debug_coordinator_recovery: bool = False
+    """Log each step of a recovery; so does SOLLOL_DEBUG_COORDINATOR_RECOVERY=true in the environment."""
     poll_s: float = Field(0.05, gt=0)
     """Between looks at a loading coordinator's health and log."""
+    redis: RedisSettings | None = None
+    """Where the nodes' samples are, read only; without it backends are judged by what the head node sees."""
     body_limit_bytes: int = 32 * _MIB
 
 

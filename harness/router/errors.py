@@ -15,13 +15,21 @@ class RouterError(Exception):
         *,
         state: CoordinatorState | None = None,
         diagnosis: Diagnosis | None = None,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.error_class = error_class
         self.message = message
         self.state = state
+        self.retry_after_s = retry_after_s
+        """When asking again is worth it, seconds; the header ``Retry-After``."""
         self.diagnosis = diagnosis or (state.diagnosis if state else None)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that belong to the error."""
+        return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
 
     def body(self) -> dict[str, object]:
         """``{"error": {...}}``; ``type`` and ``code`` are there for OpenAI clients."""
@@ -31,6 +39,8 @@ class RouterError(Exception):
             "code": self.status,
             "message": self.message,
         }
+        if self.retry_after_s is not None:
+            error["retry_after_s"] = self.retry_after_s
         if self.diagnosis:
             error["diagnosis"] = self.diagnosis.model_dump(mode="json")
         if self.state:

@@ -121,7 +121,7 @@ class Exchange:
                 return unreachable(target, model, seen)
 
             return Call(model, decision, target.url, target.key, pool_error, held, 0, started)
-        start = await held.enter_async_context(self._coordinator.lend(model))
+        start = (await held.enter_async_context(self._coordinator.lend(model))).start
         waited = time.monotonic_ns() - started
 
         async def coordinator_error(seen: str) -> RouterError:

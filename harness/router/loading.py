@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -10,6 +11,7 @@ from harness.diagnosis.model import FailureClass
 from harness.router.command import disagreements
 from harness.router.logtail import LogTail
 from harness.router.process import ServerProcess
+from harness.router.sockets import listens_itself
 from harness.router.start import Start
 from harness.runs.schema import LoadReport
 
@@ -82,12 +84,17 @@ async def watch_load(
         await process.ended(poll_s)
     start.timings.healthy_ns = time.time_ns()
     names = await _model_names(session, base_url)
+    if not listens_itself(process.pid, urlsplit(base_url).port or 0) and not process.exit:
+        raise LoadError(FailureClass.PORT_IN_USE, f"{base_url} is answered by somebody else: not our server")
     if start.plan.model not in names:
         raise LoadError(
             FailureClass.PORT_IN_USE, f"{base_url} serves {', '.join(names) or 'no model'}: not our server"
         )
     if contradictions := disagreements(start.plan, log.look()):
         raise LoadError(FailureClass.NOT_DISTRIBUTED, "; ".join(contradictions))
+    if process.exit is not None:
+        raise LoadError(FailureClass.UNKNOWN, "llama-server ended as soon as it had loaded")
+    start.timings.ready_ns = time.time_ns()
 
 
 async def _healthy(session: aiohttp.ClientSession, base_url: str) -> bool:

@@ -32,6 +32,8 @@ class Operation:
     async def metrics(self, request: Request) -> Response:
         """Prometheus' page; states are those of this moment."""
         self._metrics.show_phase(self._coordinator.state.phase)
+        waiting = self._coordinator.queue
+        self._metrics.show_queue(len(waiting), waiting[0].age_s if waiting else 0)
         body, content_type = self._metrics.page(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 

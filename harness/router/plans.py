@@ -1,13 +1,17 @@
 """What may be asked of a load, and the plan that comes of it."""
 
+import asyncio
+
 from pydantic import BaseModel, ConfigDict, Field
 
+from harness.diagnosis.model import FailureClass
 from harness.errors import HarnessError
 from harness.models.gguf import GgufModel
 from harness.planner.placement import make_plan
 from harness.planner.plan import Plan
 from harness.planner.supply import BackendMemory
-from harness.router.command import refused_flags
+from harness.router.catalogue import Catalogue
+from harness.router.command import coordinator_argv, refused_flags, release_args
 from harness.router.config import Backend, RouterConfig
 from harness.router.errors import RouterError
 
@@ -27,6 +31,29 @@ class LoadRequest(BaseModel):
     deadline_s: float | None = Field(None, gt=0)
     cold: bool = False
     """Drop the model's page cache on the head node first."""
+
+
+async def prepare_load(
+    request: LoadRequest, catalogue: Catalogue, config: RouterConfig
+) -> tuple[Plan, list[str]]:
+    """The plan of a load and llama-server's command line for it.
+
+    Raises:
+        RouterError: the model is unknown or cannot be read, or ``plan_load`` refuses.
+    """
+    file = catalogue.find(request.model)
+    if file is None:
+        known = ", ".join(found.name for found in catalogue.files()) or "none"
+        raise RouterError(
+            404, "unknown_model", f"no model '{request.model}' on the head node; it has: {known}"
+        )
+    try:
+        header = await asyncio.to_thread(catalogue.header, file)
+    except HarnessError as error:
+        raise RouterError(422, FailureClass.MODEL_INVALID, str(error)) from None
+    plan = plan_load(request, header, config)
+    flags = [*release_args(config.llama_server), *config.flags, *request.flags]
+    return plan, coordinator_argv(config.llama_server, plan, port=config.coordinator_port, flags=flags)
 
 
 def plan_load(request: LoadRequest, header: GgufModel, config: RouterConfig) -> Plan:

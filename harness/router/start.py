@@ -34,12 +34,17 @@ class Start:
         )
         self.ended = asyncio.Event()
         """Set once the exit is known and diagnosed."""
+        self.unasked = False
+        """Whether it ended while it was lent, without anybody having asked it to stop."""
         self.aborted: str | None = None
         """Why somebody wants this load to end before it is ready."""
-        self.leased = asyncio.Event()
-        """Set when the first request has got it."""
+        self.moved_at = time.monotonic()
+        """When a byte of an answer last came, or a request was last sent or ended; monotonic seconds."""
+        self.ready_at: float | None = None
+        """When requests could first come; monotonic seconds."""
         self._idle = asyncio.Event()
         self._idle.set()
+        self._busy = asyncio.Event()
 
     @property
     def phase(self) -> CoordinatorPhase:
@@ -64,17 +69,38 @@ class Start:
         """One more request is in flight."""
         self.state.requests_in_flight += 1
         self._idle.clear()
-        self.leased.set()
+        self._busy.set()
+        self.moved()
 
     def give(self) -> None:
         """One request less is in flight."""
         self.state.requests_in_flight -= 1
+        self.moved()
         if self.state.requests_in_flight == 0:
             self._idle.set()
+            self._busy.clear()
 
-    async def idle_or_ended(self, timeout_s: float) -> None:
+    def moved(self) -> None:
+        """A byte of an answer has come: it is not stalled."""
+        self.moved_at = time.monotonic()
+
+    @property
+    def quiet_s(self) -> float:
+        """How long nothing has been sent to it or come from it, in seconds."""
+        return time.monotonic() - self.moved_at
+
+    async def idle_or_ended(self, timeout_s: float | None = None) -> None:
         """Return when no request is in flight, the child has ended, or time is up."""
-        waits = {asyncio.create_task(self._idle.wait()), asyncio.create_task(self.ended.wait())}
+        await self._either(self._idle, timeout_s)
+
+    async def busy_or_ended(self) -> None:
+        """Return when a request is in flight or the child has ended."""
+        await self._either(self._busy, None)
+
+    async def _either(self, event: asyncio.Event, timeout_s: float | None) -> None:
+        if event.is_set() or self.ended.is_set():
+            return
+        waits = {asyncio.create_task(event.wait()), asyncio.create_task(self.ended.wait())}
         try:
             await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -93,8 +119,9 @@ class Start:
             self.state.signals = list(self.process.signals)
 
     def ready(self) -> None:
-        """Its log agrees with the plan: requests may come."""
-        self.timings.ready_ns = time.time_ns()
+        """Its log agrees with the plan, and it has proved that it answers: requests may come."""
+        self.ready_at = time.monotonic()
+        self.moved()
         self.state.distributed = self.plan.distributed
         self.state.phase = CoordinatorPhase.READY
         self.save()
@@ -105,6 +132,7 @@ class Start:
             self.state.exit = self.process.exit
         if self.state.diagnosis is None:
             self.state.diagnosis = diagnosis
+        self.unasked = self.phase is CoordinatorPhase.READY
         self.state.phase = CoordinatorPhase.ENDED
         self.save()
         self.ended.set()

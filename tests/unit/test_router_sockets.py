@@ -1,0 +1,34 @@
+"""The kernel's socket table, with real sockets."""
+
+import os
+import socket
+import subprocess
+import sys
+
+from harness.router.sockets import connected, listens_itself, port_taken
+
+
+def test_listener_is_seen_and_known_by_its_process() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert port_taken(port)
+        assert listens_itself(os.getpid(), port)
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+            assert not listens_itself(other.pid, port)
+            other.communicate(b"\n")
+        assert not listens_itself(other.pid, port), "a process that is gone"
+    assert not port_taken(port)
+
+
+def test_backend_that_somebody_is_connected_to_is_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as idle:
+        endpoints = [f"127.0.0.1:{each.getsockname()[1]}" for each in (server, idle)]
+        assert connected(endpoints) == []
+        with socket.create_connection(server.getsockname()):
+            assert connected(endpoints) == endpoints[:1]
+        server.accept()[0].close()
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        port = server.getsockname()[1]
+        with socket.socket(socket.AF_INET6) as client:
+            client.connect(("::ffff:127.0.0.1", port))
+            assert connected([f"127.0.0.1:{port}"]) == [f"127.0.0.1:{port}"]
