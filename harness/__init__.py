@@ -1,3 +1,23 @@
-"""llama-harness: deploy, route, measure and explain llama.cpp over RPC."""
+"""llama-harness: deploy, route, measure and explain llama.cpp over RPC.
+
+``from harness import auto_discover_rpc_backends`` is for scripts; it is imported when asked for, so that a
+node's monitor stays small.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.router.discovery import auto_discover_rpc_backends
 
 __version__ = "0.1.0"
+
+__all__ = ["auto_discover_rpc_backends"]
+
+_LAZY = {"auto_discover_rpc_backends": "harness.router.discovery"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'harness' has no attribute '{name}'")
+    return getattr(import_module(_LAZY[name]), name)

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from harness.cli import deploy, lab, model, release, report, run
+from harness.cli import deploy, discover, lab, model, release, report, run
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app.add_typer(lab.app, name="lab")
 app.add_typer(model.app, name="model")
 app.add_typer(release.app, name="release")
 app.command("deploy")(deploy.command)
+app.command("discover")(discover.command)
 app.command("run")(run.command)
 app.command("report")(report.command)
 

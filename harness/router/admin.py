@@ -10,11 +10,15 @@ from harness.errors import HarnessError
 from harness.router.catalogue import Catalogue
 from harness.router.config import RouterConfig
 from harness.router.coordinator import Coordinator
+from harness.router.discovery import find_backends, known_backends, spoken_protocol
 from harness.router.errors import RouterError
 from harness.router.exchange import Exchange
+from harness.router.nodes import NodeSamples
 from harness.router.plans import LoadRequest
 from harness.router.upstream import read_body
-from harness.runs.schema import CoordinatorState
+from harness.rpc.discovery import MAX_ADDRESSES
+from harness.runs.schema import CoordinatorPhase, CoordinatorState
+from harness.settings import RPC_PORT
 
 
 class UnloadRequest(BaseModel):
@@ -27,16 +31,33 @@ class UnloadRequest(BaseModel):
     """How long to wait for requests in flight before the signal is sent all the same."""
 
 
+class DiscoverRequest(BaseModel):
+    """Query of ``GET /admin/discover``; ``cidr`` may stand more than once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cidr: list[str] = []
+    port: int = Field(RPC_PORT, ge=1, le=65535)
+    limit: int = Field(MAX_ADDRESSES, ge=1, le=65536)
+    force: bool = False
+
+
 class Admin:
     """Handlers of ``/admin``."""
 
     def __init__(
-        self, config: RouterConfig, catalogue: Catalogue, exchange: Exchange, coordinator: Coordinator
+        self,
+        config: RouterConfig,
+        catalogue: Catalogue,
+        exchange: Exchange,
+        coordinator: Coordinator,
+        nodes: NodeSamples,
     ) -> None:
         self._config = config
         self._catalogue = catalogue
         self._exchange = exchange
         self._coordinator = coordinator
+        self._nodes = nodes
 
     async def load(self, request: Request) -> Response:
         """Load a model as asked; answers when it is ready."""
@@ -74,6 +95,27 @@ class Admin:
         # Whole at once: a file that grows while it is sent is longer than was announced.
         return Response(path.read_bytes(), media_type="text/plain")
 
+    async def discover(self, request: Request) -> Response:
+        """The backends, and what else answers in the networks asked for; none in use is connected to."""
+        given = request.query_params
+        asked = DiscoverRequest.model_validate(dict(given) | {"cidr": given.getlist("cidr")})
+        known = known_backends(self._config)
+        await self._nodes.refresh([one.node for one in known if one.node])
+        in_use = {one.endpoint: why for one in known if one.node and (why := self._nodes.in_use(one.node))}
+        try:
+            found = await find_backends(
+                known,
+                asked.cidr,
+                in_use=in_use | _leased(self._coordinator.state),
+                expected=spoken_protocol(self._config.llama_server),
+                port=asked.port,
+                limit=asked.limit,
+                force=asked.force,
+            )
+        except HarnessError as error:
+            raise RouterError(400, "bad_request", str(error)) from None
+        return JSONResponse({"backends": [one.as_dict() for one in found]})
+
     async def models(self, request: Request) -> Response:
         """Every model, where it is and which way its requests go."""
         files = self._catalogue.files()
@@ -101,6 +143,13 @@ class Admin:
             if name not in named:
                 listed.append({"name": name, "path": None, "file_bytes": None, "route": "pool"})
         return JSONResponse({"models": listed})
+
+
+def _leased(state: CoordinatorState) -> dict[str, str]:
+    """Endpoints that our coordinator has, or is about to have."""
+    if state.plan is None or state.phase in (CoordinatorPhase.ABSENT, CoordinatorPhase.ENDED):
+        return {}
+    return {share.endpoint: f"leased to our coordinator ({state.model})" for share in state.plan.shares}
 
 
 def _state(state: CoordinatorState) -> Response:

@@ -22,6 +22,7 @@ from harness.router.errors import RouterError
 from harness.router.exchange import Exchange, route_header
 from harness.router.logs import log
 from harness.router.metrics import Metrics
+from harness.router.nodes import node_samples
 from harness.router.ollama_api import OllamaApi
 from harness.router.openai_api import OpenAiApi
 from harness.router.operation import Operation
@@ -40,6 +41,7 @@ def create_app(config: RouterConfig) -> ASGIApp:
     router_keys, admin_key = read_keys(config.router_key_file), read_key(config.admin_key_file)
     metrics = Metrics()
     pool, catalogue = Pool(config.pool), Catalogue(config.models_dir)
+    nodes = node_samples(config.redis)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -50,7 +52,7 @@ def create_app(config: RouterConfig) -> ASGIApp:
         ) as session:
             coordinator = Coordinator(config, catalogue, session, metrics)
             exchange = Exchange(config, catalogue, pool, coordinator, session)
-            admin = Admin(config, catalogue, exchange, coordinator)
+            admin = Admin(config, catalogue, exchange, coordinator, nodes)
             openai = OpenAiApi(exchange, body_limit_bytes=config.body_limit_bytes)
             ollama = OllamaApi(exchange, body_limit_bytes=config.body_limit_bytes)
             _add_routes(app, openai, ollama, admin, exchange, catalogue)
@@ -60,6 +62,7 @@ def create_app(config: RouterConfig) -> ASGIApp:
                 yield
             finally:
                 await coordinator.close()
+                await nodes.close()
                 log("router stopped")
 
     handlers = {
@@ -108,6 +111,7 @@ def _add_routes(
         Route("/admin/failures", admin.failures),
         Route("/admin/logs/{start_id}", admin.logs),
         Route("/admin/models", admin.models),
+        Route("/admin/discover", admin.discover),
     ]
 
 

@@ -1,13 +1,11 @@
 """A plan as llama-server's command line, and what its log must say once the plan is carried out."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.diagnosis.loadlog import missing_backends
-from harness.errors import HarnessError
 from harness.planner.plan import Plan
-from harness.releases.catalogue import catalogue
+from harness.releases.installed import installed_release
 from harness.runs.schema import LoadReport
 
 _OURS = frozenset(
@@ -35,12 +33,8 @@ def release_args(llama_server: Path) -> list[str]:
 
     A build without a manifest, or one that the catalogue does not know, is given what the lab's pin is.
     """
-    manifest = llama_server.resolve().parent.parent / "manifest.json"
-    try:
-        release = catalogue().release(int(json.loads(manifest.read_bytes())["build"]))
-    except (OSError, ValueError, KeyError, HarnessError):
-        return ["--cache-ram", "0"]
-    return list(release.server_args)
+    release = installed_release(llama_server)
+    return list(release.server_args) if release else ["--cache-ram", "0"]
 
 
 def coordinator_argv(llama_server: Path, plan: Plan, *, port: int, flags: Sequence[str] = ()) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlencode
 
 import aiohttp
 from pydantic import ValidationError
@@ -129,6 +130,13 @@ class RouterClient:
     async def coordinator(self) -> CoordinatorState:
         """State of the current or last coordinator."""
         return self._state(await self._json("GET", "/admin/coordinator"))
+
+    async def discover(self, cidrs: list[str], *, port: int, limit: int, force: bool) -> list[dict[str, Any]]:
+        """Backends as the head node sees them, those of the inventory first."""
+        query = [("cidr", cidr) for cidr in cidrs]
+        query += [("port", str(port)), ("limit", str(limit)), ("force", str(force).lower())]
+        listing = await self._json("GET", f"/admin/discover?{urlencode(query)}", deadline_s=60 + limit / 100)
+        return list(listing["backends"])
 
     async def start(self, start_id: str) -> CoordinatorState | None:
         """State of one start, also after another has followed it."""

