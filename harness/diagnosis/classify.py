@@ -1,17 +1,26 @@
 """One question, one answer: why did this process end, or what is wrong with it while it runs?"""
 
-import re
-
-from harness.diagnosis.evidence import (
-    LLAMA_SERVER,
-    Inputs,
-    exit_evidence,
-    find_in_journal,
-)
+from harness.diagnosis import exits
+from harness.diagnosis.evidence import LLAMA_SERVER, Inputs
+from harness.diagnosis.facts import Facts, exit_evidence, gather
+from harness.diagnosis.lines import ends, gpu, memory, start
 from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
 from harness.diagnosis.rules import RULES, Rule
 
-_BACKEND_ENDED = re.compile(r"(?i)main process exited|killed process|oom-kill|failed to allocate|segfault")
+_BACKEND_ENDED = (
+    memory.KERNEL_OOM,
+    memory.ALLOCATION_FAILED,
+    gpu.GPU_FAILED,
+    gpu.XID,
+    start.DISK_FULL,
+    ends.ASSERTION,
+    ends.SEGFAULT,
+    ends.ILLEGAL,
+    ends.SIGPIPE,
+    ends.ABORTED,
+    ends.KILLED,
+)
+"""Kinds of lines in a backend's journal that say why it ended, causes first."""
 
 
 def classify(inputs: Inputs) -> Diagnosis:
@@ -21,18 +30,27 @@ def classify(inputs: Inputs) -> Diagnosis:
     ``ruled_out`` as effects of it. Without any rule the class is ``unknown`` and the advice says what is
     missing.
     """
-    holding = [(rule, found) for rule in RULES if (found := rule.evidence(inputs)) is not None]
+    return classify_facts(gather(inputs))
+
+
+def classify_facts(facts: Facts) -> Diagnosis:
+    """The same for evidence that was searched before."""
+    holding = [(rule, found) for rule in RULES if (found := rule.evidence(facts)) is not None]
     if not holding:
-        return _unknown(inputs)
+        return _unknown(facts)
     rule, found = holding[0]
-    ended = exit_evidence(inputs)
+    ended = exit_evidence(facts)
     return Diagnosis(
         failure_class=rule.failure_class,
-        evidence=[*found, *([ended] if ended else []), *_backends(inputs, rule)],
-        confidence=rule.confidence,
+        evidence=_once([*found, *([ended] if ended else []), *_backends(facts, rule)]),
+        confidence=rule.confidence_in(facts),
         ruled_out=_ruled_out(rule, holding[1:]),
         advice=rule.advice,
     )
+
+
+def _once(evidence: list[Evidence]) -> list[Evidence]:
+    return list({(one.source, one.line): one for one in evidence}.values())
 
 
 def _ruled_out(winner: Rule, others: list[tuple[Rule, list[Evidence]]]) -> list[str]:
@@ -46,9 +64,10 @@ def _ruled_out(winner: Rule, others: list[tuple[Rule, list[Evidence]]]) -> list[
     return list(told.values())
 
 
-def _backends(inputs: Inputs, rule: Rule) -> list[Evidence]:
+def _backends(facts: Facts, rule: Rule) -> list[Evidence]:
     """What the backends' own nodes say, for a coordinator that lost or never reached one."""
     about_backends = {FailureClass.BACKEND_LOST, FailureClass.BACKEND_UNREACHABLE}
+    inputs = facts.inputs
     if inputs.process != LLAMA_SERVER or rule.failure_class not in about_backends:
         return []
     found = [
@@ -60,35 +79,34 @@ def _backends(inputs: Inputs, rule: Rule) -> list[Evidence]:
         if properties.get("ActiveState", "active") != "active" or properties.get("NRestarts", "0") != "0":
             shown = " ".join(f"{key}={value}" for key, value in properties.items())
             found.append(Evidence(source=f"unit {node}", line=shown))
-    return found + find_in_journal(inputs, _BACKEND_ENDED, inputs.journal)
+    for node, seen in facts.around.items():
+        hits = [hit for kind in _BACKEND_ENDED if (hit := seen.find(kind))]
+        found += [Evidence(source=f"journal {node}", line=hit.text) for hit in hits[:1]]
+    return found
 
 
-def _unknown(inputs: Inputs) -> Diagnosis:
-    ended = exit_evidence(inputs)
+def _unknown(facts: Facts) -> Diagnosis:
+    inputs, ended = facts.inputs, exit_evidence(facts)
     missing = []
     if inputs.running:
         advice = "It runs, and nothing that was read speaks against it."
     else:
         if ended is None:
             missing.append("its exit status")
-        if not any(inputs.logs.values()):
+        if facts.own.first is None:
             missing.append("its log")
         if not inputs.journal:
             missing.append("the journals of its nodes")
         advice = "No rule is supported by what was read."
+        if facts.signalled == exits.KILL:
+            advice = (
+                "Somebody killed it (SIGKILL); whether the kernel did, for want of memory, its log would say."
+            )
         if missing:
             advice += f" Missing: {', '.join(missing)}."
-    last = next(
-        (
-            Evidence(source=f"{name}:{len(lines)}", line=lines[-1].strip())
-            for name, lines in inputs.logs.items()
-            if lines
-        ),
-        None,
-    )
     return Diagnosis(
         failure_class=FailureClass.UNKNOWN,
-        evidence=[e for e in (ended, last) if e],
+        evidence=[one for one in (ended, facts.own.last) if one],
         confidence=Confidence.POSSIBLE,
         advice=advice,
     )

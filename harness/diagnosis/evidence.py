@@ -1,18 +1,34 @@
-"""What a diagnosis is made from, and how to look a fact up in it. Pure data: whoever asks has read it."""
+"""What a diagnosis is made from. Pure data: whoever asks has read it."""
 
-import re
-import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.diagnosis.loadlog import missing_backends
-from harness.diagnosis.model import Evidence, ExitStatus, Signal
+from harness.diagnosis.model import ExitStatus, Signal
+from harness.diagnosis.scan import Log
+from harness.diagnosis.thrash import Pressure
 from harness.planner.plan import Plan
 from harness.runs.schema import LoadReport
 
 LLAMA_SERVER = "llama-server"
 RPC_SERVER = "rpc-server"
+
+
+@dataclass(frozen=True)
+class BackendSeen:
+    """What a backend's own node says of it while its coordinator waits."""
+
+    reachable: bool = True
+    """Whether the node answers, by its monitor or over SSH."""
+    silent_s: float | None = None
+    """Seconds since its last sample, where that is known."""
+    state: str | None = None
+    """Of rpc-server's process, as in ``/proc/PID/stat``: R, S, D, T (stopped), Z; None without a process."""
+    peer: str | None = None
+    """The coordinator that it serves (``address:port``); None while nobody is connected."""
+    cpu_s: float | None = None
+    """CPU seconds that rpc-server used in the window that was looked at."""
+    window_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -24,14 +40,18 @@ class Inputs:
     node: str | None = None
     """The node it ran on."""
     running: bool = False
+    waiting: bool = False
+    """It runs, and a request or a load makes no progress: somebody waited as long as they were ready to."""
     argv: Sequence[str] = ()
     exit: ExitStatus | None = None
     signals: Sequence[Signal] = ()
     """Signals that we sent to it."""
-    logs: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Its own log lines by file name, in order."""
+    logs: Mapping[str, Log] = field(default_factory=dict)
+    """Its own logs by file name: a path, or lines in order."""
     journal: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Lines of the units' journals and of the kernel log, by node."""
+    unit: Mapping[str, str] = field(default_factory=dict)
+    """Properties of its own systemd unit, where it is one: Result, ExecMainCode, ExecMainStatus, ..."""
     units: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Properties of ``llama-rpc-server.service`` by node: ActiveState, NRestarts, Result."""
     oom_kills: Mapping[str, int] = field(default_factory=dict)
@@ -41,83 +61,16 @@ class Inputs:
     """What the log says of the load; needed for ``not_distributed`` only."""
     expect_distributed: bool = True
     """Whether every layer should have been on the backends."""
+    builds: Mapping[str, str] = field(default_factory=dict)
+    """Build and commit of llama.cpp by node, from the installed manifests: ``6751 (01d2bdc2b)``."""
+    backends: Mapping[str, BackendSeen] = field(default_factory=dict)
+    """What the backends' nodes say of them while the coordinator waits."""
+    pressure: Mapping[str, Sequence[Pressure]] = field(default_factory=dict)
+    """Memory figures of the nodes while the coordinator waits, in order of time."""
+    full_disks: Mapping[str, str] = field(default_factory=dict)
+    """Disks without space by node, in words: ``/var/cache/llama.cpp: 0 bytes free of 64 MiB``."""
 
 
 def read_log(path: Path) -> list[str]:
     """Lines of a log, whatever bytes it holds."""
     return path.read_text(encoding="utf-8", errors="replace").splitlines()
-
-
-def find(lines: Mapping[str, Iterable[str]], patterns: Sequence[re.Pattern[str]]) -> Evidence | None:
-    """The first line that matches, with ``file:lineno`` as its source; earlier patterns are preferred."""
-    for pattern in patterns:
-        for source, text in lines.items():
-            for number, line in enumerate(text, 1):
-                if pattern.search(line):
-                    return Evidence(source=f"{source}:{number}", line=line.strip())
-    return None
-
-
-def find_in_journal(inputs: Inputs, pattern: re.Pattern[str], nodes: Iterable[str]) -> list[Evidence]:
-    """The first matching journal line of each of ``nodes``."""
-    found = []
-    for node in nodes:
-        for line in inputs.journal.get(node, ()):
-            if pattern.search(line):
-                found.append(Evidence(source=f"journal {node}", line=line.strip()))
-                break
-    return found
-
-
-def exit_evidence(inputs: Inputs) -> Evidence | None:
-    """The exit status in words."""
-    status = inputs.exit
-    if status is None:
-        return None
-    if status.code is not None:
-        text = f"exited with code {status.code}"
-    else:
-        text = f"ended by signal {status.signal} ({_signal_name(status.signal)}), {status.shell} in a shell"
-    return Evidence(source="exit status", line=text)
-
-
-def _signal_name(number: int | None) -> str:
-    try:
-        return signal.Signals(number or 0).name
-    except ValueError:
-        return "unknown"
-
-
-def died_of(inputs: Inputs, *numbers: signal.Signals) -> bool:
-    """Whether one of these signals ended it, seen directly or as a shell's 128 + n."""
-    return inputs.exit is not None and inputs.exit.shell in {128 + number for number in numbers}
-
-
-def our_signals(inputs: Inputs, *names: str) -> list[Signal]:
-    """Signals of ours that reached the process: sent before it ended."""
-    end = inputs.exit.time_ns if inputs.exit else None
-    return [s for s in inputs.signals if s.name in names and (end is None or s.time_ns <= end)]
-
-
-def signal_evidence(inputs: Inputs, sent: Signal) -> Evidence:
-    """A signal of ours in words, with the time from it to the end."""
-    text = f"{sent.name} sent with {sent.requests_in_flight} request(s) in flight ({sent.reason})"
-    if inputs.exit:
-        text += f", {(inputs.exit.time_ns - sent.time_ns) / 1e9:.3f} s before the end"
-    return Evidence(source="signals", line=text)
-
-
-def offload_gap(inputs: Inputs) -> Evidence | None:
-    """What is missing from a full distribution; None where it is complete or nothing was loaded."""
-    report = inputs.report
-    if report is None or report.offloaded is None:
-        return None
-    if report.offloaded != report.layers_total:
-        line = f"offloaded {report.offloaded}/{report.layers_total} layers to GPU"
-        where = find(inputs.logs, [re.compile(re.escape(line.removesuffix(" to GPU")))])
-        return where or Evidence(source="load report", line=line)
-    if inputs.plan and (missing := missing_backends(report, inputs.plan)):
-        return Evidence(source="load report", line=f"no model buffer on {', '.join(missing)}")
-    if not report.distributed:
-        return Evidence(source="load report", line="no RPC device holds a model buffer")
-    return None

@@ -1,28 +1,19 @@
 """The table of rules: from what was seen to a class. Causes stand before their effects.
 
-A rule holds when its ``when`` gives evidence and, where it has patterns, one of them is found in the
-process's own log. Patterns are written from llama.cpp's source (builds 6666 to 11434) and checked
-against the recorded logs in ``tests/data/logs``.
+A rule holds when its ``when`` gives evidence and, where it asks for kinds of lines, one of them is in the
+process's own log. What the lines look like is in ``harness/diagnosis/lines``.
 """
 
-import re
-import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from harness.diagnosis import evidence as seen
-from harness.diagnosis.evidence import LLAMA_SERVER, RPC_SERVER, Inputs
+from harness.diagnosis import cluster, exits
+from harness.diagnosis import conditions as when_
+from harness.diagnosis.conditions import Condition
+from harness.diagnosis.evidence import LLAMA_SERVER, RPC_SERVER
+from harness.diagnosis.facts import Facts
+from harness.diagnosis.lines import ends, gpu, memory, rpc, start
+from harness.diagnosis.lines.line import Kind
 from harness.diagnosis.model import Confidence, Evidence, FailureClass
-
-Condition = Callable[[Inputs], list[Evidence] | None]
-"""Gives the evidence for a condition; an empty list where it holds without any; None where it does not.
-
-Its docstring says in words what it asks for: docs/diagnoses.md is made from it.
-"""
-
-
-def _always(inputs: Inputs) -> list[Evidence]:
-    return []
 
 
 @dataclass(frozen=True)
@@ -32,284 +23,266 @@ class Rule:
     failure_class: FailureClass
     confidence: Confidence
     advice: str
-    patterns: tuple[re.Pattern[str], ...] = ()
-    when: Condition = _always
-    processes: tuple[str, ...] = (LLAMA_SERVER, RPC_SERVER)
+    lines: tuple[Kind, ...] = ()
+    when: Condition = when_.always
+    process: str | None = None
+    """The process that it is about; None for both."""
+    overtaken: bool = False
+    """Whether a line no longer counts once llama-server became ready, or went on serving, after it."""
 
-    def evidence(self, inputs: Inputs) -> list[Evidence] | None:
+    def evidence(self, facts: Facts) -> list[Evidence] | None:
         """The evidence that makes this rule hold; None where it does not hold."""
-        if inputs.process not in self.processes:
+        if self.process not in (None, facts.inputs.process):
             return None
-        given = self.when(inputs)
-        if given is None:
-            return None
-        if not self.patterns:
+        given = self.when(facts)
+        if given is None or not self.lines:
             return given
-        line = seen.find(inputs.logs, self.patterns)
-        return [line, *given] if line else None
+        hits = [hit for kind in self.lines if (hit := facts.log(kind, overtaken=self.overtaken))]
+        return [hits[0].evidence, *given] if hits else None
+
+    def confidence_in(self, facts: Facts) -> Confidence:
+        """How far this rule decides: never for certain while nothing says how the process ended."""
+        if self.confidence is Confidence.CERTAIN and not facts.end_known:
+            return Confidence.LIKELY
+        return self.confidence
 
 
-def _any(*texts: str) -> tuple[re.Pattern[str], ...]:
-    return tuple(re.compile(text) for text in texts)
-
-
-def _not_distributed(inputs: Inputs) -> list[Evidence] | None:
-    """It should be distributed, runs or ended quietly, and its log offloads fewer layers than the model has,
-    or shows a planned backend without a model buffer"""
-    if not inputs.expect_distributed or not (inputs.running or _ended_quietly(inputs)):
-        return None
-    gap = seen.offload_gap(inputs)
-    return [gap] if gap else None
-
-
-def _ended_quietly(inputs: Inputs) -> bool:
-    if inputs.exit is None:
-        return False
-    return inputs.exit.code == 0 or bool(_told_idle(inputs))
-
-
-def _told_busy(inputs: Inputs) -> list[Evidence] | None:
-    """We sent SIGTERM, SIGINT or SIGKILL with a request in flight, and it did not exit with code 0"""
-    if inputs.exit and inputs.exit.code == 0:
-        return None
-    sent = [s for s in seen.our_signals(inputs, "SIGTERM", "SIGINT", "SIGKILL") if s.requests_in_flight > 0]
-    return [seen.signal_evidence(inputs, s) for s in sent] or None
-
-
-def _told_idle(inputs: Inputs) -> list[Evidence] | None:
-    """We sent SIGTERM, SIGINT or SIGKILL, and it exited with code 0 or died of that signal"""
-    sent = seen.our_signals(inputs, "SIGTERM", "SIGINT", "SIGKILL")
-    if not sent or inputs.exit is None:
-        return None
-    as_told = inputs.exit.code == 0 or any(
-        seen.died_of(inputs, signal.Signals[s.name]) for s in sent if s.name in signal.Signals.__members__
-    )
-    return [seen.signal_evidence(inputs, s) for s in sent] if as_told else None
-
-
-def _exit_code_0(inputs: Inputs) -> list[Evidence] | None:
-    """It exited with code 0"""
-    return [] if inputs.exit and inputs.exit.code == 0 else None
-
-
-def _runs(inputs: Inputs) -> list[Evidence] | None:
-    """It runs"""
-    return [] if inputs.running else None
-
-
-def _died_of(*numbers: signal.Signals) -> Condition:
-    def died(inputs: Inputs) -> list[Evidence] | None:
-        return [] if seen.died_of(inputs, *numbers) else None
-
-    died.__doc__ = f"It died of {' or '.join(number.name for number in numbers)}"
-    return died
-
-
-def _abnormal_end(inputs: Inputs) -> list[Evidence] | None:
-    """It ended, and not with code 0 (or nobody knows how)"""
-    return None if inputs.running or (inputs.exit and inputs.exit.code == 0) else []
-
-
-_KERNEL_OOM = re.compile(
-    r"(?i)out of memory: killed process|oom-kill|killed process \d+ \((rpc-server|llama-server)|oom_reaper"
-    r"|killed by the oom killer"
-)
-
-
-def _oom_killed(inputs: Inputs) -> list[Evidence] | None:
-    """It died of a SIGKILL that is not ours, while its node counted an OOM kill or the kernel logged one"""
-    if not seen.died_of(inputs, signal.SIGKILL) or seen.our_signals(inputs, "SIGKILL"):
-        return None
-    nodes = [inputs.node] if inputs.node else [*inputs.oom_kills, *inputs.journal]
-    counted = [
-        Evidence(source=f"samples {node}", line=f"OOM kills on {node} while it ran: {inputs.oom_kills[node]}")
-        for node in nodes
-        if inputs.oom_kills.get(node, 0) > 0
-    ]
-    return [*counted, *seen.find_in_journal(inputs, _KERNEL_OOM, dict.fromkeys(nodes))] or None
-
-
-def _silent_death_at_start(inputs: Inputs) -> list[Evidence] | None:
-    """A coordinator died of SIGSEGV before its first line: a closed `--rpc` port, in builds up to 6792"""
-    printed = any(line.strip() for lines in inputs.logs.values() for line in lines)
-    coordinates = inputs.plan is not None or "--rpc" in inputs.argv
-    if printed or not inputs.logs or not coordinates or not seen.died_of(inputs, signal.SIGSEGV):
-        return None
-    source = next(iter(inputs.logs))
-    return [Evidence(source=f"{source}:1", line="(empty: it ended before its first line)")]
-
-
-_CERTAIN, _LIKELY = Confidence.CERTAIN, Confidence.LIKELY
+_CERTAIN, _LIKELY, _POSSIBLE = Confidence.CERTAIN, Confidence.LIKELY, Confidence.POSSIBLE
 _C = FailureClass
 
-_ALLOCATION_FAILED = _any(
-    r"failed to allocate \S+ buffer of size",
-    r"[Ff]ailed to allocate (input )?buffer",
-    r"unable to allocate \S+ buffer",
-    r"cudaMalloc failed: out of memory|CUDA error: out of memory|ErrorOutOfDeviceMemory",
-    r"std::bad_alloc|Cannot allocate memory",
+_SEE_BACKEND = (
+    "See on the backend's node that llama-rpc-server.service is active and listens there (ss -Hltn)."
 )
+_WHY_BACKEND = "Find why the backend ended: its node's journal of llama-rpc-server.service and its OOM kills."
+_ONE_BUILD = "Install the same build on every node: run site.yml."
+_FEWER_LAYERS = "Use a smaller context or model, or give the device named in the line fewer layers."
+_DRIVER = "Read the node's kernel log; check driver, device and build (its GPU architectures), then restart."
+_LINK = (
+    "Look at the link: ip addresses, cables, switch, firewall; then start again: RPC connections do not heal."
+)
+_SPACE = (
+    "Make room on that disk, then empty rpc-server's cache: a file cut by a full disk is used as if whole."
+)
+_BUSY = "Somebody other than the harness told it to stop with a request in flight: see the node's journal."
 
 RULES: tuple[Rule, ...] = (
     Rule(
         _C.NOT_DISTRIBUTED,
         _CERTAIN,
         "Start it with -ngl covering every layer, and with --device and --tensor-split naming every backend.",
-        when=_not_distributed,
-        processes=(LLAMA_SERVER,),
+        when=when_.not_distributed,
+        process=LLAMA_SERVER,
     ),
     Rule(
         _C.STOPPED_BUSY,
         _CERTAIN,
         "Nothing to mend: it was told to stop with a request in flight. Let requests finish, then stop it.",
-        when=_told_busy,
+        when=when_.told_busy,
     ),
-    Rule(_C.STOPPED, _CERTAIN, "Nothing to mend: it ended when asked.", when=_told_idle),
+    Rule(_C.STOPPED, _CERTAIN, "Nothing to mend: it ended when asked.", when=when_.told_idle),
     Rule(
         _C.OOM_KILLED,
         _CERTAIN,
         "Give the node fewer layers or more memory: the kernel killed the process for want of it.",
-        when=_oom_killed,
+        when=when_.oom_killed,
     ),
-    Rule(
-        _C.RPC_VERSION_MISMATCH,
-        _CERTAIN,
-        "Install the same build on every node: run site.yml.",
-        _any(r"RPC server version mismatch"),
-        processes=(LLAMA_SERVER,),
-    ),
-    Rule(
-        _C.BACKEND_UNREACHABLE,
-        _CERTAIN,
-        "See on the backend's node that llama-rpc-server.service is active and listens there (ss -Hltn).",
-        _any(r"Failed to connect to \S+", r"Cannot resolve host"),
-        when=_abnormal_end,
-        processes=(LLAMA_SERVER,),
-    ),
+    Rule(_C.RPC_VERSION_MISMATCH, _CERTAIN, _ONE_BUILD, (rpc.VERSION_MISMATCH,)),
+    Rule(_C.BACKEND_UNREACHABLE, _CERTAIN, _SEE_BACKEND, (rpc.UNREACHABLE,), when_.failed, LLAMA_SERVER),
     Rule(
         _C.BACKEND_UNREACHABLE,
         _LIKELY,
-        "See on each backend's node that llama-rpc-server.service is active and listens there (ss -Hltn).",
-        when=_silent_death_at_start,
-        processes=(LLAMA_SERVER,),
+        _SEE_BACKEND,
+        when=when_.silent_death_at_start,
+        process=LLAMA_SERVER,
     ),
+    Rule(_C.DISK_FULL, _CERTAIN, _SPACE, (start.DISK_FULL,), when_.failed_or_runs, overtaken=True),
+    Rule(_C.DISK_FULL, _LIKELY, _SPACE, when=when_.disk_is_full),
     Rule(
         _C.OUT_OF_MEMORY,
         _CERTAIN,
-        "Use a smaller context or model, or give the device named in the line fewer layers.",
-        _ALLOCATION_FAILED,
-        when=_abnormal_end,
+        _FEWER_LAYERS,
+        (memory.ALLOCATION_FAILED,),
+        when_.failed,
+        overtaken=True,
     ),
     Rule(
         _C.OUT_OF_MEMORY,
         _CERTAIN,
         "The backend lives, but could not take what it was given: give its node fewer layers.",
-        _ALLOCATION_FAILED,
-        when=_runs,
-        processes=(RPC_SERVER,),
+        (memory.ALLOCATION_FAILED,),
+        when_.runs,
+        RPC_SERVER,
     ),
+    Rule(_C.OUT_OF_MEMORY, _CERTAIN, _FEWER_LAYERS, when=when_.no_memory_status),
+    Rule(_C.GPU_DRIVER, _CERTAIN, _DRIVER, (gpu.GPU_FAILED,), when_.failed, overtaken=True),
+    Rule(_C.GPU_DRIVER, _LIKELY, _DRIVER, when=when_.said(gpu.XID, waiting=True)),
     Rule(
-        _C.BACKEND_LOST,
-        _CERTAIN,
-        "Find why the backend ended: its node's journal of llama-rpc-server.service and its OOM kills.",
-        _any(r"Remote RPC server crashed or returned malformed response"),
-        when=_abnormal_end,
-        processes=(LLAMA_SERVER,),
-    ),
-    Rule(
-        _C.BACKEND_LOST,
+        _C.SWAP_THRASH,
         _LIKELY,
-        "Find why the backend ended: its node's journal of llama-rpc-server.service and its OOM kills.",
-        _any(r"#\d+ .*ggml_backend_rpc_\w+"),
-        when=_died_of(signal.SIGABRT),
-        processes=(LLAMA_SERVER,),
+        "Put fewer layers there, or give the node more memory: each token reads layers from swap.",
+        when=cluster.thrashes,
     ),
+    Rule(_C.NETWORK_PARTITION, _CERTAIN, _LINK, when=cluster.node_cut_off, process=LLAMA_SERVER),
+    Rule(_C.NETWORK_PARTITION, _LIKELY, _LINK, when=cluster.no_way),
+    Rule(
+        _C.BACKEND_STALLED,
+        _CERTAIN,
+        "Let that rpc-server go on (kill -CONT) or restart it, and start the coordinator again.",
+        when=cluster.backend_stopped,
+        process=LLAMA_SERVER,
+    ),
+    Rule(_C.BUILD_MISMATCH, _LIKELY, _ONE_BUILD, (rpc.OTHER_BUILD,), when_.failed_or_runs),
+    Rule(_C.BUILD_MISMATCH, _LIKELY, _ONE_BUILD, when=cluster.other_build_at_the_end, process=LLAMA_SERVER),
     Rule(
         _C.STOPPED_BUSY,
         _LIKELY,
-        "Somebody other than the harness told it to stop with a request in flight: see the node's journal.",
-        _any(r"terminate called without an active exception"),
-        when=_died_of(signal.SIGABRT),
-        processes=(LLAMA_SERVER,),
+        _BUSY,
+        (rpc.LOST, rpc.LOST_FRAME),
+        when_.stopped_before_it_lost,
+        LLAMA_SERVER,
     ),
+    Rule(_C.BACKEND_LOST, _CERTAIN, _WHY_BACKEND, (rpc.LOST,), when_.failed, LLAMA_SERVER),
+    Rule(
+        _C.BACKEND_LOST,
+        _LIKELY,
+        _WHY_BACKEND,
+        (rpc.LOST_FRAME,),
+        when_.aborted_or_unknown,
+        LLAMA_SERVER,
+    ),
+    Rule(_C.STOPPED_BUSY, _LIKELY, _BUSY, (ends.TERMINATED_BUSY,), when_.aborted_or_unknown),
+    Rule(_C.STOPPED_BUSY, _LIKELY, _BUSY, when=when_.said(ends.STOP_TIMED_OUT)),
     Rule(
         _C.PORT_IN_USE,
         _CERTAIN,
         "Find what holds the port (ss -Hltnp) and stop it, or choose another port.",
-        _any(r"couldn't bind (to server socket|HTTP server socket)", r"[Aa]ddress already in use"),
-        when=_abnormal_end,
+        (start.PORT_IN_USE,),
+        when_.failed,
     ),
     Rule(
         _C.BAD_ARGUMENTS,
         _CERTAIN,
         "Correct the argument that the line names; the release may not know it.",
-        _any(
-            r"error: (unknown|invalid) argument",
-            r"error while handling argument",
-            r"error: unknown device",
-            r"error: invalid (device|memory size|number of threads)",
-            r"Invalid host address",
-            r"^Invalid parameters",
-        ),
+        (start.BAD_ARGUMENTS,),
+        when_.not_running,
+        overtaken=True,
+    ),
+    Rule(
+        _C.BAD_ARGUMENTS,
+        _CERTAIN,
+        "Give it an address of the machine itself, an IPv4 literal for rpc-server.",
+        (start.ADDRESS_REFUSED,),
+        when_.not_running,
     ),
     Rule(
         _C.PORT_IN_USE,
         _LIKELY,
         "Find what holds the port (ss -Hltnp); the address must also be one of the node's own.",
-        _any(r"Failed to create server socket"),
-        processes=(RPC_SERVER,),
+        (start.SERVER_SOCKET,),
+        when_.not_running,
     ),
     Rule(
         _C.MODEL_INVALID,
         _CERTAIN,
         "Give it a whole GGUF file that this build knows: check path, size and digest.",
-        _any(
-            r"invalid magic characters",
-            r"failed to open GGUF file",
-            r"is not within the file bounds",
-            r"unknown (model architecture|type)",
-            r"error loading model:",
-        ),
-        when=_abnormal_end,
-        processes=(LLAMA_SERVER,),
-    ),
-    Rule(
-        _C.ASSERTION,
-        _CERTAIN,
-        "A check inside llama.cpp failed: look for the line in its issues, or try another release.",
-        _any(r"GGML_ASSERT\(.*failed", r"\.(cpp|c|cu|h|m|metal):\d+: "),
-        when=_died_of(signal.SIGABRT, signal.SIGSEGV),
-    ),
-    Rule(
-        _C.SEGFAULT,
-        _CERTAIN,
-        "A defect in llama.cpp or a broken machine: keep the log and a core dump, try another release.",
-        when=_died_of(signal.SIGSEGV),
+        (start.MODEL_INVALID,),
+        when_.failed,
+        overtaken=True,
     ),
     Rule(
         _C.ILLEGAL_INSTRUCTION,
         _CERTAIN,
         "The build uses instructions that this CPU lacks: build it for this platform.",
-        when=_died_of(signal.SIGILL),
+        when=when_.died_of(exits.ILL),
     ),
     Rule(
         _C.SIGPIPE,
         _CERTAIN,
         "It wrote to a peer that had gone: run it under systemd, which ignores SIGPIPE.",
-        when=_died_of(signal.SIGPIPE),
+        when=when_.died_of(exits.PIPE),
+    ),
+    Rule(
+        _C.ASSERTION,
+        _CERTAIN,
+        "A check inside llama.cpp failed: look for the line in its issues, or try another release.",
+        (ends.ASSERTION,),
+        when_.check_failed,
+    ),
+    Rule(
+        _C.GPU_DRIVER,
+        _LIKELY,
+        "Check that the GPU and its driver are there for this user, or start it without the GPU.",
+        (gpu.GPU_ABSENT,),
+        when_.failed,
+        overtaken=True,
+    ),
+    Rule(
+        _C.SEGFAULT,
+        _CERTAIN,
+        "A defect in llama.cpp or a broken machine: keep the log and a core dump, try another release.",
+        when=when_.died_of(exits.SEGV, exits.BUS),
+    ),
+    Rule(
+        _C.BACKEND_STALLED,
+        _LIKELY,
+        "Restart the backends and the coordinator; keep their stacks (gdb -p) if it comes again.",
+        when=cluster.backends_idle,
+        process=LLAMA_SERVER,
+    ),
+    Rule(
+        _C.HUNG,
+        _LIKELY,
+        "Look at what the process waits for: its stack (gdb -p), its disk, its device.",
+        when=when_.said(ends.HUNG, waiting=True),
+    ),
+    Rule(
+        _C.HUNG,
+        _POSSIBLE,
+        "No cause can be seen: look at the log's last line, the backends' own state and the stack (gdb -p).",
+        when=cluster.waits,
+    ),
+    Rule(_C.BUILD_MISMATCH, _CERTAIN, _ONE_BUILD, when=cluster.other_build),
+    Rule(
+        _C.MODEL_INVALID,
+        _POSSIBLE,
+        "The load failed, and the log does not say of what: see the file, and the lines before.",
+        (start.MODEL_FAILED,),
+        when_.failed,
+        overtaken=True,
+    ),
+    Rule(
+        _C.NOT_DISTRIBUTED,
+        _LIKELY,
+        "Start it with -ngl covering every layer, and with --device and --tensor-split naming every backend.",
+        when=when_.log_is_not_distributed,
+        process=LLAMA_SERVER,
+    ),
+    Rule(
+        _C.ASSERTION,
+        _POSSIBLE,
+        "It aborted, and its log does not say why: see the lines before, and the journal.",
+        when=when_.died_of(exits.ABORT),
     ),
     Rule(
         _C.STOPPED,
         _LIKELY,
         "Nothing to mend: it ended cleanly; somebody other than the harness asked it to.",
-        _any(r"cleaning up before exit"),
-        when=_exit_code_0,
-        processes=(LLAMA_SERVER,),
+        (ends.STOPPING,),
+        when_.exit_code_0,
+        LLAMA_SERVER,
     ),
     Rule(
         _C.STOPPED,
         _LIKELY,
         "Nothing to mend: it was told to stop, by systemd or by a person.",
-        when=_died_of(signal.SIGTERM, signal.SIGINT),
+        when=when_.died_of(exits.TERM, exits.INT),
+    ),
+    Rule(
+        _C.STOPPED,
+        _POSSIBLE,
+        "It was told to stop; whether it did so in order, its exit status would say.",
+        (ends.STOPPING,),
+        when_.end_unknown,
+        LLAMA_SERVER,
     ),
 )

@@ -5,7 +5,7 @@ Run ``python -m harness.diagnosis.table > docs/diagnoses.md`` after a change of 
 
 from collections.abc import Iterator
 
-from harness.diagnosis.evidence import LLAMA_SERVER, RPC_SERVER
+from harness.diagnosis.lines import KINDS
 from harness.diagnosis.model import FailureClass
 from harness.diagnosis.rules import RULES, Rule
 
@@ -63,22 +63,17 @@ ELSEWHERE: tuple[tuple[FailureClass, str, str], ...] = (
     ),
     (_C.BAD_ARGUMENTS, "llama-server cannot be executed (certain).", "harness/router/launch.py"),
     (
+        _C.UNKNOWN,
+        "No rule holds; the advice says what is missing: exit status, log or journals.",
+        "harness/diagnosis/classify.py",
+    ),
+    (
         _C.STOPPED,
         "A load was called off, by an unload or because the router stops; our signal is the evidence.",
         "harness/router/loading.py",
     ),
 )
 """Classes that other code decides too: when, and in which file."""
-
-UNDECIDED: dict[FailureClass, str] = {
-    _C.BUILD_MISMATCH: "`site.yml` proves one build on every node, and the report compares hashes under "
-    '"The cluster". No diagnosis names it.',
-    _C.GPU_DRIVER: "An rpc-server that dies of its driver shows as `backend_lost`; read its node's journal.",
-    _C.DISK_FULL: "The roles refuse a disk without space beforehand. A disk that fills later shows as "
-    "whatever it breaks.",
-    _C.NETWORK_PARTITION: "Shows as `backend_lost` where the connection breaks, as `hung` where it does not.",
-}
-"""Classes that have a name and nothing yet that decides them: what is seen instead."""
 
 _INTRODUCTION = """\
 # Diagnoses
@@ -96,12 +91,17 @@ class.
 | likely | it is what such evidence usually means |
 | possible | nothing better is known |
 
+Nothing is certain while nobody says how the process ended: an exit status, its unit, a line of a shell, of
+systemd or of the kernel. `harness diagnose LOGFILE` takes one with `--exit-status`.
+
 ## Rules
 
 They are tried from the top, and the first that holds decides: causes stand before their effects. Classes
 that hold further down are listed as ruled out, each with its line. So a process that was told to stop is not
-a crash, whatever it printed on its way out. Log lines are regular expressions; one of them has to be in the
-process's own log.
+a crash, whatever it printed on its way out. Where a rule asks for a line, one of that kind has to be in the
+process's own log; what such lines look like stands under [Lines](#lines). "Before it serves" means that a
+line no longer counts once llama-server became ready, or went on serving, after it: an allocation that was
+tried again, a device that it did without.
 
 | | Class | What decides it | Process | Confidence | What to do |
 |---|---|---|---|---|---|
@@ -118,13 +118,12 @@ backends' nodes.
 |---|---|---|
 """
 
-_UNDECIDED = """
-## Not decided yet
+_LINES = """
+## Lines
 
-These classes have a name, but nothing decides them, so no report shows them.
-
-| Class | What you see instead |
-|---|---|
+Regular expressions, made from llama.cpp's sources (builds 6666 to 11434) and from its public issue threads;
+a line's time and level, as newer builds print them, do not matter. Text that a log quotes (prompts, answers,
+templates) and lines that llama-server itself marks as news do not count as trouble.
 """
 
 
@@ -132,30 +131,32 @@ def markdown() -> str:
     """The whole page."""
     rules = "".join(f"{row}\n" for row in _rows())
     elsewhere = "".join(f"| `{failure}` | {when} | `{where}` |\n" for failure, when, where in ELSEWHERE)
-    undecided = "".join(f"| `{failure}` | {instead} |\n" for failure, instead in UNDECIDED.items())
-    return _INTRODUCTION + rules + _ELSEWHERE + elsewhere + _UNDECIDED + undecided
+    return _INTRODUCTION + rules + _ELSEWHERE + elsewhere + _LINES + "".join(_kinds())
 
 
 def what_decides(rule: Rule) -> str:
-    """A rule's condition and log lines, in words."""
+    """A rule's condition and the lines it asks for, in words."""
     condition = " ".join((rule.when.__doc__ or "").split())
-    lines = " or ".join(f"`{_in_a_cell(pattern.pattern)}`" for pattern in rule.patterns)
+    lines = " or ".join(f'"{kind.name}"' for kind in rule.lines)
     if not lines:
         return condition
-    return f"{condition}; its log has {lines}" if condition else f"Its log has {lines}"
-
-
-def _in_a_cell(text: str) -> str:
-    return text.strip().replace("|", "\\|")
+    asked = f"has {lines}{', before it serves' if rule.overtaken else ''}"
+    return f"{condition}; its log {asked}" if condition else f"Its log {asked}"
 
 
 def _rows() -> Iterator[str]:
     for number, rule in enumerate(RULES, 1):
-        process = "both" if set(rule.processes) == {LLAMA_SERVER, RPC_SERVER} else ", ".join(rule.processes)
         yield (
-            f"| {number} | `{rule.failure_class}` | {what_decides(rule)} | {process} "
+            f"| {number} | `{rule.failure_class}` | {what_decides(rule)} | {rule.process or 'both'} "
             f"| {rule.confidence} | {rule.advice} |"
         )
+
+
+def _kinds() -> Iterator[str]:
+    for kind in KINDS:
+        patterns = "".join(f"- `{pattern.pattern}`\n" for pattern in kind.patterns)
+        but = f"- but not `{kind.unless.pattern}`\n" if kind.unless else ""
+        yield f"\n### {kind.name.capitalize()}\n\nSays that {kind.meaning}.\n\n{patterns}{but}"
 
 
 if __name__ == "__main__":

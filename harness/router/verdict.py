@@ -1,7 +1,7 @@
 """What the router says of a coordinator: the rules of ``harness.diagnosis`` on what the router has seen."""
 
 from harness.diagnosis.classify import classify
-from harness.diagnosis.evidence import Inputs, read_log
+from harness.diagnosis.evidence import Inputs
 from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
 from harness.router.start import Start
 
@@ -42,7 +42,7 @@ def _inputs(start: Start, *, running: bool) -> Inputs:
         argv=start.state.argv,
         exit=process.exit if process else None,
         signals=process.signals if process else (),
-        logs={"server.log": read_log(start.log_path)} if start.log_path.exists() else {},
+        logs={"server.log": start.log_path} if start.log_path.exists() else {},
         plan=start.plan,
         report=start.state.report,
         expect_distributed=start.plan.distributed,

@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from contextlib import suppress
 
 from harness.diagnosis.classify import classify
-from harness.diagnosis.evidence import Inputs, read_log
+from harness.diagnosis.evidence import Inputs
 from harness.diagnosis.model import FailureClass
 from harness.errors import HarnessError
 from harness.inventory import Node
@@ -40,7 +40,7 @@ async def diagnose_with_nodes(ctx: Context, state: CoordinatorState) -> None:
             argv=state.argv,
             exit=state.exit,
             signals=state.signals,
-            logs={log.name: read_log(log)} if log.exists() else {},
+            logs={log.name: log} if log.exists() else {},
             journal={node.name: lines for node, lines in zip(nodes, journals, strict=True)},
             units={
                 node.name: {"NRestarts": str(restarts)}

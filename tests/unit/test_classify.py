@@ -112,7 +112,7 @@ def test_kill_counted_by_the_kernel_is_an_oom_kill() -> None:
 
 
 def test_kernel_line_is_evidence_of_an_oom_kill() -> None:
-    line = "kernel: Memory cgroup out of memory: Killed process 812 (rpc-server) total-vm:9000kB"
+    line = "kernel: Memory cgroup out of memory: Killed process 812 (llama-server) total-vm:9000kB"
     diagnosis = classify(recorded("killed", node="node3", journal={"node3": [line]}))
     assert (diagnosis.failure_class, diagnosis.evidence[0].line) == (FailureClass.OOM_KILLED, line)
 

@@ -1,0 +1,171 @@
+"""What follows from the evidence alone, before any rule: how it ended, what the logs say, our signals."""
+
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from harness.diagnosis import exits
+from harness.diagnosis.evidence import LLAMA_SERVER, Inputs
+from harness.diagnosis.lines import ends, memory
+from harness.diagnosis.lines.line import Kind
+from harness.diagnosis.lines.load import LOAD
+from harness.diagnosis.loadlog import missing_backends
+from harness.diagnosis.model import Evidence, ExitStatus, Signal
+from harness.diagnosis.scan import Hit, Seen, scan
+
+_OURS = re.compile(r"(?i)llama|rpc-server|ollama|^server$|^main$|lm-?studio|kobold")
+"""Names of processes that are, or carry, llama.cpp."""
+
+_WORDS: dict[int, Kind] = {
+    signal.SIGABRT: ends.ABORTED,
+    signal.SIGSEGV: ends.SEGFAULT,
+    signal.SIGBUS: ends.SEGFAULT,
+    signal.SIGILL: ends.ILLEGAL,
+    signal.SIGPIPE: ends.SIGPIPE,
+    signal.SIGKILL: ends.KILLED,
+    signal.SIGTERM: ends.STOPPED,
+    signal.SIGINT: ends.STOPPED,
+}
+"""Lines by which shells, systemd and kernels tell a signal."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The evidence, searched once."""
+
+    inputs: Inputs
+    own: Seen
+    """What its own logs say."""
+    around: dict[str, Seen]
+    """What the journals of the nodes say, by node."""
+
+    @cached_property
+    def exit(self) -> ExitStatus | None:
+        """How it ended: what wait said, or its unit."""
+        return self.inputs.exit or exits.from_unit(dict(self.inputs.unit))
+
+    @cached_property
+    def signalled(self) -> int | None:
+        """The signal that ended it, where its exit status is known."""
+        return exits.signal_of(self.exit) if self.exit else None
+
+    @property
+    def failed(self) -> bool:
+        """It ended, and not with code 0, or nobody knows how."""
+        return not self.inputs.running and not (self.exit and self.exit.code == 0)
+
+    @cached_property
+    def end_known(self) -> bool:
+        """Whether something says how it ended, or that it runs: without that, no class is certain."""
+        if self.inputs.running or self.exit is not None or self.kernel_oom:
+            return True
+        return any(self.said(kind) for kind in dict.fromkeys(_WORDS.values()))
+
+    @cached_property
+    def kernel_oom(self) -> list[Evidence]:
+        """Lines of the kernel or of systemd that say that it was killed for want of memory."""
+        return self.said(memory.KERNEL_OOM)
+
+    def said(self, kind: Kind) -> list[Evidence]:
+        """Lines of a kind in its own logs and its node's journals, those about other processes aside."""
+        own = [hit.evidence for hit in self.own.all(kind) if _ours(hit)][:1]
+        nodes = [self.inputs.node] if self.inputs.node else list(self.around)
+        near = [
+            Evidence(source=f"journal {node}", line=hit.text)
+            for node in nodes
+            if node in self.around
+            for hit in [next((hit for hit in self.around[node].all(kind) if _ours(hit)), None)]
+            if hit
+        ]
+        return own + near
+
+    def died_of(self, *numbers: signal.Signals) -> list[Evidence] | None:
+        """Whether one of these signals ended it: by its exit status, or by words where that is not known."""
+        if self.inputs.running:
+            return None
+        if self.exit is not None:
+            return [] if self.signalled in numbers else None
+        for kind in dict.fromkeys(_WORDS[number] for number in numbers):
+            if found := self.said(kind):
+                return found
+        return None
+
+    def may_have_died_of(self, *numbers: signal.Signals) -> bool:
+        """Whether nothing speaks against one of these signals as its end."""
+        return self.failed and (self.exit is None or self.signalled in numbers)
+
+    def log(self, kind: Kind, *, overtaken: bool = False) -> Hit | None:
+        """The line of a kind in its own logs that tells most; of equals the first.
+
+        Args:
+            overtaken: leave out lines after which llama-server became ready or went on serving.
+        """
+        after = self.own.last_at(ends.SERVES) if overtaken else -1
+        hits = [hit for hit in self.own.all(kind) if hit.at > after]
+        return min(hits, key=lambda hit: (hit.rank, hit.at), default=None)
+
+    def ours(self, *names: str) -> list[Signal]:
+        """Signals of ours that reached the process: sent before it ended."""
+        end = self.inputs.exit.time_ns if self.inputs.exit else None
+        return [s for s in self.inputs.signals if s.name in names and (end is None or s.time_ns <= end)]
+
+
+def gather(inputs: Inputs) -> Facts:
+    """Search all logs and journals once."""
+    around = {node: scan({f"journal {node}": lines}) for node, lines in inputs.journal.items()}
+    return Facts(inputs, scan(inputs.logs), around)
+
+
+def exit_evidence(facts: Facts) -> Evidence | None:
+    """The exit status in words."""
+    if facts.exit is None:
+        return None
+    source = "exit status" if facts.inputs.exit else "unit"
+    return Evidence(source=source, line=exits.in_words(facts.exit))
+
+
+def signal_evidence(inputs: Inputs, sent: Signal) -> Evidence:
+    """A signal of ours in words, with the time from it to the end."""
+    text = f"{sent.name} sent with {sent.requests_in_flight} request(s) in flight ({sent.reason})"
+    if inputs.exit:
+        text += f", {(inputs.exit.time_ns - sent.time_ns) / 1e9:.3f} s before the end"
+    return Evidence(source="signals", line=text)
+
+
+def offload_gap(facts: Facts) -> Evidence | None:
+    """What is missing from a full distribution; None where it is complete or nothing was loaded.
+
+    A backend without a buffer counts only once the load went on to the KV cache: a log may be cut before.
+    """
+    inputs, report = facts.inputs, facts.inputs.report
+    if report is None or report.offloaded is None:
+        return None
+    if report.offloaded != report.layers_total:
+        return _offload_line(facts, f"offloaded {report.offloaded}/{report.layers_total} layers")
+    if not any(buffer.kv_bytes or buffer.compute_bytes for buffer in report.buffers):
+        return None
+    if inputs.plan and (missing := missing_backends(report, inputs.plan)):
+        return Evidence(source="load report", line=f"no model buffer on {', '.join(missing)}")
+    if not report.distributed:
+        return Evidence(source="load report", line="no RPC device holds a model buffer")
+    return None
+
+
+def _offload_line(facts: Facts, wanted: str) -> Evidence:
+    found = [hit for hit in facts.own.all(LOAD) if wanted in hit.text]
+    return found[-1].evidence if found else Evidence(source="load report", line=wanted)
+
+
+def coordinates(inputs: Inputs) -> bool:
+    """Whether this is a llama-server with backends."""
+    return inputs.process == LLAMA_SERVER and (inputs.plan is not None or _has_rpc(inputs.argv))
+
+
+def _has_rpc(argv: Sequence[str]) -> bool:
+    return any(word == "--rpc" or word.startswith("--rpc=") for word in argv)
+
+
+def _ours(hit: Hit) -> bool:
+    return hit.name is None or bool(_OURS.search(hit.name))

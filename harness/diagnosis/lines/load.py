@@ -1,0 +1,15 @@
+"""Lines that ``loadlog`` reads: a load's progress, not trouble."""
+
+from harness.diagnosis.lines.line import kind
+
+LOAD = kind(
+    "load report",
+    "what llama-server says of a load",
+    ("loading model tensors", r"loading model tensors"),
+    ("buffer size =", r"buffer size ="),
+    ("layers to GPU", r"offloaded \d+/\d+ layers"),
+    ("build: |build_info: ", r"\bbuild(?:_info)?: "),
+    trouble=False,
+)
+
+KINDS = (LOAD,)
