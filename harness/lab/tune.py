@@ -19,7 +19,7 @@ def retune(machine: Machine) -> bool:
     changed = limits(groups, machine) != before
     wanted = int(link.bits_per_second(spec.rate)) if spec.rate else None
     if link_rate(veth_name(machine.lab.name, machine.name)) != wanted:
-        link.shape(machine.lab, spec, _inside(machine))
+        link.shape(machine.lab, spec, inside(machine))
         changed = True
     return changed
 
@@ -38,7 +38,7 @@ def limits(groups: Groups, machine: Machine) -> tuple[str, ...]:
     return tuple(path.read_text().strip() for path in names if path.exists())
 
 
-def _inside(machine: Machine) -> tuple[str, ...]:
+def inside(machine: Machine) -> tuple[str, ...]:
     """Prefix that runs a command in the network of a running machine."""
     pid = machine.supervisor()
     if pid is None:

@@ -1,0 +1,144 @@
+"""What every fault has in common: injected, recorded with its time, and always undone."""
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from harness.diagnosis.model import FailureClass, Signal
+from harness.errors import HarnessError
+from harness.inventory import Node
+from harness.trials.nodes import run_on
+
+RPC_UNIT = "llama-rpc-server.service"
+_SERVES_WITHIN_S = 40
+
+_UNTIL_IT_SERVES = """
+port=$1 unit=$2 tries=$3
+until systemctl is-active --quiet "$unit" && ss -Hltn "sport = :$port" | grep -q .; do
+  tries=$((tries - 1)); [ "$tries" -gt 0 ] || exit 1; sleep 0.2
+done
+"""
+
+
+@dataclass(frozen=True)
+class Injected:
+    """One fault that was caused: what, where and when."""
+
+    kind: str
+    node: str
+    what: str
+    """What was done, in words and figures."""
+    time_ns: int
+    """UTC on the control machine, when the injection began."""
+    expected: FailureClass
+    """The class that a diagnosis must come to."""
+    signals: tuple[Signal, ...] = ()
+    """Signals that were sent; a diagnosis counts them among our own."""
+
+
+@dataclass
+class Fault(ABC):
+    """Something that goes wrong on one node, and how it is put right."""
+
+    kind: ClassVar[str]
+    expected: ClassVar[FailureClass]
+
+    node: Node
+
+    @abstractmethod
+    async def inject(self) -> str:
+        """Cause it; what was done, in words.
+
+        Raises:
+            HarnessError: it cannot be caused on this node, with what to do about it.
+        """
+
+    @abstractmethod
+    async def undo(self) -> None:
+        """Put everything right, also after an injection that came half way; a second time changes nothing."""
+
+    def signals(self) -> tuple[Signal, ...]:
+        """Signals that the injection sent."""
+        return ()
+
+
+Tell = Callable[[Injected], None]
+
+
+@asynccontextmanager
+async def injected(fault: Fault, tell: Tell | None = None) -> AsyncIterator[Injected]:
+    """Cause a fault for as long as the block runs.
+
+    The count of its unit's starts is forgotten first: repeated faults would use up ``StartLimit*``, and the
+    unit would stay down for that and not for the fault.
+
+    Args:
+        fault: what to cause, and where.
+        tell: called with the record once it is caused.
+
+    Raises:
+        HarnessError: it cannot be caused, or it cannot be undone.
+    """
+    await reset_failed(fault.node)
+    begun_ns = time.time_ns()
+    try:
+        what = await fault.inject()
+        record = Injected(fault.kind, fault.node.name, what, begun_ns, fault.expected, fault.signals())
+        if tell:
+            tell(record)
+        yield record
+    finally:
+        # Whoever is cancelled here leaves the node as it was all the same.
+        await asyncio.shield(fault.undo())
+
+
+async def on(node: Node, *argv: str, stdin: str = "", deadline_s: float = 60) -> str:
+    """Standard output of a command that must succeed, run as the superuser.
+
+    Raises:
+        HarnessError: it failed, or the node cannot be reached.
+    """
+    done = await run_on(node, *argv, stdin=stdin, deadline_s=deadline_s, root=True)
+    if done.code != 0:
+        said = " ".join((done.stderr or done.stdout).split()) or "nothing"
+        raise HarnessError(f"{node.name}: '{' '.join(argv[:3])}' ended with {done.code} and said: {said}")
+    return done.stdout
+
+
+async def reset_failed(node: Node, unit: str = RPC_UNIT) -> None:
+    """Forget a unit's failures and its count of starts."""
+    await run_on(node, "systemctl", "reset-failed", unit, root=True)
+
+
+async def main_pid(node: Node, unit: str = RPC_UNIT) -> int:
+    """Process id of a unit's main process.
+
+    Raises:
+        HarnessError: the unit does not run.
+    """
+    pid = int((await on(node, "systemctl", "show", "--property=MainPID", "--value", unit)).strip() or 0)
+    if pid == 0:
+        raise HarnessError(f"{node.name}: {unit} does not run; see 'systemctl status {unit}' there")
+    return pid
+
+
+async def serve_again(node: Node) -> None:
+    """Have the node's backend up and listening.
+
+    Raises:
+        HarnessError: it does not come up.
+    """
+    await reset_failed(node)
+    await on(node, "systemctl", "start", RPC_UNIT)
+    port = node.rpc_endpoint.rpartition(":")[2]
+    script = ("sh", "-s", "--", port, RPC_UNIT, str(_SERVES_WITHIN_S * 5))
+    done = await run_on(node, *script, stdin=_UNTIL_IT_SERVES, deadline_s=_SERVES_WITHIN_S * 2, root=True)
+    if done.code != 0:
+        raise HarnessError(
+            f"{node.name}: {RPC_UNIT} does not listen on {node.rpc_endpoint} {_SERVES_WITHIN_S} s after "
+            f"its start: see 'journalctl -u {RPC_UNIT}' there"
+        )

@@ -1,0 +1,150 @@
+"""What the tests of faults stand on: the deployed lab as a run sees it, and requests under way."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from harness.diagnosis.model import Diagnosis
+from harness.inventory import Inventory, Node
+from harness.lab.spec import LabSpec
+from harness.runs.schema import CoordinatorPhase, CoordinatorState
+from harness.runs.store import RunFolder
+from harness.trials.client import LoadRequest, RouterClient, RouterRefusedError, router_address
+from harness.trials.context import Context
+from harness.trials.lab import lab_of
+from harness.trials.nodes import run_on
+from harness.trials.samples import Sampler
+from harness.trials.stream import chat_session
+
+MODEL = "1b-q8_0"
+"""The smallest that the router sends to the coordinator."""
+
+
+@dataclass
+class Asked:
+    """A streamed request that has got its first token."""
+
+    answer: aiohttp.ClientResponse
+
+    async def rest(self) -> str:
+        """Everything that is still to come, or how the connection broke."""
+        try:
+            return (await self.answer.read()).decode()
+        except aiohttp.ClientError as error:
+            return repr(error)
+
+
+@dataclass
+class FaultBench:
+    """The lab with everything deployed, and a run's context around it."""
+
+    ctx: Context
+
+    @property
+    def inventory(self) -> Inventory:
+        return self.ctx.inventory
+
+    @property
+    def lab(self) -> LabSpec:
+        assert self.ctx.lab is not None
+        return self.ctx.lab
+
+    @property
+    def head(self) -> Node:
+        return self.inventory.head
+
+    @property
+    def other(self) -> Node:
+        """The backend that is not the head node: the one that things are done to."""
+        return next(node for node in self.inventory.backends if node is not self.head)
+
+    async def load(self, model: str = MODEL, **asked: Any) -> CoordinatorState:
+        """Load a model and expect it to be ready."""
+        return await self.ctx.router.load(LoadRequest(model=model, deadline_s=120, **asked))
+
+    async def refused(self, model: str = MODEL, **asked: Any) -> RouterRefusedError:
+        """Load a model and expect that it fails."""
+        try:
+            await self.load(model, **asked)
+        except RouterRefusedError as error:
+            return error
+        raise AssertionError(f"{model} was loaded all the same")
+
+    async def ended(self) -> CoordinatorState:
+        """State of the coordinator once it has ended and its end is diagnosed."""
+        async with asyncio.timeout(60):
+            while True:
+                state = await self.ctx.router.coordinator()
+                if state.phase is CoordinatorPhase.ENDED and state.diagnosis:
+                    return state
+                await asyncio.sleep(0.1)
+
+    @asynccontextmanager
+    async def asked(self, tokens: int = 1000) -> AsyncIterator[Asked]:
+        """A request for so many tokens, of which the first has come."""
+        address = self.ctx.router.address
+        body = {
+            "model": MODEL,
+            "stream": True,
+            "max_tokens": tokens,
+            "ignore_eos": True,
+            "messages": [{"role": "user", "content": "Count to a thousand."}],
+        }
+        headers = {"Authorization": f"Bearer {address.key}"}
+        async with (
+            chat_session() as session,
+            session.post(f"{address.url}/v1/chat/completions", json=body, headers=headers) as answer,
+        ):
+            async for line in answer.content:
+                if line.startswith(b"data: {") and _content(line):
+                    break
+                assert b'"error"' not in line, line
+            yield Asked(answer)
+
+    async def on(self, node: Node, *argv: str) -> str:
+        """Output of a command on a node, whatever its exit status."""
+        done = await run_on(node, *argv, root=True, deadline_s=60)
+        return done.stdout + done.stderr
+
+
+def _content(line: bytes) -> bool:
+    event = json.loads(line[6:])
+    return any(choice["delta"].get("content") for choice in event.get("choices", ()))
+
+
+def decided_by(diagnosis: Diagnosis | None) -> tuple[str, str]:
+    """The class and the line that decides it, with its source."""
+    assert diagnosis, "no diagnosis"
+    first = diagnosis.evidence[0]
+    return str(diagnosis.failure_class), f"{first.source} | {first.line}"
+
+
+@asynccontextmanager
+async def fault_bench(inventory: Inventory, folder: Path) -> AsyncIterator[FaultBench]:
+    """A bench whose run is kept in ``folder``; its coordinator is stopped in the end."""
+    run = RunFolder.create(folder, "faults")
+    async with RouterClient(router_address(inventory)) as router:
+        sampler = Sampler(inventory.nodes.values(), run, 0, lambda node, what: print(node, what))
+        ctx = Context(
+            inventory=inventory,
+            router=router,
+            run=run,
+            sampler=sampler,
+            models={},
+            facts={},
+            clock_offset_ns={},
+            lab=lab_of(inventory),
+            say=print,
+        )
+        sampler.begin()
+        try:
+            yield FaultBench(ctx)
+        finally:
+            await router.unload(0)
+            await sampler.end()
+            run.close()
