@@ -15,6 +15,8 @@ from pathlib import Path
 from harness.errors import HarnessError
 
 _CPU_PERIOD_US = 100_000
+_UNREACHED = 1 << 50
+"""Bytes per second that no disk reads."""
 _WANTED = ("memory", "cpu", "pids", "io")
 
 
@@ -117,6 +119,23 @@ class Groups:
         else:
             (cpus / "cpu.cfs_period_us").write_text(str(_CPU_PERIOD_US))
             (cpus / "cpu.cfs_quota_us").write_text(str(quota or -1))
+
+    def count_disks(self, group: Path, sys: Path = Path("/sys")) -> Path | None:
+        """Have the bytes that ``group`` reads from and writes to disks counted.
+
+        Version 2 does so by itself, in the folder of the memory controller. Version 1 counts only once some
+        group has a limit for the disk: here one that nobody reaches.
+
+        Returns:
+            Folder that holds version 1's counters; None with version 2, or where nothing counts.
+        """
+        tree = next((tree for tree in self.hierarchies if "blkio" in tree.controllers), None)
+        if tree is None or not (tree.mount / group / "blkio.throttle.read_bps_device").exists():
+            return None
+        for disk in sorted((sys / "block").glob("*/device")):
+            number = (disk.parent / "dev").read_text().strip()
+            (tree.mount / group / "blkio.throttle.read_bps_device").write_text(f"{number} {_UNREACHED}")
+        return tree.mount / group
 
     def usage(self, group: Path) -> Usage:
         """What ``group`` and the groups below it hold now; page cache does not count as used."""

@@ -47,6 +47,11 @@ class Machine:
         return self.folder / "supervisor.lock"
 
     @property
+    def kernel_log(self) -> Path:
+        """What the host's kernel log says of the machine's processes, since it was booted last."""
+        return self.folder / "kernel.log"
+
+    @property
     def group(self) -> Path:
         return self.lab.group / self.name
 
@@ -185,6 +190,8 @@ def boot_command(machine: Machine, namespace: Path, image_root: Path, groups: Gr
         f"--bind-ro={groups.folder('memory', machine.group)}:{inside}/cgroup",
         f"--bind-ro={groups.folder('cpuacct', machine.group)}:{inside}/cgroup-cpu",
         f"--bind-ro={machine.folder / 'swap_bytes'}:{inside}/swap_bytes",
+        f"--bind-ro={machine.kernel_log}:{inside}/kernel.log",
+        *([f"--bind-ro={disks}:{inside}/cgroup-io"] if (disks := groups.count_disks(machine.group)) else []),
     ]
 
 

@@ -17,6 +17,7 @@ from types import FrameType
 from harness.errors import HarnessError
 from harness.lab import link
 from harness.lab.cgroup import Groups
+from harness.lab.kernel import open_log, wait_and_copy
 from harness.lab.machine import Machine, apply_limits, boot_command, fresh_namespace
 from harness.lab.reach import close_connections
 from harness.lab.shell import run, succeeds, write_atomically
@@ -38,11 +39,12 @@ def supervise(machine: Machine) -> None:
     groups = Groups()
     groups.create(machine.supervisor_group)
     groups.enter(machine.supervisor_group)
+    kernel_log = open_log()
     failures: deque[float] = deque(maxlen=_FAILURES_ALLOWED)
     boots = 0
     while True:
         boots += 1
-        status = _boot_once(machine, groups, boots)
+        status = _boot_once(machine, groups, boots, kernel_log)
         _say(f"boot {boots} ended with {status}")
         if status == 0:
             return _note(machine, "off", boots)
@@ -56,7 +58,7 @@ def supervise(machine: Machine) -> None:
             time.sleep(0.5)
 
 
-def _boot_once(machine: Machine, groups: Groups, boots: int) -> int:
+def _boot_once(machine: Machine, groups: Groups, boots: int, kernel_log: int | None) -> int:
     """One life of the system inside: fresh group, cable and namespace, as after a power cycle."""
     _note(machine, "booting", boots)
     spec, image = machine.read()
@@ -66,6 +68,7 @@ def _boot_once(machine: Machine, groups: Groups, boots: int) -> int:
     groups.create(machine.group)
     apply_limits(machine)
     write_atomically(machine.folder / "swap_bytes", f"{machine.lab.swap}\n")
+    machine.kernel_log.write_text("")
     namespace = machine.folder / "netns"
     fresh_namespace(namespace)
     link.plug(machine.lab, spec, namespace)
@@ -84,7 +87,7 @@ def _boot_once(machine: Machine, groups: Groups, boots: int) -> int:
         )
         _note(machine, "running", boots)
         try:
-            return process.wait()
+            return wait_and_copy(process, kernel_log, machine.group, machine.kernel_log)
         finally:
             groups.remove(machine.group)
             process.wait()

@@ -1,5 +1,6 @@
 """The validated configuration of a monitor."""
 
+import sys
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ LAB_CGROUP = Path("/run/llama-lab/cgroup")
 LAB_CGROUP_CPU = Path("/run/llama-lab/cgroup-cpu")
 LAB_CGROUP_IO = Path("/run/llama-lab/cgroup-io")
 LAB_SWAP_BYTES = Path("/run/llama-lab/swap_bytes")
+LAB_KERNEL_LOG = Path("/run/llama-lab/kernel.log")
+KMSG = Path("/dev/kmsg")
 CURRENT_BUILD = Path("/opt/llama.cpp/current")
 
 AUTO = "auto"
 NONE = "none"
+STDIN = "stdin"
 
 
 class MonitorConfig(BaseModel):
@@ -36,6 +40,8 @@ class MonitorConfig(BaseModel):
     """Folder of the CPU controller, in the same words."""
     build: Path = CURRENT_BUILD
     """Folder of the installed llama.cpp build, with its manifest."""
+    kernel_log: str = AUTO
+    """File of the kernel's log; ``auto``: the lab's, else /dev/kmsg; ``stdin``: handed over; ``none``."""
 
     @property
     def memory_folder(self) -> Path | None:
@@ -58,6 +64,15 @@ class MonitorConfig(BaseModel):
         if memory is not None and (memory / "io.stat").exists():
             return memory
         return LAB_CGROUP_IO if memory is not None and LAB_CGROUP_IO.is_dir() else None
+
+    @property
+    def kernel_log_source(self) -> Path | int | None:
+        """File or descriptor to read the kernel's log from."""
+        if self.kernel_log == AUTO:
+            return LAB_KERNEL_LOG if LAB_CGROUP.is_dir() else KMSG
+        if self.kernel_log == STDIN:
+            return sys.stdin.fileno()
+        return None if self.kernel_log == NONE else Path(self.kernel_log)
 
 
 def load_config(path: Path) -> MonitorConfig:

@@ -188,9 +188,13 @@ class Kernel(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    log: bool = Field(
+        False, description="whether its log can be read: where not, the absence of lines says nothing"
+    )
     oom_kills: int | None = Field(None, description="the same counter as memory.oom_kills")
     last_oom: str | None = Field(
-        None, description="its newest line of a process killed for memory; null where its log is out of reach"
+        None,
+        description="newest line of a process killed for memory; on a lab node its number is the host's",
     )
     last_oom_ns: int | None = Field(None, description="when the kernel wrote it, UTC")
     xids: list[Xid] = Field([], description="the newest reports of NVIDIA's driver, oldest first, at most 8")

@@ -7,6 +7,7 @@ from harness.monitor.build import BuildReader
 from harness.monitor.cgroup import cgroup_cpu_s, cgroup_memory
 from harness.monitor.disk import DiskReader
 from harness.monitor.gpus import GpuReader
+from harness.monitor.kernel import KernelLog
 from harness.monitor.model import LAB_SWAP_BYTES, MonitorConfig
 from harness.monitor.network import NetworkReader
 from harness.monitor.pressure import cgroup_pressure, node_pressure
@@ -33,6 +34,7 @@ class Sampler:
         self._disk = DiskReader(config.io_folder, self._memory_folder is not None, proc)
         self._build = BuildReader(config.build)
         self._gpus = GpuReader(proc)
+        self._kernel = KernelLog(config.kernel_log_source)
 
     @property
     def memory_source(self) -> str:
@@ -44,10 +46,11 @@ class Sampler:
         time_ns, now_s = time.time_ns(), time.monotonic()
         processes = self._processes.read()
         port = self._config.rpc_port
+        memory = self._memory()
         return Sample(
             time_ns=time_ns,
             node=self._config.node,
-            memory=self._memory(),
+            memory=memory,
             cpu_s=cgroup_cpu_s(self._cpu_folder) if self._cpu_folder else node_cpu_s(self._proc),
             processes=processes,
             units=self._units.read(now_s, (process.pid for process in processes)),
@@ -57,6 +60,7 @@ class Sampler:
             pressure=self._pressure(),
             disk=self._disk.read(now_s),
             gpus=self._gpus.read(now_s),
+            kernel=self._kernel.read(memory.oom_kills),
             build=self._build.read(),
         )
 

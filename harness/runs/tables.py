@@ -15,8 +15,22 @@ def flatten(table: str, record: Row) -> Row:
     return _FLATTENERS[table](record)
 
 
+_SAMPLE_NESTED = ("memory", "rpc", "network", "pressure", "disk", "kernel", "build")
+_GPU_FIGURES: dict[str, Callable[[list[float]], float]] = {
+    "memory_total_bytes": sum,
+    "memory_used_bytes": sum,
+    "power_w": sum,
+    "use_percent": max,
+    "temperature_c": max,
+}
+"""What a node with several GPUs is shown with: together, or its busiest and hottest."""
+
+
 def _sample(record: Row) -> Row:
-    row = _dotted(record, nested=("memory", "rpc", "network"), text=("units", "processes"))
+    row = _dotted(record, nested=_SAMPLE_NESTED, text=("units", "processes", "gpus", "kernel.xids"))
+    for name, together in _GPU_FIGURES.items():
+        known = [gpu[name] for gpu in record.get("gpus", ()) if gpu.get(name) is not None]
+        row[f"gpu_{name}"] = together(known) if known else None
     for prefix, names in (("rpc", RPC_SERVERS), ("server", ("llama-server",))):
         group = [p for p in record.get("processes", ()) if p["name"] in names]
         row[f"{prefix}_rss_bytes"] = sum(p["rss_bytes"] for p in group)
@@ -45,11 +59,9 @@ def _dotted(record: Row, nested: tuple[str, ...], text: tuple[str, ...]) -> Row:
     for key, value in record.items():
         if key in nested:
             row |= {f"{key}.{inner}": content for inner, content in (value or {}).items()}
-        elif key in text:
-            row[key] = None if value is None else json.dumps(value)
         else:
             row[key] = value
-    return row
+    return row | {key: json.dumps(row[key]) for key in text if row.get(key) is not None}
 
 
 _FLATTENERS: dict[str, Callable[[Row], Row]] = {"samples": _sample, "requests": _request, "trials": _trial}

@@ -1,8 +1,12 @@
 """The monitor on real systemd machines: one is starved, only its curve moves."""
 
 import time
+from collections.abc import Callable
 
 import pytest
+from harness.lab.cgroup import Groups
+from harness.lab.machine import Machine, apply_limits
+from harness.lab.spec import parse_spec
 from harness.monitor.sample import Sample, Source
 from lab_under_test import LabUnderTest
 from testinfra.host import Host
@@ -14,7 +18,17 @@ MIB = 1 << 20
 # As control groups version 2 name it, or version 1.
 LIMIT = "cat /run/llama-lab/cgroup/memory.max || cat /run/llama-lab/cgroup/memory.limit_in_bytes"
 
+RPC_UNIT = "llama-rpc-server.service"
+
 pytestmark = pytest.mark.lab
+
+# Takes memory until it is killed for it, before anything else.
+VICTIM = """
+open("/proc/self/oom_score_adj", "w").write("1000")
+held = []
+while True:
+    held.append(b"x" * (8 << 20))
+"""
 
 # Touches more memory than the node has, again and again, for some seconds.
 HOG = """
@@ -97,6 +111,87 @@ def test_starved_node_is_the_only_one_whose_curve_moves(nodes: dict[str, Host]) 
     assert max(swap) - min(swap) < 16 * MIB
     assert max(used) - min(used) < 256 * MIB
     assert fed[-1].major_faults - fed[0].major_faults < 1000
+
+
+def until(node: Host, true: Callable[[Sample], bool], deadline_s: float = 30) -> Sample:
+    """The first sample from now on of which something is true."""
+    end = time.monotonic() + deadline_s
+    while not true(sample := next_sample(node)):
+        assert time.monotonic() < end, sample
+    return sample
+
+
+def test_sample_says_what_runs_since_when_and_from_which_build(nodes: dict[str, Host]) -> None:
+    taken = {name: next_sample(node) for name, node in nodes.items()}
+    for name, sample in taken.items():
+        backend = next(process for process in sample.processes if process.name == "rpc-server")
+        booted_ns = int(nodes[name].check_output("stat -c %Y /run/systemd/system")) * 1_000_000_000
+        assert backend.threads is not None
+        assert backend.threads >= 1
+        assert backend.started_ns is not None
+        assert booted_ns <= backend.started_ns < sample.time_ns
+        assert sample.units[RPC_UNIT].main_pid == backend.pid
+        assert sample.load1 is not None
+        assert sample.gpus == []
+    builds = [sample.build for sample in taken.values()]
+    assert builds[0] is not None
+    assert builds[0].build == 6751
+    assert builds[0] == builds[1]
+
+
+def test_lab_node_shows_its_own_disks_and_pressure_or_none(nodes: dict[str, Host]) -> None:
+    node = nodes["node1"]
+    size = 32 * MIB
+    before, quiet = next_sample(node), next_sample(nodes["node2"])
+    node.check_output(f"dd if=/dev/zero of=/root/direct bs={MIB} count=32 oflag=direct status=none")
+    node.check_output("rm /root/direct")
+    after, quiet_after = next_sample(node), next_sample(nodes["node2"])
+    for sample in (before, after):
+        assert sample.pressure is None or sample.pressure.source is Source.CGROUP
+    if after.disk is None:
+        pytest.skip("this host's kernel counts no disk traffic of control groups")
+    assert after.disk.source is Source.CGROUP
+    assert before.disk is None or after.disk.written_bytes - before.disk.written_bytes >= size
+    moved = [sample.disk.written_bytes if sample.disk else 0 for sample in (quiet, quiet_after)]
+    assert moved[1] - moved[0] < size
+
+
+def test_killed_backend_leaves_how_it_ended_in_the_sample(nodes: dict[str, Host]) -> None:
+    node = nodes["node2"]
+    before = next_sample(node).units[RPC_UNIT]
+    node.check_output(f"systemctl kill --signal KILL {RPC_UNIT}")
+    after = until(node, lambda sample: sample.units[RPC_UNIT].restarts > before.restarts)
+    unit = after.units[RPC_UNIT]
+    assert (unit.exit_code, unit.exit_status) == ("killed", 9)
+    assert unit.exited_ns is not None
+    assert after.time_ns - unit.exited_ns < 60e9
+    node.check_output(f"systemctl reset-failed {RPC_UNIT}")
+
+
+def test_oom_kill_is_seen_with_its_line_on_the_node_it_happened_on(
+    deployed: LabUnderTest, nodes: dict[str, Host]
+) -> None:
+    machine = Machine(parse_spec((deployed.folder / "lab.json").read_text()), "node1")
+    kills = {name: (next_sample(node).kernel, node) for name, node in nodes.items()}
+    groups = Groups()
+    held = groups.usage(machine.group)
+    groups.limit(machine.group, held.used + 192 * MIB, held.swap, 0)
+    try:
+        nodes["node1"].check_output("/usr/bin/python3 -c %s; test $? = 137", VICTIM)
+    finally:
+        apply_limits(machine)
+    sample = until(nodes["node1"], lambda sample: bool(sample.kernel and sample.kernel.last_oom))
+    assert sample.kernel is not None
+    assert sample.kernel.log
+    assert "Killed process" in (sample.kernel.last_oom or "")
+    assert "(python3)" in (sample.kernel.last_oom or "")
+    assert sample.kernel.last_oom_ns is not None
+    assert abs(sample.time_ns - sample.kernel.last_oom_ns) < 60e9
+    before, _ = kills["node1"]
+    assert before is not None
+    assert (sample.kernel.oom_kills or 0) > (before.oom_kills or 0)
+    other, _ = kills["node2"]
+    assert next_sample(nodes["node2"]).kernel == other
 
 
 @pytest.mark.parametrize("how", ["systemctl restart", "systemctl kill --signal KILL"])

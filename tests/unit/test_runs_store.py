@@ -1,5 +1,6 @@
 """The run's folder: nothing that had finished is lost, whatever ends the run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -188,6 +189,59 @@ def test_packed_tables_equal_the_lines(run: RunFolder) -> None:
     assert [list(gaps) for gaps in read_table(run.path, "requests")["itl_s"]] == [[2.0]]
     assert samples["memory.used_bytes"].tolist()[:2] == [100 * MIB, 100 * MIB]
     assert samples["rpc_rss_bytes"].tolist()[0] == 50 * MIB
+
+
+WHOLE = {
+    "pressure": {
+        "source": "cgroup",
+        **{f"{kind}_avg10": 1.5 for kind in ("memory_some", "memory_full", "io_some", "io_full")},
+        **{f"{kind}_total_us": 7 for kind in ("memory_some", "memory_full", "io_some", "io_full")},
+    },
+    "disk": {
+        "source": "proc",
+        "device": "sda,sdb",
+        "read_bytes": 5,
+        "written_bytes": 6,
+        "read_bytes_per_s": 2.5,
+    },
+    "gpus": [
+        {
+            "index": 0,
+            "name": "a",
+            "source": "nvml",
+            "memory_used_bytes": 3,
+            "use_percent": 90,
+            "power_w": 200.5,
+        },
+        {"index": 1, "name": "b", "source": "nvml", "memory_used_bytes": 4, "use_percent": 10},
+        {"index": 2, "name": "c", "source": "nvml", "problem": "GPU is lost"},
+    ],
+    "kernel": {
+        "log": True,
+        "oom_kills": 2,
+        "last_oom": "Killed process 7 (rpc-server)",
+        "xids": [{"time_ns": 1, "pci": "0000:65:00", "code": 79, "line": "NVRM: Xid"}],
+    },
+    "build": {"build": 6751, "commit": "01d2bdc2b", "sha256": "ab"},
+    "load1": 0.5,
+    "clock_offset_s": -0.001,
+}
+
+
+def test_everything_a_sample_can_say_is_in_its_packed_row(run: RunFolder) -> None:
+    whole = Sample.model_validate(sample(1).model_dump() | WHOLE)
+    run.append_samples([sample(0), whole])
+    pack(run.path)
+    before, row = read_table(run.path, "samples").to_dict("records")
+    assert row["pressure.memory_full_avg10"] == 1.5
+    assert (row["disk.device"], row["disk.read_bytes_per_s"]) == ("sda,sdb", 2.5)
+    assert (row["gpu_memory_used_bytes"], row["gpu_use_percent"], row["gpu_power_w"]) == (7, 90, 200.5)
+    assert (row["kernel.oom_kills"], row["kernel.last_oom"]) == (2, "Killed process 7 (rpc-server)")
+    assert json.loads(row["kernel.xids"])[0]["code"] == 79
+    assert [gpu["name"] for gpu in json.loads(row["gpus"])] == ["a", "b", "c"]
+    assert (row["build.build"], row["load1"], row["clock_offset_s"]) == (6751, 0.5, -0.001)
+    assert before["time_ns"] == 0
+    assert before["gpu_memory_used_bytes"] != before["gpu_memory_used_bytes"]  # not known: NaN, never zero
 
 
 def test_tables_without_records_are_not_packed(run: RunFolder) -> None:
