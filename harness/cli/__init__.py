@@ -4,7 +4,17 @@ import sys
 
 import typer
 
-from harness.cli import deploy, discover, lab, model, release, report, run
+from harness.cli import (
+    calibrate,
+    deploy,
+    discover,
+    lab,
+    model,
+    plan,
+    release,
+    report,
+    run,
+)
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -18,6 +28,8 @@ app.add_typer(model.app, name="model")
 app.add_typer(release.app, name="release")
 app.command("deploy")(deploy.command)
 app.command("discover")(discover.command)
+app.command("plan")(plan.command)
+app.command("calibrate")(calibrate.command)
 app.command("run")(run.command)
 app.command("report")(report.command)
 

@@ -28,6 +28,22 @@ def compute_buffers(learned: Learned, shape: str) -> ComputeBuffers:
     return {place: seen[name] for place, name in _PLACES.items() if name in seen}
 
 
+def with_buffers(plan: Plan, printed: dict[str, int]) -> Plan:
+    """The plan with the compute buffers that its load printed, for backends of one device.
+
+    Args:
+        printed: bytes by endpoint.
+    """
+    single = [e for e in plan.endpoints if sum(share.endpoint == e for share in plan.shares) == 1]
+    shares = [
+        share.model_copy(update={"compute_bytes": printed[share.endpoint]})
+        if share.endpoint in single and share.endpoint in printed
+        else share
+        for share in plan.shares
+    ]
+    return plan.model_copy(update={"shares": shares})
+
+
 def learn(learned: Learned, shape: str, plan: Plan, printed: dict[str, int]) -> Learned:
     """``learned`` and what this load printed.
 

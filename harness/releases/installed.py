@@ -7,10 +7,19 @@ from harness.errors import HarnessError
 from harness.releases.catalogue import Release, catalogue
 
 
-def installed_release(binary: Path) -> Release | None:
-    """The release of a binary below ``<build>/bin``; None without a manifest, or for an unknown build."""
+def installed_build(binary: Path) -> int | None:
+    """Build number of a binary below ``<build>/bin``; None without a manifest."""
     manifest = binary.resolve().parent.parent / "manifest.json"
     try:
-        return catalogue().release(int(json.loads(manifest.read_bytes())["build"]))
-    except (OSError, ValueError, KeyError, TypeError, HarnessError):
+        return int(json.loads(manifest.read_bytes())["build"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def installed_release(binary: Path) -> Release | None:
+    """The release of that binary; None without a manifest, or for a build that is in no catalogue."""
+    build = installed_build(binary)
+    try:
+        return catalogue().release(build) if build is not None else None
+    except HarnessError:
         return None

@@ -26,6 +26,7 @@ from harness.router.nodes import node_samples
 from harness.router.ollama_api import OllamaApi
 from harness.router.openai_api import OpenAiApi
 from harness.router.operation import Operation
+from harness.router.planning_api import PlanningApi
 from harness.router.pool import Pool
 
 _READ_BUFFER = 1024 * 1024
@@ -56,6 +57,7 @@ def create_app(config: RouterConfig) -> ASGIApp:
             openai = OpenAiApi(exchange, body_limit_bytes=config.body_limit_bytes)
             ollama = OllamaApi(exchange, body_limit_bytes=config.body_limit_bytes)
             _add_routes(app, openai, ollama, admin, exchange, catalogue)
+            _add_planning(app, PlanningApi(config, coordinator.planner))
             _add_operation(app, Operation(config, coordinator, metrics))
             log("router ready", address=config.address, port=config.port, models=exchange.models())
             try:
@@ -112,6 +114,13 @@ def _add_routes(
         Route("/admin/logs/{start_id}", admin.logs),
         Route("/admin/models", admin.models),
         Route("/admin/discover", admin.discover),
+    ]
+
+
+def _add_planning(app: Starlette, planning: PlanningApi) -> None:
+    app.router.routes += [
+        Route("/admin/plan", planning.plan, methods=["POST"]),
+        Route("/admin/calibration", planning.calibration, methods=["GET", "POST"]),
     ]
 
 

@@ -30,6 +30,8 @@ class Backend(BaseModel):
     """What the node has at most: min(MemTotal, cgroup limit), as the role read it."""
     reserve_bytes: int | None = Field(None, ge=0)
     """Left free on the node by an automatic plan; the planner's own reserve where it is not set."""
+    accelerator: str = "cpu"
+    """What its rpc-server offers: the CPU's memory, or that of accelerators alone (``cuda``, ...)."""
 
 
 class PoolServer(BaseModel):
@@ -60,6 +62,8 @@ class RouterConfig(BaseModel):
     """A model on disk whose file is at least this large goes to the coordinator, even if the pool has it."""
     llama_server: Path = NODE_LLAMA_CPP / "current" / "bin" / "llama-server"
     log_dir: Path = NODE_LOGS / "coordinator"
+    state_dir: Path | None = None
+    """What is learned from loads and calibrations is kept here; in memory only where it is not set."""
     coordinator_port: int = COORDINATOR_PORT
     context: int = 2048
     flags: list[str] = []

@@ -21,7 +21,8 @@ from harness.router.launch import Launcher
 from harness.router.loading import wait_ended
 from harness.router.logs import log
 from harness.router.metrics import Metrics
-from harness.router.plans import LoadRequest, prepare_load
+from harness.router.planning import Planner
+from harness.router.plans import LoadRequest
 from harness.router.progress import Watcher
 from harness.router.queue import QueueEntry, RequestQueue, Ticket
 from harness.router.recovery import Recovery
@@ -55,7 +56,6 @@ class Coordinator:
         self, config: RouterConfig, catalogue: Catalogue, session: aiohttp.ClientSession, metrics: Metrics
     ) -> None:
         self._config = config
-        self._catalogue = catalogue
         self._lease = asyncio.Lock()
         self._current: Start | None = None
         self._starts: deque[Start] = deque(maxlen=_KEPT_STARTS)
@@ -68,6 +68,7 @@ class Coordinator:
         self.url = f"http://127.0.0.1:{config.coordinator_port}"
         self._steps = Steps(config)
         self._backends = BackendWatch(config.redis)
+        self.planner = Planner(config, catalogue, self._backends.samples)
         self._queue = RequestQueue(config.queue_limit)
         self._recovery = Recovery(config, self._backends, self._steps, metrics)
         self._launcher = Launcher(config, session, self.url, metrics, self._ended)
@@ -285,7 +286,8 @@ class Coordinator:
         if self._closing:
             raise RouterError(503, "stopping", "the router is stopping", retry_after_s=10)
         asked_ns = time.time_ns()
-        plan, argv = await prepare_load(request, self._catalogue, self._config)
+        planned = await self.planner.prepare(request)
+        plan, argv = planned.plan, planned.argv
         current = self._current
         if current and current.serves(plan.model) and current.state.argv == argv and not request.cold:
             return current
@@ -304,6 +306,7 @@ class Coordinator:
         await self._launcher.launch(
             start, deadline_s=deadline_s, proof=self._keeper.prove if for_requests else None
         )
+        self.planner.came_up(planned, start.state.report)
         self._queue.loaded(plan.model, start.timings.load_s or 0)
         self._background(self._look_after(start, for_requests))
         return start

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from harness.errors import HarnessError
 from harness.inventory import Inventory
+from harness.planner.calibration import Calibration
+from harness.planner.offer import Offer
 from harness.planner.plan import Plan
 from harness.runs.schema import CoordinatorState, Request
 from harness.settings import ROUTER_PORT, state_dir
@@ -68,6 +70,8 @@ class LoadRequest:
     context: int = 2048
     deadline_s: float = 900
     cold: bool = False
+    parallel: int = 1
+    kv_type: str = "f16"
 
     def body(self) -> dict[str, Any]:
         """JSON body."""
@@ -80,6 +84,8 @@ class LoadRequest:
             "context": self.context,
             "deadline_s": self.deadline_s,
             "cold": self.cold,
+            "parallel": self.parallel,
+            "kv_type": self.kv_type,
         }
 
 
@@ -121,6 +127,20 @@ class RouterClient:
         # The router ends a load at its deadline; ours is there for a router that does not answer.
         content = await self._json("POST", "/admin/load", request.body(), deadline_s=request.deadline_s + 60)
         return self._state(content)
+
+    async def plan(self, request: LoadRequest) -> Offer:
+        """What a load would be; nothing is loaded.
+
+        Raises:
+            RouterRefusedError: it does not fit, or cannot be planned.
+        """
+        return Offer.model_validate(await self._json("POST", "/admin/plan", request.body()))
+
+    async def calibration(self, measured: Calibration | None = None) -> Calibration:
+        """The nodes' speeds that the router plans with, once ``measured`` has been added to them."""
+        body = measured.model_dump(mode="json") if measured else None
+        content = await self._json("POST" if measured else "GET", "/admin/calibration", body)
+        return Calibration.model_validate(content)
 
     async def unload(self, deadline_s: float = 60) -> CoordinatorState:
         """Stop the coordinator; the state says how it ended (phase absent if there was none)."""

@@ -1,11 +1,16 @@
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness.models.gguf import GgufModel, Tensor
+from harness.monitor.sample import Sample
+from harness.planner.plan import Plan
+from harness.router.catalogue import Catalogue
 from harness.router.config import RouterConfig
 from harness.router.errors import RouterError
-from harness.router.plans import LoadRequest, plan_load
+from harness.router.planning import Planner
+from harness.router.plans import LoadRequest, check_flags
 
 GIB = 1 << 30
 LAYERS = 4
@@ -36,33 +41,42 @@ CONFIG = RouterConfig.model_validate(
 )
 
 
+async def _no_samples(nodes: Sequence[str]) -> Mapping[str, Sample]:
+    return {}
+
+
+def planned(request: LoadRequest, header: GgufModel) -> Plan:
+    check_flags(request)
+    return Planner(CONFIG, Catalogue(Path("/nowhere")), _no_samples).plan(request, header, {})
+
+
 def refusal(request: dict[str, Any], header: GgufModel | None = None) -> RouterError:
     with pytest.raises(RouterError) as refused:
-        plan_load(LoadRequest.model_validate({"model": "m"} | request), header or model(), CONFIG)
+        planned(LoadRequest.model_validate({"model": "m"} | request), header or model())
     return refused.value
 
 
 def test_automatic_plan_uses_every_backend_and_all_layers() -> None:
-    plan = plan_load(LoadRequest(model="m"), model(), CONFIG)
+    plan = planned(LoadRequest(model="m"), model())
     assert [share.node for share in plan.shares] == ["a", "b"]
     assert sum(share.layers for share in plan.shares) == plan.layers_total == LAYERS + 1
     assert plan.distributed
 
 
 def test_chosen_nodes_and_offloaded_layers_reach_the_plan() -> None:
-    plan = plan_load(LoadRequest(model="m", nodes=["b"], n_gpu_layers=0, context=512), model(), CONFIG)
+    plan = planned(LoadRequest(model="m", nodes=["b"], n_gpu_layers=0, context=512), model())
     assert [share.node for share in plan.shares] == ["b"]
     assert (plan.n_gpu_layers, plan.context, plan.distributed) == (0, 512, False)
 
 
 def test_given_plan_is_taken_as_it_is() -> None:
-    given = plan_load(LoadRequest(model="m"), model(), CONFIG)
+    given = planned(LoadRequest(model="m"), model())
     given.shares[0].weight = 0.25
-    assert plan_load(LoadRequest(model="m", plan=given), model(), CONFIG) == given
+    assert planned(LoadRequest(model="m", plan=given), model()) == given
 
 
 def test_plan_that_reaches_for_a_stranger_is_refused() -> None:
-    given = plan_load(LoadRequest(model="m"), model(), CONFIG)
+    given = planned(LoadRequest(model="m"), model())
     given.shares[1].endpoint = "203.0.113.9:22"
     error = refusal({"plan": given.model_dump()})
     assert (error.status, error.error_class) == (400, "bad_plan")
@@ -70,7 +84,7 @@ def test_plan_that_reaches_for_a_stranger_is_refused() -> None:
 
 
 def test_plan_for_another_file_is_refused() -> None:
-    given = plan_load(LoadRequest(model="m"), model(), CONFIG)
+    given = planned(LoadRequest(model="m"), model())
     given.model_path = "/etc/shadow"
     assert refusal({"plan": given.model_dump()}).error_class == "bad_plan"
 
