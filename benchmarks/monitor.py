@@ -1,4 +1,4 @@
-"""What llama-node-monitor costs a node: share of a core with its children, and peak resident memory.
+"""What llama-node-monitor costs a node: share of a core with its children, peak memory, bytes a sample.
 
     python benchmarks/monitor.py [--inventory inventories/lab] [--seconds 60]
 
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from harness.inventory import Node, load_inventory
-from harness.settings import DEFAULT_INVENTORY
+from harness.settings import DEFAULT_INVENTORY, NODE_VENV
 
 UNIT = "llama-node-monitor.service"
 READ = f"cd /proc/$(systemctl show --property MainPID --value {UNIT}) && cat stat && grep VmHWM status"
@@ -26,6 +26,12 @@ def look(node: Node) -> tuple[float, int]:
     return sum(int(field) for field in fields[11:15]) / TICKS_PER_S, int(status.split()[1])
 
 
+def sample_bytes(node: Node) -> int:
+    """Length of the node's next sample as JSON."""
+    command = str(NODE_VENV / "bin" / "llama-node-monitor")
+    return len(subprocess.run(node.ssh(command, "check"), capture_output=True, check=True).stdout)
+
+
 def main() -> None:
     """Measure every node over the same seconds and print a line for each."""
     parser = argparse.ArgumentParser(
@@ -38,9 +44,11 @@ def main() -> None:
     before = {node.name: (look(node)[0], time.monotonic()) for node in nodes}
     time.sleep(options.seconds)
     for node in nodes:
+        # the costs first: asking for a sample is not the monitor's own work
         spent, peak_kib = look(node)
         share = (spent - before[node.name][0]) / (time.monotonic() - before[node.name][1])
-        print(f"{node.name}: {share:.2%} of a core, {peak_kib * 1024 / 1e6:.1f} MB at its peak")
+        cost = f"{share:.2%} of a core, {peak_kib * 1024 / 1e6:.1f} MB at its peak"
+        print(f"{node.name}: {cost}, {sample_bytes(node)} bytes a sample")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,16 @@ Redis: to the stream `llama:samples:<node>` (id: the sample's time, `<ms>-0`; fi
 `llama-node-monitor latest NODE...` prints what is there.
 
 Units are part of a name: `_bytes`, `_s` (seconds), `_ns` (nanoseconds). Counters only grow, until
-the node or the process starts again.
+the node or the process starts again. A figure that is not known is null, never zero.
+
+A lab node shares its host's kernel. Its memory, CPU time and disk traffic are those of its machine cgroup;
+its pressure too with control groups of version 2. Version 1 counts pressure for the whole host only, so
+that it is null, and its disk traffic leaves out what the kernel wrote back later. Its kernel log is the
+host's records about that cgroup. The load is the host's.
+
+NVIDIA's GPUs are asked through NVML where the kernel has their driver, AMD's are read from amdgpu's files
+in /sys. Neither has been tried on hardware yet: they are tested against figures written after the
+documentation.
 
 | Field | Type | Meaning |
 |---|---|---|

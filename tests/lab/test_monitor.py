@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from harness.lab.cgroup import Groups
@@ -70,6 +71,19 @@ def test_monitor_runs_in_a_sandbox(nodes: dict[str, Host]) -> None:
     report = nodes["node1"].check_output(f"systemd-analyze security --no-pager {UNIT}")
     exposure = float(report.splitlines()[-1].split(": ")[1].split()[0])
     assert exposure <= 1.5
+
+
+@pytest.mark.parametrize(("accelerator", "limit"), [("cpu", 1.5), ("rocm", 1.5), ("cuda", 1.7)])
+def test_sandbox_holds_with_the_kernels_log_and_a_gpu(
+    deployed: LabUnderTest, nodes: dict[str, Host], accelerator: str, limit: float
+) -> None:
+    deployed.ansible(Path(__file__).parent / "node_monitor_unit.yml")
+    unit = f"/run/node-monitor-units/{accelerator}/{UNIT}"
+    report = nodes["node2"].check_output(f"systemd-analyze security --offline=true --no-pager {unit}")
+    assert float(report.splitlines()[-1].split(": ")[1].split()[0]) <= limit
+    text = nodes["node2"].file(unit).content_string
+    assert "CapabilityBoundingSet=\n" in text  # the log is handed over, not opened by the monitor
+    assert ("char-nvidiactl" in text) is (accelerator == "cuda")
 
 
 def test_samples_come_every_second_from_the_nodes_own_cgroup(nodes: dict[str, Host]) -> None:
