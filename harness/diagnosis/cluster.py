@@ -25,17 +25,20 @@ def thrashes(facts: Facts) -> list[Evidence] | None:
 
 
 def node_cut_off(facts: Facts) -> list[Evidence] | None:
-    """It waits, or lost a backend, and the node of a backend does not answer"""
+    """It waits, or lost a backend, and the node of a backend does not answer, or nobody acknowledges what is
+    sent between the two"""
     if not (facts.inputs.waiting or broke_at_a_backend(facts)):
         return None
     return [
         Evidence(source=f"node {node}", line=_silence(seen))
         for node, seen in facts.inputs.backends.items()
-        if not seen.reachable
+        if not seen.reachable or seen.unheard
     ] or None
 
 
 def _silence(seen: BackendSeen) -> str:
+    if seen.reachable and seen.unheard:
+        return seen.unheard
     since = f"; its last sample is {seen.silent_s:.0f} s old" if seen.silent_s is not None else ""
     return f"the node cannot be reached{since}"
 

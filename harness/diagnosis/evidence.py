@@ -29,6 +29,8 @@ class BackendSeen:
     cpu_s: float | None = None
     """CPU seconds that rpc-server used in the window that was looked at."""
     window_s: float = 0.0
+    unheard: str | None = None
+    """In words, RPC bytes to or from it that wait without the other end's kernel acknowledging anything."""
 
 
 @dataclass(frozen=True)

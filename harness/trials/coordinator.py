@@ -9,7 +9,7 @@ from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClas
 from harness.errors import HarnessError
 from harness.runs.schema import CoordinatorPhase, CoordinatorState, Request
 from harness.trials.context import Context
-from harness.trials.evidence import diagnose_with_nodes
+from harness.trials.evidence import diagnose_waiting, diagnose_with_nodes
 from harness.trials.lab import lab_memory_limit
 
 DIAGNOSED_WITHIN_S = 8.0
@@ -77,8 +77,12 @@ def record_end(ctx: Context, trial: str | None, state: CoordinatorState) -> None
         )
 
 
-async def ended_state(ctx: Context) -> CoordinatorState | None:
-    """State of the loaded start after something went wrong; waits a little for its end and diagnosis."""
+async def ended_state(ctx: Context, *, late: bool = False) -> CoordinatorState | None:
+    """State of the loaded start after something went wrong; waits a little for its end and diagnosis.
+
+    Args:
+        late: a request had no end by its deadline: if it still runs, the nodes are asked what it waits for.
+    """
     if ctx.loaded is None:
         return None
     state = None
@@ -91,17 +95,21 @@ async def ended_state(ctx: Context) -> CoordinatorState | None:
                 await asyncio.sleep(0.5)
     if state is not None:
         await keep_log(ctx, state)
-        await diagnose_with_nodes(ctx, state)
+        await (diagnose_with_nodes if state.exit or not late else diagnose_waiting)(ctx, state)
     return state
+
+
+def any_late(sent: Sequence[Request]) -> bool:
+    """Whether a request had no end by its deadline."""
+    return any(request.error is not None and request.error.startswith("no end within") for request in sent)
 
 
 def diagnose_requests(state: CoordinatorState | None, sent: Sequence[Request], wrong: str) -> Diagnosis:
     """Why requests went wrong: the coordinator's own end, where it ended; else what the client saw."""
     if state and state.diagnosis:
         return state.diagnosis
-    late = any(request.error and request.error.startswith("no end within") for request in sent)
     return Diagnosis(
-        failure_class=FailureClass.HUNG if late else FailureClass.UNKNOWN,
+        failure_class=FailureClass.HUNG if any_late(sent) else FailureClass.UNKNOWN,
         evidence=[Evidence(source="requests", line=wrong)],
         confidence=Confidence.POSSIBLE,
         advice="Read the coordinator's log and the journals of the backends in the run's logs folder.",

@@ -7,7 +7,7 @@ from harness.diagnosis.thrash import find_thrash
 from harness.runs.metrics import summarise
 from harness.runs.schema import CoordinatorPhase, Outcome
 from harness.trials.context import Context, Finding, judge
-from harness.trials.coordinator import diagnose_requests, ended_state
+from harness.trials.coordinator import any_late, diagnose_requests, ended_state
 from harness.trials.profile import InferenceStep
 from harness.trials.requests import measure, shortfall
 
@@ -41,7 +41,7 @@ async def run_inference(ctx: Context, trial: str, step: InferenceStep) -> Findin
             wrong = "the coordinator that was loaded has ended: another one answered"
     if wrong:
         # An error may be the coordinator's end: the router then knows of it within seconds.
-        state = await ended_state(ctx)
+        state = await ended_state(ctx, late=any_late(sent))
     ended_ns = time.time_ns()
     await ctx.sampler.caught_up(ended_ns)
     names = [node.name for node in ctx.inventory.backends]

@@ -12,8 +12,8 @@ from harness.inventory import Node
 from harness.runs.schema import CoordinatorState, Outcome
 from harness.trials.client import LoadRequest, RouterRefusedError
 from harness.trials.context import Context, Finding, Loaded, LoadKey, judge
-from harness.trials.coordinator import diagnose_requests, ended_state, keep_log, record_end, stop
-from harness.trials.evidence import diagnose_with_nodes
+from harness.trials.coordinator import any_late, diagnose_requests, ended_state, keep_log, record_end, stop
+from harness.trials.evidence import diagnose_ready, diagnose_with_nodes
 from harness.trials.lab import lab_memory_limit, stated_rate
 from harness.trials.nodes import make_cold
 from harness.trials.profile import LoadStep
@@ -103,6 +103,7 @@ async def _ready(
     if gap is None:
         ctx.plans[key] = state.plan
         state, diagnosis = await _canary(ctx, trial, step, state)
+        diagnosis = diagnosis or await diagnose_ready(ctx, state)
     await keep_log(ctx, state)
     await ctx.sampler.caught_up(ended_ns)
     metrics = _metrics(ctx, state) | _wire(ctx, state, started_ns, ended_ns, details)
@@ -155,7 +156,7 @@ async def _canary(
     )
     ctx.run.append_request(seen)
     if seen.error:
-        ended = await ended_state(ctx)
+        ended = await ended_state(ctx, late=any_late([seen]))
         return ended or state, diagnose_requests(ended, [seen], f"one-token canary: {seen.error}")
     if state.timings and seen.token_ns:
         offset = ctx.clock_offset_ns.get(ctx.inventory.head.name, 0)

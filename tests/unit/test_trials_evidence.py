@@ -1,16 +1,18 @@
 """An end is diagnosed with what the nodes know beside the router's evidence."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from harness.diagnosis.model import ExitStatus, FailureClass
+from harness.diagnosis.model import Confidence, Diagnosis, Evidence, ExitStatus, FailureClass
 from harness.inventory import Node, parse_inventory
 from harness.runs.schema import CoordinatorPhase, CoordinatorState, LoadTimings
 from harness.trials import evidence
 from harness.trials.context import Context
+from harness.trials.looks import ConnectionSeen, NodeLook, ProcessSeen
 from harness.trials.samples import Point, Series
 
 S = 10**9
@@ -65,7 +67,33 @@ def journals(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return texts
 
 
-@pytest.mark.usefixtures("journals")
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> dict[str, NodeLook | str]:
+    """What is seen of each node at the moment; by default nothing out of the ordinary."""
+    seen: dict[str, NodeLook | str] = {"head": node_look(), "node1": node_look()}
+
+    async def look_at(nodes: Sequence[Node], window_s: float = 0.0) -> dict[str, NodeLook | str]:
+        return {node.name: seen[node.name] for node in nodes}
+
+    monkeypatch.setattr(evidence, "look_at", look_at)
+    return seen
+
+
+def node_look(state: str = "S", build: str = "6751 (01d2bdc2b)") -> NodeLook:
+    """A node whose rpc-server serves the head node and used no CPU lately."""
+    process = ProcessSeen(program="rpc-server", pid=7, state=state, cpu_s=9.0, used_s=0.0, build=build)
+    connection = ConnectionSeen(
+        local="node1:50052",
+        peer="head:40000",
+        unread_bytes=0,
+        waiting_bytes=0,
+        since_sent_s=4.0,
+        since_heard_s=4.0,
+    )
+    return NodeLook(processes=[process], connections=[connection], cache=None, unit={"MainPID": "7"})
+
+
+@pytest.mark.usefixtures("journals", "looks")
 def test_kill_that_the_kernel_counted_is_an_oom_kill(tmp_path: Path) -> None:
     state = ended(signal=9)
     asyncio.run(evidence.diagnose_with_nodes(context(tmp_path, log="loading\n", kills={"head": 1}), state))
@@ -74,7 +102,7 @@ def test_kill_that_the_kernel_counted_is_an_oom_kill(tmp_path: Path) -> None:
     assert state.diagnosis.evidence[0].line == "OOM kills on head while it ran: 1"
 
 
-@pytest.mark.usefixtures("journals")
+@pytest.mark.usefixtures("journals", "looks")
 def test_kills_from_before_the_start_explain_nothing(tmp_path: Path) -> None:
     state = ended(signal=9)
     asyncio.run(evidence.diagnose_with_nodes(context(tmp_path, log="loading\n"), state))
@@ -82,6 +110,7 @@ def test_kills_from_before_the_start_explain_nothing(tmp_path: Path) -> None:
     assert state.diagnosis.failure_class is FailureClass.UNKNOWN
 
 
+@pytest.mark.usefixtures("looks")
 def test_lost_backend_brings_its_own_nodes_evidence(tmp_path: Path, journals: dict[str, str]) -> None:
     journals["node1"] = "llama-rpc-server.service: Main process exited, code=killed, status=9/KILL"
     state = ended(signal=6)
@@ -95,8 +124,67 @@ def test_lost_backend_brings_its_own_nodes_evidence(tmp_path: Path, journals: di
     assert "Main process exited" in sources["journal node1"]
 
 
-@pytest.mark.usefixtures("journals")
+@pytest.mark.usefixtures("journals", "looks")
 def test_coordinator_that_runs_is_left_alone(tmp_path: Path) -> None:
     state = ended(signal=9).model_copy(update={"exit": None})
     asyncio.run(evidence.diagnose_with_nodes(context(tmp_path, kills={"head": 1}), state))
     assert state.diagnosis is None
+
+
+def running() -> CoordinatorState:
+    return ended(signal=9).model_copy(update={"exit": None, "phase": CoordinatorPhase.READY})
+
+
+@pytest.mark.usefixtures("journals")
+async def test_one_that_waits_for_a_stopped_backend_is_stalled(
+    tmp_path: Path, looks: dict[str, NodeLook | str]
+) -> None:
+    looks["node1"] = node_look(state="T")
+    state = running()
+    await evidence.diagnose_waiting(context(tmp_path, log="loading\n"), state)
+    assert state.diagnosis
+    assert state.diagnosis.failure_class is FailureClass.BACKEND_STALLED
+    assert state.diagnosis.evidence[0].line == "rpc-server is stopped (state T), peer head:40000"
+
+
+@pytest.mark.usefixtures("journals")
+async def test_one_that_was_ended_for_waiting_is_diagnosed_by_what_it_waited_for(
+    tmp_path: Path, looks: dict[str, NodeLook | str]
+) -> None:
+    looks["node1"] = "node1 (node1) cannot be reached over SSH"
+    state = ended(signal=9)
+    state.diagnosis = Diagnosis(
+        failure_class=FailureClass.BACKEND_STALLED,
+        evidence=[Evidence(source="router", line="for 30 s no token")],
+        confidence=Confidence.LIKELY,
+        advice="",
+    )
+    await evidence.diagnose_with_nodes(context(tmp_path, log="loading\n"), state)
+    assert state.diagnosis.failure_class is FailureClass.NETWORK_PARTITION
+    assert [item.source for item in state.diagnosis.evidence] == ["node node1", "router"]
+
+
+@pytest.mark.usefixtures("journals")
+async def test_what_the_router_saw_stays_where_the_nodes_show_no_cause(
+    tmp_path: Path, looks: dict[str, NodeLook | str]
+) -> None:
+    state = ended(signal=9)
+    known = state.diagnosis = Diagnosis(
+        failure_class=FailureClass.HUNG, evidence=[], confidence=Confidence.CERTAIN, advice="look"
+    )
+    busy = node_look().processes[0].model_copy(update={"used_s": 3.0, "state": "R"})
+    looks["head"] = looks["node1"] = node_look().model_copy(update={"processes": [busy]})
+    await evidence.diagnose_with_nodes(context(tmp_path, log="loading\n"), state)
+    assert state.diagnosis == known
+
+
+@pytest.mark.usefixtures("journals")
+async def test_ready_coordinator_over_another_build_is_a_mismatch(
+    tmp_path: Path, looks: dict[str, NodeLook | str]
+) -> None:
+    assert await evidence.diagnose_ready(context(tmp_path), running()) is None
+    looks["node1"] = node_look(build="6792 (abc)")
+    found = await evidence.diagnose_ready(context(tmp_path), running())
+    assert found
+    assert found.failure_class is FailureClass.BUILD_MISMATCH
+    assert {"llama.cpp 6751 (01d2bdc2b)", "llama.cpp 6792 (abc)"} == {item.line for item in found.evidence}

@@ -11,11 +11,13 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 PROGRAMS = ("rpc-server", "ggml-rpc-server", "llama-server")
 SMALLEST_CACHED = 10 << 20
+"""rpc-server keeps no tensor that is smaller, in bytes."""
 NAME = re.compile(r"^[0-9a-f]{16}$")
 
 
@@ -28,32 +30,37 @@ def output(*argv: str) -> str:
 
 
 def processes() -> Iterator[dict[str, Any]]:
-    """Each llama.cpp process: program, state as in ps, and the build that it was started from."""
+    """Each llama.cpp process: program, state as in ps, CPU time, and the build that it was started from."""
     for folder in pathlib.Path("/proc").glob("[0-9]*"):
         try:
             # A program that was replaced on disk ends in " (deleted)".
             program = pathlib.Path(str((folder / "exe").resolve()).replace(" (deleted)", ""))
             if program.name not in PROGRAMS:
                 continue
-            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        build = manifest(program.parent.parent)
-        yield {"program": program.name, "pid": int(folder.name), "state": state, **build}
+        ticks = int(fields[11]) + int(fields[12])
+        yield {
+            "program": program.name,
+            "pid": int(folder.name),
+            "state": fields[0],
+            "cpu_s": ticks / os.sysconf("SC_CLK_TCK"),
+            "build": manifest(program.parent.parent),
+        }
 
 
-def manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """Build number, commit and hash of rpc-server, as the build's manifest has them."""
+def manifest(folder: pathlib.Path) -> str | None:
+    """Build and commit in the build's manifest: ``6751 (01d2bdc2b)``."""
     try:
         content = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    found = {"build": content.get("build"), "commit": content.get("commit")}
-    return {**found, "sha256": content.get("binaries", {}).get("rpc-server")}
+        return f"{content['build']} ({content['commit']})"
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def connections(port: int) -> Iterator[dict[str, Any]]:
-    """Established connections from or to a port (ss(8)): bytes that wait, and the peer's last word."""
+    """Established connections from or to a port (ss(8)): bytes that wait, and when the peer last spoke."""
     words = f"( sport = :{port} or dport = :{port} )"
     row: dict[str, Any] = {}
     for line in output("ss", "-Htin", "state", "established", words).splitlines():
@@ -61,8 +68,8 @@ def connections(port: int) -> Iterator[dict[str, Any]]:
             received, sent, local, peer = line.split()[:4]
             row = {"unread_bytes": int(received), "waiting_bytes": int(sent), "local": local, "peer": peer}
             continue
-        times = {name: int(value) for name, value in re.findall(r"\b(lastsnd|lastack):(\d+)", line)}
-        yield {**row, "since_sent_ms": times.get("lastsnd"), "since_heard_ms": times.get("lastack")}
+        times = {name: int(value) / 1000 for name, value in re.findall(r"\b(lastsnd|lastack):(\d+)", line)}
+        yield {**row, "since_sent_s": times.get("lastsnd"), "since_heard_s": times.get("lastack")}
 
 
 def cache(folder: str) -> dict[str, Any] | None:
@@ -90,9 +97,12 @@ def unit(name: str) -> dict[str, str]:
 
 
 def main(argument: dict[str, Any]) -> None:
-    """Print what is seen."""
+    """Look, look again at the CPU times after ``window_s`` seconds, and print what was seen."""
+    before = {process["pid"]: process["cpu_s"] for process in processes()}
+    time.sleep(argument["window_s"])
+    seen = [{**one, "used_s": one["cpu_s"] - before.get(one["pid"], one["cpu_s"])} for one in processes()]
     look = {
-        "processes": list(processes()),
+        "processes": seen,
         "connections": list(connections(argument["port"])),
         "cache": cache(argument["cache"]),
         "unit": unit(argument["unit"]),
