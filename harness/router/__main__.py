@@ -1,6 +1,7 @@
 """``llama-router --config PATH``: runs the router until it is told to stop."""
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 
@@ -27,16 +28,28 @@ def main() -> None:
     if arguments.check:
         return
     configure_logging()
+    _spare_the_collector()
     uvicorn.run(
         app,
         host=config.address,
         port=config.port,
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(config.drain_s)),
         h11_max_incomplete_event_size=64 * 1024,
     )
+
+
+def _spare_the_collector() -> None:
+    """Leave what was made at the start out of every later collection, and collect a little less often.
+
+    Looking at all modules again and again cost a tenth of a request.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5000, 20, 20)
 
 
 if __name__ == "__main__":

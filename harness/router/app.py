@@ -29,6 +29,8 @@ from harness.router.operation import Operation
 from harness.router.planning_api import PlanningApi
 from harness.router.pool import Pool
 
+_KEEP_ALIVE_S = 4
+"""Less than the 5 s after which many servers close: none closes on a request that is just being sent."""
 _READ_BUFFER = 1024 * 1024
 """One event of a stream fits into this."""
 
@@ -46,8 +48,7 @@ def create_app(config: RouterConfig) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        # llama-server gives a kept-open connection one of its few threads: others would wait behind it.
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         async with aiohttp.ClientSession(
             connector=connector, auto_decompress=False, read_bufsize=_READ_BUFFER
         ) as session:

@@ -75,6 +75,8 @@ class Gate:
             else:
                 await _refuse(send_seen)
         finally:
+            if watch := state.get("watch"):
+                watch.close()
             if path not in _OPEN:
                 took = round((time.monotonic() - seen.started_s) * 1000, 1)
                 log("request", method=scope["method"], path=path, ms=took, **seen.end())

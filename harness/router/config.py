@@ -43,6 +43,8 @@ class PoolServer(BaseModel):
     url: str = Field(pattern=r"^https?://")
     models: list[str]
     key_file: Path | None = None
+    keep_alive: bool = True
+    """Leave connections open for the next request. False for a llama-server: each would hold a thread."""
 
 
 class RouterConfig(BaseModel):

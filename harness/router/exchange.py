@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -17,7 +17,7 @@ from harness.router.errors import RouterError
 from harness.router.logs import log
 from harness.router.pool import Pool, unreachable
 from harness.router.routing import Decision, Route, choose_route
-from harness.router.upstream import BROKEN, chunks, post
+from harness.router.upstream import BROKEN, ClientLeftError, ClientWatch, chunks, post
 
 
 def route_header(route: Route) -> dict[str, str]:
@@ -38,6 +38,8 @@ class Call:
     held: AsyncExitStack
     load_ns: int
     started_ns: int = field(default_factory=time.monotonic_ns)
+    keep_alive: bool = False
+    """Whether its connection may be left open for the next request."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -62,7 +64,9 @@ class HeldStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held:
-            await super().__call__(scope, receive, send)
+            # A client that leaves is no error any more: its answer has begun.
+            with suppress(ClientLeftError):
+                await ClientWatch.of(scope, receive).guard(self.stream_response(send))
 
 
 class Exchange:
@@ -120,7 +124,8 @@ class Exchange:
             async def pool_error(seen: str) -> RouterError:
                 return unreachable(target, model, seen)
 
-            return Call(model, decision, target.url, target.key, pool_error, held, 0, started)
+            url, key = target.url, target.key
+            return Call(model, decision, url, key, pool_error, held, 0, started, keep_alive=target.keep_alive)
         start = (await held.enter_async_context(self._coordinator.lend(model))).start
         waited = time.monotonic_ns() - started
 
@@ -137,7 +142,12 @@ class Exchange:
         """
         try:
             answer = await post(
-                self._session, call.url + path, body, key=call.key, timeout_s=self._config.request_timeout_s
+                self._session,
+                call.url + path,
+                body,
+                key=call.key,
+                timeout_s=self._config.request_timeout_s,
+                keep_alive=call.keep_alive,
             )
         except BROKEN as error:
             raise await call.explain(repr(error)) from None

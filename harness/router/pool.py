@@ -13,6 +13,7 @@ class PoolTarget:
     node: str
     url: str
     key: str | None
+    keep_alive: bool = True
 
 
 class Pool:
@@ -23,7 +24,9 @@ class Pool:
         for server in servers:
             key = read_key(server.key_file) if server.key_file else None
             for model in server.models:
-                self._targets.setdefault(model, PoolTarget(server.node, server.url.rstrip("/"), key))
+                self._targets.setdefault(
+                    model, PoolTarget(server.node, server.url.rstrip("/"), key, server.keep_alive)
+                )
 
     @property
     def models(self) -> list[str]:

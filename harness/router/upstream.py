@@ -3,10 +3,11 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import aiohttp
 from starlette.requests import Request
+from starlette.types import Receive, Scope
 
 from harness.router.errors import RouterError
 
@@ -59,31 +60,91 @@ def model_of(asked: dict[str, Any]) -> str:
     return model
 
 
+class ClientLeftError(RouterError):
+    """Nobody waits for the answer any more."""
+
+    def __init__(self) -> None:
+        super().__init__(_CLOSED_REQUEST, "client_left", "the client left before the answer")
+
+
+class ClientWatch:
+    """Knows when the client of one request leaves: one task for the whole of it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self.left = False
+        self._worker: asyncio.Task[Any] | None = None
+        self._task = asyncio.create_task(self._watch(receive))
+
+    @classmethod
+    def of(cls, scope: Scope, receive: Receive) -> "ClientWatch":
+        """The watch of this request, which has been read to its end; it begins when first asked for."""
+        state = scope.setdefault("state", {})
+        watch: ClientWatch | None = state.get("watch")
+        if watch is None:
+            watch = state["watch"] = cls(receive)
+        return watch
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.left = True
+        if self._worker:
+            self._worker.cancel()
+
+    async def guard(self, work: Awaitable[T]) -> T:
+        """Await ``work``, and cancel it when the client leaves, so that no server works for nobody.
+
+        Raises:
+            ClientLeftError: the client has left.
+        """
+        worker = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._worker = worker
+        if self.left:
+            worker.cancel()
+        try:
+            return await work
+        except asyncio.CancelledError:
+            # Somebody else may have cancelled too: theirs is not swallowed.
+            if self.left and worker.uncancel() == 0:
+                raise ClientLeftError from None
+            raise
+        finally:
+            self._worker = None
+
+    def close(self) -> None:
+        """The answer has ended."""
+        self._task.cancel()
+
+
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Await ``work``, and cancel it when the client leaves, so that no server works for nobody."""
-    task = asyncio.ensure_future(work)
-    left = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise RouterError(_CLOSED_REQUEST, "client_left", "the client left before the answer")
-    finally:
-        for each in (task, left):
-            each.cancel()
-        await asyncio.gather(task, left, return_exceptions=True)
+    """Await ``work``, and cancel it when the client leaves.
 
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    Raises:
+        ClientLeftError: the client has left.
+    """
+    return await ClientWatch.of(request.scope, request.receive).guard(work)
 
 
 async def post(
-    session: aiohttp.ClientSession, url: str, body: bytes, *, key: str | None, timeout_s: float
+    session: aiohttp.ClientSession,
+    url: str,
+    body: bytes,
+    *,
+    key: str | None,
+    timeout_s: float,
+    keep_alive: bool = False,
 ) -> aiohttp.ClientResponse:
-    """Send ``body`` as it is; the answer's headers have arrived, its body has not been read."""
+    """Send ``body`` as it is; the answer's headers have arrived, its body has not been read.
+
+    No header of the client's goes with it.
+
+    Args:
+        keep_alive: leave the connection open for the next request. llama-server gives each connection one of
+            its few threads for as long as it is open: others would wait behind it.
+    """
     headers = {"content-type": "application/json"}
+    if not keep_alive:
+        headers["connection"] = "close"
     if key:
         headers["authorization"] = f"Bearer {key}"
     timeout = aiohttp.ClientTimeout(total=timeout_s, connect=10)
