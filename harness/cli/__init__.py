@@ -7,6 +7,7 @@ import typer
 from harness.cli import (
     calibrate,
     deploy,
+    diagnose,
     discover,
     lab,
     model,
@@ -32,6 +33,7 @@ app.command("plan")(plan.command)
 app.command("calibrate")(calibrate.command)
 app.command("run")(run.command)
 app.command("report")(report.command)
+app.command("diagnose")(diagnose.command)
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ class Inputs:
     """Signals that we sent to it."""
     logs: Mapping[str, Log] = field(default_factory=dict)
     """Its own logs by file name: a path, or lines in order."""
-    journal: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    journal: Mapping[str, Log] = field(default_factory=dict)
     """Lines of the units' journals and of the kernel log, by node."""
     unit: Mapping[str, str] = field(default_factory=dict)
     """Properties of its own systemd unit, where it is one: Result, ExecMainCode, ExecMainStatus, ..."""

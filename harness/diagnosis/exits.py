@@ -108,3 +108,12 @@ def _name(number: int | None) -> str:
         return signal.Signals(number or 0).name
     except ValueError:
         return "unknown"
+
+
+_MAIN_EXITED = re.compile(r"[Mm]ain process exited, code=(exited|killed|dumped), status=(\d+)")
+
+
+def from_journal(line: str) -> ExitStatus | None:
+    """How a unit's main process ended, from the line that systemd logs of it; None for any other line."""
+    found = _MAIN_EXITED.search(line)
+    return from_unit({"ExecMainCode": found[1], "ExecMainStatus": found[2]}) if found else None

@@ -129,7 +129,6 @@ RULES: tuple[Rule, ...] = (
         _CERTAIN,
         "Let that rpc-server go on (kill -CONT) or restart it, and start the coordinator again.",
         when=cluster.backend_stopped,
-        process=LLAMA_SERVER,
     ),
     Rule(_C.BUILD_MISMATCH, _LIKELY, _ONE_BUILD, (rpc.OTHER_BUILD,), when_.failed_or_runs),
     Rule(_C.BUILD_MISMATCH, _LIKELY, _ONE_BUILD, when=cluster.other_build_at_the_end, process=LLAMA_SERVER),

@@ -6,12 +6,12 @@ a block.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.diagnosis.lines import KINDS
-from harness.diagnosis.lines.line import Kind, has_digits
+from harness.diagnosis.lines.index import NEEDLES, anchors_in, asks_for_numbers, tried
+from harness.diagnosis.lines.line import Kind
 from harness.diagnosis.lines.load import LOAD
 from harness.diagnosis.lines.quoted import informs, quote_at
 from harness.diagnosis.model import Evidence
@@ -144,14 +144,16 @@ class _Search:
             return
         text = b"\n".join(new)
         found = set()
-        match = _ANCHORS.search(text)
+        match = NEEDLES.search(text)
         while match:
             start = text.rfind(b"\n", 0, match.start()) + 1
             end = text.find(b"\n", match.end())
             found.add(text[start : end if end >= 0 else None])
-            match = _ANCHORS.search(text, end) if end >= 0 else None
+            match = NEEDLES.search(text, end) if end >= 0 else None
         if len(self._dull) > _DULL:
             self._dull.clear()
+        if len(self._known) > _DULL:
+            self._known.clear()
         self._dull |= new - found
         self._known |= dict.fromkeys(found)
 
@@ -160,12 +162,10 @@ class _Search:
         text = None
         if says is None:
             text = _text(raw)
-            says = tuple(_kinds_of(text))
-            if not any(kind.asks_for_numbers(text) for kind in KINDS):
-                self._known[key] = says
-                if not says:
-                    del self._known[key]
-                    self._dull.add(key)
+            anchors = anchors_in(text)
+            says = tuple(_kinds_of(text, anchors))
+            if not asks_for_numbers(anchors):
+                self._remember(key, says)
         for kind, rank, name in says:
             kept = self.seen.hits.setdefault(kind.name, [])
             text = text or _text(raw)
@@ -176,6 +176,13 @@ class _Search:
                 kept[-1] = hit
             if kind is LOAD and len(self.seen.load_lines) < _LOAD_LINES:
                 self.seen.load_lines.append(text)
+
+    def _remember(self, key: bytes, says: tuple[tuple[Kind, int, str | None], ...]) -> None:
+        if says:
+            self._known[key] = says
+        else:
+            del self._known[key]
+            self._dull.add(key)
 
     def _note_ends(self, source: str, block: bytes, first_number: int) -> None:
         end = len(block.rstrip())
@@ -195,39 +202,14 @@ def _text(raw: bytes) -> str:
     return _ANSI.sub("", raw[:_LONGEST].decode("utf-8", errors="replace")).rstrip()
 
 
-def _kinds_of(text: str) -> Iterator[tuple[Kind, int, str | None]]:
-    """What a line says, and the process that it names."""
+def _kinds_of(text: str, anchors: set[str]) -> Iterator[tuple[Kind, int, str | None]]:
+    """What a line says, by which pattern, and the process that it names."""
+    if not anchors:
+        return
     quoted, only_informs = quote_at(text), informs(text)
-    for kind in KINDS:
+    for kind, ranks in tried(anchors):
         if kind.trouble and only_informs:
             continue
-        found = kind.match(text)
+        found = kind.match(text, ranks)
         if found and not (kind.trouble and quoted <= found[1].start()):
             yield kind, found[0], found[1].groupdict().get("name")
-
-
-def _trie(texts: Iterable[str]) -> re.Pattern[bytes]:
-    """One expression that finds any of these texts, by their common beginnings."""
-    tree: dict[str, dict] = {}  # type: ignore[type-arg]
-    for text in texts:
-        node = tree
-        for letter in text:
-            node = node.setdefault(letter, {})
-        node[""] = {}
-
-    def expression(node: dict[str, dict]) -> str:  # type: ignore[type-arg]
-        if "" in node:
-            return ""
-        parts = [re.escape(letter) + expression(below) for letter, below in sorted(node.items())]
-        return parts[0] if len(parts) == 1 else f"(?:{'|'.join(parts)})"
-
-    return re.compile(expression(tree).encode())
-
-
-def _all_anchors(kinds: Iterable[Kind]) -> list[str]:
-    texts = sorted({anchor for kind in kinds for group in kind.anchors for anchor in group})
-    assert not any(has_digits(text) for text in texts), "an anchor with a digit is never found"  # noqa: S101
-    return texts
-
-
-_ANCHORS = _trie(_all_anchors(KINDS))

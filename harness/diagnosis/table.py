@@ -85,6 +85,16 @@ A diagnosis has a class, the evidence that decides it (`server.log:194`, `exit s
 ends", in the answer of a load that failed, and in `GET /admin/coordinator`. `expected:` in a profile takes a
 class.
 
+    harness diagnose latest                                a run's trials, from what the run stored
+    harness diagnose llama-rpc-server                      a unit on every node of the inventory, over SSH
+    harness diagnose node1:llama-router --json             on one node, for scripts
+    harness diagnose server.log --exit-status 139          any log, and how its process ended
+    harness diagnose server.log --journal node.journal     beside its machine's journal or kernel log
+
+A list (a run, a unit of all nodes) comes as a JSON array, anything else as one object; the fields are
+`class`, `evidence` (each with `source` and `line`), `confidence`, `ruled_out` and `advice`. A log of 200 MB
+takes a few seconds (`benchmarks/diagnose.py`).
+
 | Confidence | Meaning |
 |---|---|
 | certain | the evidence decides it |

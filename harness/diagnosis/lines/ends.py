@@ -1,6 +1,6 @@
 """Lines of an end: a failed check, a signal as shells, kernels and systemd tell it, an orderly stop."""
 
-from harness.diagnosis.lines.line import kind
+from harness.diagnosis.lines.line import START, kind
 
 ASSERTION = kind(
     "check failed",
@@ -20,13 +20,13 @@ ASSERTION = kind(
         r"double free or corruption|(?:free|malloc|realloc|munmap_chunk)\(\): \w|corrupted size vs",
     ),
     ("stack smashing", r"stack smashing detected"),
-    ("panic: ", r"^panic: "),
+    ("panic: ", rf"{START}panic: "),
 )
 
 ABORTED = kind(
     "aborted",
     "it died of SIGABRT",
-    ("borted", r"(?:^|\d\s+|: )Aborted\b(?: *\(core dumped\))?|zsh: abort"),
+    ("borted", rf"(?:{START}|\d\s+|: )Aborted\b(?: *\(core dumped\))?|zsh: abort"),
     ("SIGABRT|/ABRT", r"\bSIGABRT\b|status=6/ABRT"),
     ("signal: aborted", r"signal: aborted"),
     ("Trace/breakpoint|breakpoint trap", r"Trace/breakpoint trap|trace trap"),
@@ -63,14 +63,14 @@ SIGPIPE = kind(
     "it died of SIGPIPE",
     ("SIGPIPE|/PIPE", r"\bSIGPIPE\b|status=13/PIPE"),
     ("signal: broken pipe", r"signal: broken pipe"),
-    ("Broken pipe", r"(?:^|\d\s+)Broken pipe\s*(?:$|\(core dumped\)|\S*(?:llama|rpc)\S*)"),
+    ("Broken pipe", rf"(?:{START}|\d\s+)Broken pipe\s*(?:$|\(core dumped\)|\S*(?:llama|rpc)\S*)"),
     ("xit", r"(?i)\bexit(?:ed|s)?\b[^.]{0,30}?\b(?:code|status)?\W{0,3}141\b"),
 )
 
 KILLED = kind(
     "killed",
     "it died of SIGKILL, and the line does not say by whom",
-    ("Killed", r"(?:^|\d\s+|line \d+: +\d+ )Killed\b(?! process)"),
+    ("Killed", rf"(?:{START}|\d\s+|line \d+: +\d+ )Killed\b(?! process)"),
     ("signal: killed", r"signal: killed"),
     ("SIGKILL|/KILL", r"\bSIGKILL\b|status=9/KILL"),
     ("xit", r"(?i)\bexit(?:ed|s)?\b[^.]{0,30}?\b(?:code|status)?\W{0,3}137\b"),
@@ -93,7 +93,7 @@ STOPPING = kind(
 STOPPED = kind(
     "stopped by a signal",
     "it was told to stop, by systemd or by a person",
-    ("Terminated", r"(?:^|\d\s+)Terminated\b"),
+    ("Terminated", rf"(?:{START}|\d\s+)Terminated\b"),
     ("/TERM|/INT", r"status=(?:15/TERM|2/INT)"),
     ("Stopped |Deactivated successfully", r"systemd\[\d+\]: (?:Stopped |.*Deactivated successfully)"),
     ("signal: terminated|signal: interrupt", r"signal: (?:terminated|interrupt)"),

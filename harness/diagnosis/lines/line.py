@@ -1,7 +1,11 @@
 """What a kind of log line is: the text that decides a rule, told in a way that is fast to find."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+START = r"(?:^(?:.*\]: |(?:\[\d+\] )?[\d.]+ [A-Z] |[\w.-]+ +\| )?)"
+"""Where a message begins: at the line's start, or after what a journal, Docker or a newer build adds."""
 
 _NOT_LITERAL = re.compile(r"\\[1-9]|\{[\d,]+\}")
 
@@ -29,14 +33,10 @@ class Kind:
     numbers: tuple[str, ...]
     """Anchors of the patterns that ask for certain numbers."""
 
-    def asks_for_numbers(self, text: str) -> bool:
-        """Whether a line that differs in its numbers alone could say something else."""
-        return any(anchor in text for anchor in self.numbers)
-
-    def match(self, text: str) -> tuple[int, re.Match[str]] | None:
-        """Which pattern makes this line one of this kind, and where; None where it is not."""
-        for rank, (pattern, anchors) in enumerate(zip(self.patterns, self.anchors, strict=True)):
-            if any(anchor in text for anchor in anchors) and (found := pattern.search(text)):
+    def match(self, text: str, ranks: Iterable[int]) -> tuple[int, re.Match[str]] | None:
+        """Which of these patterns makes this line one of this kind, and where; None where none does."""
+        for rank in ranks:
+            if found := self.patterns[rank].search(text):
                 return None if self.unless and self.unless.search(text) else (rank, found)
         return None
 

@@ -1,6 +1,6 @@
 """Lines of a process that did not get the memory it asked for, and of the kernel taking memory back."""
 
-from harness.diagnosis.lines.line import kind
+from harness.diagnosis.lines.line import START, kind
 
 ALLOCATION_FAILED = kind(
     "allocation failed",
@@ -22,7 +22,7 @@ ALLOCATION_FAILED = kind(
     # The words of the drivers themselves.
     ("ut of memory", r"(?:CUDA|ROCm|HIP|MUSA|CANN) error:? .*out of memory"),
     ("ut of memory", r"(?:llama|ggml|cuda|hip|alloc|mmap|load|vk|model)\w*\b.*: out of memory"),
-    ("ut of memory", r"^(?:\S+: )?(?:error: )?out of memory$"),
+    ("ut of memory", rf"{START}(?:\S+: )?(?:error: )?out of memory$"),
     ("UT_OF_MEMORY|emoryAllocation|rOutOfMemory", r"CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation"),
     ("rOutOfMemory", r"hipErrorOutOfMemory|kIOGPUCommandBufferCallbackErrorOutOfMemory"),
     ("ALLOC_FAILED", r"(?:CUBLAS|ROCBLAS|HIPBLAS|MUBLAS)_STATUS_ALLOC_FAILED"),

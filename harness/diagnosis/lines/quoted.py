@@ -10,7 +10,7 @@ _QUOTES = re.compile(
     r"|next token:|n_decoded = \d+, .*token: "
 )
 _INFORMS = re.compile(
-    r"^(?:\[\d+\] )?\d+\.\d\d\.\d{3}\.\d{3} [ID] |\"level\":\"(?:INFO|VERB|DEBUG)\"|^(?:INFO|VERB|DEBUG) +\["
+    r"(?:^|\s)\d+\.\d\d\.\d{3}\.\d{3} [ID] |\"level\":\"(?:INFO|VERB|DEBUG)\"|(?:^|: )(?:INFO|VERB|DEBUG) +\["
 )
 
 

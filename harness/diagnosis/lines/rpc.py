@@ -88,6 +88,7 @@ USES_RPC = kind(
     "RPC devices",
     "RPC devices are used",
     ("RPC", r"\bRPC\d*\["),
+    ("using device RPC", r"using device RPC"),
     ("--rpc", r"--rpc[ =,'\"]"),
     trouble=False,
 )

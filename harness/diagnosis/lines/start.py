@@ -1,6 +1,6 @@
 """Lines of a start that went wrong: the model's file, the arguments, the port, the disk."""
 
-from harness.diagnosis.lines.line import kind
+from harness.diagnosis.lines.line import START, kind
 
 MODEL_INVALID = kind(
     "model refused",
@@ -81,7 +81,7 @@ BAD_ARGUMENTS = kind(
         "nknown argument|nvalid argument",
         r"^(?:\S*(?:llama|rpc|server|main)\S*: )?(?:unknown|[Ii]nvalid) argument\b(?!.*(?:tensor|ggml))",
     ),
-    ("nvalid parameter|nknown parameter", r"(?:error: |^)(?:[Ii]nvalid|[Uu]nknown) parameters?\b"),
+    ("nvalid parameter|nknown parameter", rf"(?:error: |{START})(?:[Ii]nvalid|[Uu]nknown) parameters?\b"),
     ("error while handling argument", r"error while handling argument"),
     ("error while handling environment", r"error while handling environment variable"),
     ("error parsing", r"error: (?:error )?parsing (?:argument|command line)"),
@@ -119,6 +119,7 @@ PORT_IN_USE = kind(
         "ouldn't bind|ould not bind|ailed to bind",
         r"(?i)(?:couldn't|could not|failed to|cannot) bind (?:to |HTTP |port|server|socket|address)",
     ),
+    ("already in use", r"(?i)\bport \d+ is already in use"),
     ("ddress already in use|EADDRINUSE", r"(?i)address (?:is )?already in use|\bEADDRINUSE\b"),
     ("WSA|rror| code|bind", r"WSAEADDRINUSE|(?:WSA|[Ee]rror|code|bind)\D{0,8}10048\b"),
     ("nly one usage of each socket", r"Only one usage of each socket address"),
