@@ -15,6 +15,7 @@ from harness.cli import (
     release,
     report,
     run,
+    watch,
 )
 from harness.errors import HarnessError
 
@@ -34,6 +35,7 @@ app.command("calibrate")(calibrate.command)
 app.command("run")(run.command)
 app.command("report")(report.command)
 app.command("diagnose")(diagnose.command)
+app.command("watch")(watch.command)
 
 
 def main() -> None:
