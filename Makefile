@@ -16,7 +16,7 @@ export LC_ALL := C.UTF-8
 # Debian packages of the control machine: Python, and what the lab's machines are made with.
 HOST_PACKAGES := python3 python3-venv openssh-client iproute2 nftables systemd-container mmdebstrap
 # Only `make test` needs these.
-TEST_PACKAGES := chromium
+TEST_PACKAGES := chromium redis-tools
 
 .PHONY: help
 help: ## Show this list
@@ -46,7 +46,7 @@ lab-test: .venv/.installed host-packages ## Run the tests that boot real machine
 	pytest -q --durations=10 tests/lab
 
 .PHONY: integration
-integration: .venv/.installed host-packages ## Run the tests that need real llama.cpp processes
+integration: .venv/.installed host-packages test-packages ## Run the tests that need real llama.cpp processes
 	pytest -q --durations=10 tests/integration
 
 .PHONY: browser

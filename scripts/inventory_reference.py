@@ -12,7 +12,16 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROLES = REPOSITORY / "roles"
-IN_ORDER = ("llama_cpp", "rpc_server", "node_monitor", "pool_server", "router", "harness_venv", "lab_node")
+IN_ORDER = (
+    "llama_cpp",
+    "rpc_server",
+    "redis",
+    "node_monitor",
+    "pool_server",
+    "router",
+    "harness_venv",
+    "lab_node",
+)
 """As site.yml uses them; then what they stand on, then the lab."""
 PAGE = REPOSITORY / "docs" / "inventory.md"
 _MARK = "<!-- From here on made by scripts/inventory_reference.py from roles/*/meta and defaults. -->\n"

@@ -4,11 +4,11 @@ import argparse
 import select
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from harness.monitor.config import DEFAULT_CONFIG, MonitorError, ring_folder
+from harness.monitor.config import DEFAULT_CONFIG, READER_CONFIG, MonitorError, ring_folder
 from harness.monitor.ring import follow, read_since
 
 _POLL_S = 0.2
@@ -22,6 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from harness.monitor.service import run  # pydantic: not paid for by tail
 
             return run(arguments.config)
+        if arguments.command == "latest":
+            from harness.monitor.command import latest  # Redis's client: not paid for by tail
+
+            return _print(latest(arguments.config, arguments.nodes, _pause_for(arguments.follow)))
         if arguments.command == "check":
             return _check(ring_folder(arguments.config), arguments.within)
         return _tail(ring_folder(arguments.config), arguments.since, arguments.follow)
@@ -35,18 +39,25 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="take a sample every second until told to stop")
     tail = commands.add_parser("tail", help="print the samples of the last ten minutes as JSON lines")
-    tail.add_argument("--since", type=int, default=0, metavar="NS", help="only after this UTC time, ns")
+    tail.add_argument(
+        "--since", type=int, default=0, metavar="NS", help="only after this UTC time, ns; below 0: before now"
+    )
     tail.add_argument("--follow", action="store_true", help="go on with each new sample")
     check = commands.add_parser("check", help="wait for the next sample and print it; exit 1 if none comes")
     check.add_argument("--within", type=float, default=5.0, metavar="S", help="seconds to wait")
+    latest = commands.add_parser("latest", help="on the head node: what Redis holds of each node, as JSON")
+    latest.add_argument("--follow", type=float, metavar="S", help="go on with a line every S seconds")
+    latest.add_argument("nodes", nargs="+", metavar="NODE", help="names of nodes in the inventory")
     for command in (run, tail, check):
         command.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
+    latest.add_argument("--config", type=Path, default=READER_CONFIG, metavar="FILE")
     return parser
 
 
 def _tail(ring: Path, since_ns: int, following: bool) -> int:
     if not following and not ring.is_dir():
         raise MonitorError(f"no ring at {ring}: is llama-node-monitor.service running?")
+    since_ns += time.time_ns() if since_ns < 0 else 0
     lines = follow(ring, since_ns, _pause) if following else read_since(ring, since_ns)
     return _print(lines)
 
@@ -71,11 +82,16 @@ def _print(lines: Iterator[str]) -> int:
     return 0
 
 
-def _pause() -> bool:
+def _pause(seconds: float = _POLL_S) -> bool:
     """Wait a little; False when nobody reads our output any more (a cut SSH connection)."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
-    return not poll.poll(_POLL_S * 1000)
+    return not poll.poll(seconds * 1000)
+
+
+def _pause_for(seconds: float | None) -> Callable[[], bool]:
+    """Waits ``seconds`` each time; None: says at once not to go on."""
+    return lambda: seconds is not None and _pause(seconds)
 
 
 if __name__ == "__main__":

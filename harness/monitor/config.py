@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_CONFIG = Path("/etc/llama-harness/monitor.json")
+READER_CONFIG = Path("/etc/llama-harness/redis-reader.json")
+"""On the head node, for the superuser: how to read what Redis holds of all nodes."""
 
 
 class MonitorError(Exception):
@@ -20,7 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except OSError as error:
-        raise MonitorError(f"cannot read {path}: {error.strerror}; role node_monitor writes it") from None
+        raise MonitorError(f"cannot read {path}: {error.strerror}; playbooks/site.yml writes it") from None
     except ValueError as error:
         raise MonitorError(f"{path} is not JSON: {error}") from None
     if not isinstance(found, dict):

@@ -19,7 +19,10 @@ Made from `harness/monitor/sample.py` by `python -m harness.monitor.fields`; edi
 
 `llama-node-monitor` writes one JSON object a second, on the whole second, into the node's ring:
 `/var/lib/llama-harness/monitor/*.jsonl`, the last ten minutes. `llama-node-monitor tail --since NS`
-prints them, `--follow` goes on; a run keeps the same records in `samples.jsonl`.
+prints them, `--follow` goes on; a run keeps the same records in `samples.jsonl`. The same record goes to
+Redis: to the stream `llama:samples:<node>` (id: the sample's time, `<ms>-0`; field `sample`), and to
+`llama:latest:<node>`, which is gone five seconds after the node has fallen silent; on the head node
+`llama-node-monitor latest NODE...` prints what is there.
 
 Units are part of a name: `_bytes`, `_s` (seconds), `_ns` (nanoseconds). Counters only grow, until
 the node or the process starts again. A figure that is not known is null, never zero.

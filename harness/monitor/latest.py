@@ -1,13 +1,12 @@
 """What Redis holds of each node: its newest sample, and when a silent one was last heard of."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import redis
 import redis.asyncio
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -22,16 +21,15 @@ class RedisAwayError(MonitorError):
     """Redis does not answer, or does not admit us; says where and why."""
 
 
-@dataclass(frozen=True)
-class Heard:
+class Heard(BaseModel):
     """What Redis says of all nodes at one moment."""
 
     time_ns: int
     """Redis's own clock, which is the head node's: UTC, nanoseconds."""
     latest: dict[str, Sample | None]
     """By node its sample of the last seconds; None for a node that is silent."""
-    last: dict[str, Sample | None]
-    """By node the newest sample of its stream, however old; None for a node never heard of."""
+    last: dict[str, Sample | None] = {}
+    """By silent node the newest sample of its stream, however old; None for a node never heard of."""
 
 
 def parse_sample(text: str | None) -> Sample | None:
@@ -155,9 +153,9 @@ def _ask(pipeline: Any, nodes: Sequence[str]) -> None:
 def _heard(nodes: Sequence[str], answers: Sequence[Any]) -> Heard:
     (seconds, micros), *rest = answers
     latest = {node: parse_sample(text) for node, text in zip(nodes, rest[::2], strict=True)}
-    ends = zip(nodes, rest[1::2], strict=True)
-    last = {node: parse_sample(end[0][1].get(FIELD)) if end else None for node, end in ends}
-    return Heard(seconds * 10**9 + micros * 1000, latest, last)
+    ends = {node: end for node, end in zip(nodes, rest[1::2], strict=True) if latest[node] is None}
+    last = {node: parse_sample(end[0][1].get(FIELD)) if end else None for node, end in ends.items()}
+    return Heard(time_ns=seconds * 10**9 + micros * 1000, latest=latest, last=last)
 
 
 def _away(settings: RedisSettings, error: RedisError) -> RedisAwayError:

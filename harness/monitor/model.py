@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.monitor.config import MonitorError, read_json
 from harness.monitor.processes import LLAMA_CPP_NAMES
+from harness.monitor.store import RedisSettings
 
 LAB_CGROUP = Path("/run/llama-lab/cgroup")
 LAB_CGROUP_CPU = Path("/run/llama-lab/cgroup-cpu")
@@ -42,6 +43,8 @@ class MonitorConfig(BaseModel):
     """Folder of the installed llama.cpp build, with its manifest."""
     kernel_log: str = AUTO
     """File of the kernel's log; ``auto``: the lab's, else /dev/kmsg; ``stdin``: handed over; ``none``."""
+    redis: RedisSettings | None = None
+    """Where samples are published; None: nowhere."""
 
     @property
     def memory_folder(self) -> Path | None:

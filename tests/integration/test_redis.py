@@ -1,0 +1,413 @@
+"""Monitors publish to a real Redis that comes, goes, hangs and is full; readers see who is silent."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from harness.monitor.backlog import Entry
+from harness.monitor.config import MonitorError
+from harness.monitor.latest import (
+    AsyncLatestReader,
+    LatestReader,
+    RedisAwayError,
+    read_latest,
+    read_latest_async,
+)
+from harness.monitor.link import StreamLink
+from harness.monitor.publisher import Publisher
+from harness.monitor.ring import KEEP_LINES, RingWriter, read_since
+from harness.monitor.sample import Memory, Sample, Source
+from harness.monitor.store import FIELD, LATEST_TTL_MS, latest_key, stream_key
+from redis_server import RedisServer
+
+pytestmark = pytest.mark.integration
+
+NODE = "node1"
+SECOND = 10**9
+MONITOR = (sys.executable, "-m", "harness.monitor")
+
+
+def wait_until(what: str, true: Callable[[], bool], deadline_s: float = 40) -> None:
+    end = time.monotonic() + deadline_s
+    while not true():
+        assert time.monotonic() < end, f"never seen: {what}"
+        time.sleep(0.05)
+
+
+def line(time_ns: int, node: str = NODE) -> str:
+    memory = Memory(
+        source=Source.PROC,
+        total_bytes=2,
+        available_bytes=1,
+        used_bytes=1,
+        cache_bytes=0,
+        swap_total_bytes=0,
+        swap_used_bytes=0,
+        major_faults=0,
+    )
+    return Sample(time_ns=time_ns, node=node, memory=memory, cpu_s=1.0).model_dump_json()
+
+
+def times_ms(server: RedisServer, node: str = NODE) -> list[int]:
+    """Times of a stream's samples, as the samples themselves say, in the stream's order."""
+    entries, after = [], "-"
+    with server.client() as client:
+        while page := client.xrange(stream_key(node), min=after, count=20):
+            entries += page
+            after = f"({page[-1][0]}"
+    times = [json.loads(fields[FIELD])["time_ns"] // 10**6 for _, fields in entries]
+    assert [int(entry.split("-")[0]) for entry, _ in entries] == times
+    return times
+
+
+def ring_ms(ring: Path) -> list[int]:
+    return [json.loads(text)["time_ns"] // 10**6 for text in read_since(ring)]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis that is soon full."""
+    server = RedisServer(tmp_path, memory="16M")
+    server.start()
+    yield server
+    server.kill()
+
+
+class MonitorProcess:
+    """A real llama-node-monitor, publishing."""
+
+    def __init__(self, folder: Path, server: RedisServer) -> None:
+        self.ring = folder / "ring"
+        self.config = folder / "monitor.json"
+        self._log = folder / "monitor.log"
+        values = {"node": NODE, "address": "127.0.0.1", "ring": str(self.ring), "cgroup": "none"}
+        settings = server.settings("llama-monitor").model_dump(mode="json")
+        self.config.write_text(json.dumps({**values, "cgroup_cpu": "none", "redis": settings}))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([*MONITOR, "run", "--config", str(self.config)], stderr=log)
+
+    def stop(self) -> int:
+        assert self._process
+        self._process.terminate()
+        return self._process.wait(timeout=10)
+
+    def end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+
+@pytest.fixture
+def monitor(tmp_path: Path, server: RedisServer) -> Iterator[MonitorProcess]:
+    monitor = MonitorProcess(tmp_path, server)
+    monitor.start()
+    yield monitor
+    monitor.end()
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def publisher(tmp_path: Path, server: RedisServer, said: list[str]) -> Iterator[Publisher]:
+    """A publisher that has not been started."""
+    publisher = Publisher(server.settings("llama-monitor"), NODE, tmp_path / "no-ring", said.append)
+    yield publisher
+    publisher.stop()
+
+
+def test_stream_holds_what_the_ring_holds(server: RedisServer, monitor: MonitorProcess) -> None:
+    wait_until("three samples", lambda: len(times_ms(server)) >= 3)
+    assert monitor.stop() == 0
+    in_ring = ring_ms(monitor.ring)
+    published = times_ms(server)
+    assert published == in_ring[: len(published)]
+    assert len(in_ring) - len(published) <= 1  # the last may still have been on its way
+    with server.client() as client:
+        newest = json.loads(client.get(latest_key(NODE)))
+        assert 0 < client.pttl(latest_key(NODE)) <= LATEST_TTL_MS
+    assert newest["time_ns"] // 10**6 == published[-1]
+
+
+def test_sample_says_how_far_the_clock_is_from_the_head_nodes(
+    server: RedisServer, monitor: MonitorProcess
+) -> None:
+    def offsets() -> list[float]:
+        return [
+            s for text in read_since(monitor.ring) if (s := json.loads(text)["clock_offset_s"]) is not None
+        ]
+
+    wait_until("a sample with an offset", lambda: len(offsets()) > 0)
+
+
+def test_what_a_killed_redis_missed_comes_later_in_order_and_once(
+    server: RedisServer, monitor: MonitorProcess
+) -> None:
+    wait_until("two samples", lambda: len(times_ms(server)) >= 2)
+    server.kill()
+    at_death = len(ring_ms(monitor.ring))
+    wait_until("samples without Redis", lambda: len(ring_ms(monitor.ring)) >= at_death + 3)
+    server.start()
+    wait_until("what was missed", lambda: len(times_ms(server)) >= at_death + 4)
+    published = times_ms(server)
+    assert published == ring_ms(monitor.ring)[: len(published)]
+    assert monitor.said.count("no Redis") <= 2  # lost, then refused: not a line for every attempt
+    assert "Redis is back" in monitor.said
+
+
+def test_monitor_goes_on_behind_the_last_sample_of_its_earlier_life(
+    server: RedisServer, monitor: MonitorProcess
+) -> None:
+    wait_until("two samples", lambda: len(times_ms(server)) >= 2)
+    server.send(signal.SIGSTOP)
+    before = len(ring_ms(monitor.ring))
+    wait_until("samples that Redis cannot take", lambda: len(ring_ms(monitor.ring)) >= before + 2)
+    assert monitor.stop() == 0
+    server.send(signal.SIGCONT)
+    monitor.start()
+    missed = len(ring_ms(monitor.ring))
+    wait_until("the old and the new", lambda: len(times_ms(server)) > missed)
+    published = times_ms(server)
+    assert published == ring_ms(monitor.ring)[: len(published)]
+
+
+def test_redis_that_hangs_does_not_hold_up_a_sample(server: RedisServer, monitor: MonitorProcess) -> None:
+    wait_until("a sample", lambda: len(times_ms(server)) >= 1)
+    server.send(signal.SIGSTOP)
+    held_at = len(ring_ms(monitor.ring))
+    wait_until("samples meanwhile", lambda: len(ring_ms(monitor.ring)) >= held_at + 6)
+    seconds = [round(ms / 1000) for ms in ring_ms(monitor.ring)]
+    server.send(signal.SIGCONT)
+    assert seconds == list(range(seconds[0], seconds[-1] + 1))
+    wait_until("all of them in Redis", lambda: len(times_ms(server)) >= held_at + 6)
+    published = times_ms(server)
+    assert published == ring_ms(monitor.ring)[: len(published)]
+
+
+def test_full_disk_does_not_take_a_node_out_of_sight(server: RedisServer, tmp_path: Path) -> None:
+    monitor = MonitorProcess(tmp_path, server)
+    limited = ["bash", "-c", 'ulimit -f 0; exec "$@" 2>/dev/null', "-"]
+    process = subprocess.Popen([*limited, *MONITOR, "run", "--config", str(monitor.config)])
+    try:
+        wait_until("samples of a full node", lambda: len(times_ms(server)) >= 2)
+        assert ring_ms(monitor.ring) == []
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_ten_minutes_are_kept_for_a_redis_that_is_away(server: RedisServer, publisher: Publisher) -> None:
+    begin = time.time_ns() - 900 * SECOND
+    offered = [begin + number * SECOND for number in range(KEEP_LINES + 100)]
+    server.kill()
+    publisher.start()
+    for time_ns in offered:
+        publisher.offer(time_ns, line(time_ns))
+    server.start()
+    wait_until("ten minutes", lambda: len(times_ms(server)) >= KEEP_LINES)
+    assert times_ms(server) == [time_ns // 10**6 for time_ns in offered[-KEEP_LINES:]]
+
+
+def test_redis_that_begins_anew_is_told_the_last_ten_minutes(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    now = time.time_ns()
+    offered = [now - (3 - number) * SECOND for number in range(3)]
+    publisher.start()
+    for time_ns in offered:
+        publisher.offer(time_ns, line(time_ns))
+    wait_until("all three", lambda: len(times_ms(server)) == 3)
+    server.kill()
+    server.start()
+    publisher.offer(now + SECOND, line(now + SECOND))
+    wait_until("all four", lambda: len(times_ms(server)) == 4)
+    assert times_ms(server) == [time_ns // 10**6 for time_ns in [*offered, now + SECOND]]
+
+
+def test_sample_whose_answer_was_lost_is_not_stored_twice(server: RedisServer) -> None:
+    now = time.time_ns()
+    entries = [Entry(now + number, line(now + number)) for number in (0, SECOND, 2 * SECOND)]
+    with StreamLink(server.settings("llama-monitor"), NODE) as link:
+        link.send(entries[:2], entries[1])
+        link.send(entries, entries[2])
+        assert link.last_ms() == entries[2].ms
+    assert times_ms(server) == [entry.ms for entry in entries]
+
+
+def test_full_redis_drops_nothing_and_refuses_in_order(
+    small: RedisServer, tmp_path: Path, said: list[str]
+) -> None:
+    publisher = Publisher(small.settings("llama-monitor"), NODE, tmp_path / "no-ring", said.append)
+    begin = time.time_ns() - KEEP_LINES * SECOND
+    offered = [begin + number * SECOND for number in range(KEEP_LINES)]
+    for time_ns in offered:
+        publisher.offer(time_ns, line(time_ns) + " " * 40_000)
+    publisher.start()
+    wait_until("Redis refuses", lambda: any("maxmemory" in one for one in said))
+    publisher.stop()
+    held = times_ms(small)
+    assert 0 < len(held) < KEEP_LINES
+    assert held == [time_ns // 10**6 for time_ns in offered[: len(held)]]
+
+
+def test_stream_of_a_clock_that_was_wrong_begins_anew(
+    server: RedisServer, publisher: Publisher, said: list[str]
+) -> None:
+    wrong = time.time_ns() + 3600 * SECOND
+    publisher.start()
+    publisher.offer(wrong, line(wrong))
+    wait_until("the wrong one", lambda: times_ms(server) == [wrong // 10**6])
+    right = time.time_ns()
+    publisher.offer(right, line(right))
+    wait_until("the right one", lambda: times_ms(server) == [right // 10**6])
+    assert any("set back" in one for one in said)
+    assert read_latest(server.settings("llama-reader"), [NODE])[NODE] == Sample.model_validate_json(
+        line(right)
+    )
+
+
+def test_ring_of_an_earlier_life_is_published(server: RedisServer, tmp_path: Path, said: list[str]) -> None:
+    now = time.time_ns()
+    ring = RingWriter(tmp_path / "ring")
+    for number in range(3):
+        ring.append(line(now - (3 - number) * SECOND))
+    ring.close()
+    publisher = Publisher(server.settings("llama-monitor"), NODE, tmp_path / "ring", said.append)
+    publisher.offer(now, line(now))
+    publisher.start()
+    wait_until("both lives", lambda: len(times_ms(server)) == 4)
+    publisher.stop()
+    assert times_ms(server) == [(now - back * SECOND) // 10**6 for back in (3, 2, 1, 0)]
+
+
+def test_missing_password_is_said_and_waited_for(
+    server: RedisServer, tmp_path: Path, said: list[str]
+) -> None:
+    settings = server.settings("llama-monitor")
+    password = settings.password_file.read_text()
+    settings.password_file.unlink()
+    publisher = Publisher(settings, NODE, tmp_path / "no-ring", said.append)
+    publisher.offer(time.time_ns(), line(time.time_ns()))
+    publisher.start()
+    wait_until("the reason", lambda: any("password" in one for one in said))
+    settings.password_file.write_text(password)
+    wait_until("the sample", lambda: len(times_ms(server)) == 1)
+    publisher.stop()
+
+
+def test_silent_node_is_told_from_one_never_heard_of(server: RedisServer) -> None:
+    old = time.time_ns() - 60 * SECOND
+    now = time.time_ns()
+    for node, time_ns in (("quiet", old), ("live", now)):
+        with StreamLink(server.settings("llama-monitor"), node) as link:
+            entry = Entry(time_ns, line(time_ns, node))
+            link.send([entry], entry)
+    with LatestReader(server.settings("llama-reader")) as reader:
+        heard = reader.read(["quiet", "live", "unknown"])
+    assert heard.latest["live"] == Sample.model_validate_json(line(now, "live"))
+    assert heard.latest["quiet"] is None
+    assert heard.last == {"quiet": Sample.model_validate_json(line(old, "quiet")), "unknown": None}
+    assert old < heard.time_ns
+
+
+def test_sample_of_a_newer_monitor_can_be_read(server: RedisServer) -> None:
+    newer = json.dumps({**json.loads(line(5)), "time_ns": time.time_ns(), "mood": "good"})
+    with server.client("llama-monitor") as client:
+        client.set(latest_key(NODE), newer)
+        client.set(latest_key("node2"), "no sample at all")
+    found = read_latest(server.settings("llama-reader"), [NODE, "node2"])
+    assert found[NODE] is not None
+    assert found["node2"] is None
+
+
+async def test_program_that_must_not_wait_reads_the_same(server: RedisServer) -> None:
+    now = time.time_ns()
+    with StreamLink(server.settings("llama-monitor"), NODE) as link:
+        link.send([], Entry(now, line(now)))
+    settings = server.settings("llama-reader")
+    assert await read_latest_async(settings, [NODE]) == read_latest(settings, [NODE])
+    server.kill()
+    async with AsyncLatestReader(settings) as reader:
+        with pytest.raises(RedisAwayError, match=f"127.0.0.1:{server.port}"):
+            await reader.read([NODE])
+
+
+def test_command_prints_what_redis_holds(server: RedisServer, tmp_path: Path) -> None:
+    config = tmp_path / "redis-reader.json"
+    config.write_text(server.settings("llama-reader").model_dump_json())
+    argv = [*MONITOR, "latest", "--config", str(config), NODE]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["latest"] == {NODE: None}
+    server.kill()
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("llama-node-monitor: Redis at 127.0.0.1")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_nobody_enters_without_a_password(server: RedisServer) -> None:
+    with redis.Redis(port=server.port, protocol=2) as client, pytest.raises(redis.AuthenticationError):
+        client.ping()
+    settings = server.settings("llama-reader")
+    settings.password_file.write_text("a guess")
+    with pytest.raises(RedisAwayError, match=r"(?i)invalid username-password"):
+        read_latest(settings, [NODE])
+    settings.password_file.unlink()
+    with pytest.raises(MonitorError, match="cannot read Redis's password"):
+        read_latest(settings, [NODE])
+
+
+@pytest.mark.parametrize(
+    ("user", "command"),
+    [
+        ("llama-reader", ["SET", latest_key(NODE), "x"]),
+        ("llama-reader", ["XADD", stream_key(NODE), "*", FIELD, "x"]),
+        ("llama-reader", ["GET", "something-else"]),
+        ("llama-reader", ["KEYS", "*"]),
+        ("llama-monitor", ["SET", "something-else", "x"]),
+        ("llama-monitor", ["GET", latest_key(NODE)]),
+        *(
+            (user, [*command])
+            for user in ("llama-reader", "llama-monitor")
+            for command in (
+                ["CONFIG", "GET", "*"],
+                ["SHUTDOWN"],
+                ["FLUSHALL"],
+                ["ACL", "LIST"],
+                ["REPLICAOF", "a", "1"],
+            )
+        ),
+    ],
+)
+def test_user_may_do_only_its_work(server: RedisServer, user: str, command: list[str]) -> None:
+    with server.client(user) as client, pytest.raises(redis.ResponseError, match=r"(?i)no permissions"):
+        client.execute_command(*command)
+
+
+def test_configuration_holds_no_password(server: RedisServer) -> None:
+    text = (server.folder / "redis.conf").read_text()
+    assert "of-the-" not in text
+    assert text.count(" #") >= 2
