@@ -2,13 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 
 import aiohttp
 from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -24,10 +24,12 @@ from harness.router.logs import log
 from harness.router.metrics import Metrics
 from harness.router.nodes import node_samples
 from harness.router.ollama_api import OllamaApi
+from harness.router.ollama_models import OllamaModels
 from harness.router.openai_api import OpenAiApi
 from harness.router.operation import Operation
 from harness.router.planning_api import PlanningApi
 from harness.router.pool import Pool
+from harness.router.wire import respond
 
 _KEEP_ALIVE_S = 4
 """Less than the 5 s after which many servers close: none closes on a request that is just being sent."""
@@ -55,9 +57,12 @@ def create_app(config: RouterConfig) -> ASGIApp:
             coordinator = Coordinator(config, catalogue, session, metrics)
             exchange = Exchange(config, catalogue, pool, coordinator, session)
             admin = Admin(config, catalogue, exchange, coordinator, nodes)
-            openai = OpenAiApi(exchange, body_limit_bytes=config.body_limit_bytes)
-            ollama = OllamaApi(exchange, body_limit_bytes=config.body_limit_bytes)
-            _add_routes(app, openai, ollama, admin, exchange, catalogue)
+            limit = config.body_limit_bytes
+            app.router.routes += OpenAiApi(exchange, catalogue, body_limit_bytes=limit).routes
+            app.router.routes += OllamaApi(exchange, coordinator, body_limit_bytes=limit).routes
+            about = OllamaModels(config, catalogue, pool, coordinator, exchange, session)
+            app.router.routes += about.routes
+            _add_admin(app, admin)
             _add_planning(app, PlanningApi(config, coordinator.planner))
             _add_operation(app, Operation(config, coordinator, metrics))
             log("router ready", address=config.address, port=config.port, models=exchange.models())
@@ -72,40 +77,14 @@ def create_app(config: RouterConfig) -> ASGIApp:
         RouterError: _router_error,
         HarnessError: _harness_error,
         ValidationError: _validation_error,
+        HTTPException: _no_such_path,
     }
     app = Starlette(lifespan=lifespan, exception_handlers=handlers)  # type: ignore[arg-type]
     return Gate(app, router_keys=router_keys, admin_key=admin_key, metrics=metrics)
 
 
-def _add_routes(
-    app: Starlette,
-    openai: OpenAiApi,
-    ollama: OllamaApi,
-    admin: Admin,
-    exchange: Exchange,
-    catalogue: Catalogue,
-) -> None:
-    async def models(request: Request) -> Response:
-        data = [{"id": name, "object": "model", "owned_by": "llama-harness"} for name in exchange.models()]
-        return JSONResponse({"object": "list", "data": data})
-
-    async def tags(request: Request) -> Response:
-        files = {file.name: file for file in catalogue.files()}
-        listed = []
-        for name in exchange.models():
-            entry: dict[str, object] = {"name": name, "model": name, "size": 0, "digest": ""}
-            if file := files.get(name):
-                moment = datetime.fromtimestamp(file.modified_ns / 1e9, UTC)
-                entry |= {"size": file.file_bytes, "modified_at": moment.isoformat()}
-            listed.append(entry | {"details": {"format": "gguf"}})
-        return JSONResponse({"models": listed})
-
+def _add_admin(app: Starlette, admin: Admin) -> None:
     app.router.routes += [
-        Route("/v1/chat/completions", openai.forward, methods=["POST"]),
-        Route("/v1/completions", openai.forward, methods=["POST"]),
-        Route("/v1/models", models),
-        Route("/api/chat", ollama.chat, methods=["POST"]),
-        Route("/api/tags", tags),
         Route("/admin/load", admin.load, methods=["POST"]),
         Route("/admin/unload", admin.unload, methods=["POST"]),
         Route("/admin/coordinator", admin.coordinator),
@@ -138,11 +117,16 @@ async def _router_error(request: Request, error: RouterError) -> Response:
     body = error.ollama_body() if request.url.path.startswith("/api/") else error.body()
     route = getattr(request.state, "route", None)
     headers = error.headers | (route_header(route) if route else {})
-    return JSONResponse(body, error.status, headers=headers)
+    return respond(body, error.status, headers)
 
 
 async def _harness_error(request: Request, error: HarnessError) -> Response:
     return await _router_error(request, RouterError(500, "error", str(error)))
+
+
+async def _no_such_path(request: Request, error: HTTPException) -> Response:
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return await _router_error(request, RouterError(error.status_code, "no_such_path", message))
 
 
 async def _validation_error(request: Request, error: ValidationError) -> Response:

@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from harness.router.errors import RouterError
 from harness.router.logs import log, request_id
 from harness.router.metrics import Metrics
 from harness.router.observe import Observed
@@ -73,7 +74,7 @@ class Gate:
             if self._admits(path, headers.get(b"authorization", b"")):
                 await self._app(scope, receive, send_seen)
             else:
-                await _refuse(send_seen)
+                await _refuse(send_seen, path)
         finally:
             if watch := state.get("watch"):
                 watch.close()
@@ -82,9 +83,9 @@ class Gate:
                 log("request", method=scope["method"], path=path, ms=took, **seen.end())
 
 
-async def _refuse(send: Send) -> None:
-    message = "missing or wrong bearer key for this path"
-    error = {"class": "unauthorized", "type": "unauthorized", "code": 401, "message": message}
+async def _refuse(send: Send, path: str) -> None:
+    refused = RouterError(401, "unauthorized", "missing or wrong bearer key for this path")
+    body = refused.ollama_body() if path.startswith("/api/") else refused.body()
     headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
     await send({"type": "http.response.start", "status": 401, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})

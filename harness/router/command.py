@@ -54,6 +54,7 @@ def coordinator_argv(llama_server: Path, plan: Plan, *, port: int, flags: Sequen
         *("--port", str(port)),
         *("--threads-http", str(_HTTP_THREADS)),
         "--no-webui",
+        "--jinja",
         *flags,
     ]
 

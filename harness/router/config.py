@@ -1,6 +1,7 @@
 """What the router is told: ``/etc/llama-harness/router.json``, written by the role from the inventory."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -35,12 +36,14 @@ class Backend(BaseModel):
 
 
 class PoolServer(BaseModel):
-    """An OpenAI-compatible server for small models."""
+    """An Ollama or OpenAI-compatible server for small models."""
 
     model_config = ConfigDict(extra="forbid")
 
     node: str
     url: str = Field(pattern=r"^https?://")
+    kind: Literal["openai", "ollama"] = "openai"
+    """An Ollama gets ``/api`` as it came; to others, llama-server among them, it is converted."""
     models: list[str]
     key_file: Path | None = None
     keep_alive: bool = True

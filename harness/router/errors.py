@@ -3,6 +3,8 @@
 from harness.diagnosis.model import Diagnosis
 from harness.runs.schema import CoordinatorState
 
+UNKNOWN_MODEL = "unknown_model"
+
 
 class RouterError(Exception):
     """An error with an HTTP status, a class for programs and a message for people."""
@@ -16,11 +18,14 @@ class RouterError(Exception):
         state: CoordinatorState | None = None,
         diagnosis: Diagnosis | None = None,
         retry_after_s: int | None = None,
+        hint: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
         self.error_class = error_class
         self.message = message
+        self.hint = hint
+        """What may help a person, where a client knows the message by heart."""
         self.state = state
         self.retry_after_s = retry_after_s
         """When asking again is worth it, seconds; the header ``Retry-After``."""
@@ -32,12 +37,13 @@ class RouterError(Exception):
         return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
 
     def body(self) -> dict[str, object]:
-        """``{"error": {...}}``; ``type`` and ``code`` are there for OpenAI clients."""
+        """``{"error": {...}}``; ``type``, ``param`` and ``code`` are there for OpenAI clients."""
         error: dict[str, object] = {
             "class": self.error_class,
-            "type": self.error_class,
-            "code": self.status,
-            "message": self.message,
+            "type": "server_error" if self.status >= 500 else "invalid_request_error",
+            "param": "model" if self.error_class == UNKNOWN_MODEL else None,
+            "code": "model_not_found" if self.error_class == UNKNOWN_MODEL else self.error_class,
+            "message": f"{self.message}; {self.hint}" if self.hint else self.message,
         }
         if self.retry_after_s is not None:
             error["retry_after_s"] = self.retry_after_s

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from harness.router.catalogue import Catalogue
 from harness.router.config import RouterConfig
 from harness.router.coordinator import Coordinator
-from harness.router.errors import RouterError
+from harness.router.errors import UNKNOWN_MODEL, RouterError
 from harness.router.logs import log
 from harness.router.pool import Pool, unreachable
 from harness.router.routing import Decision, Route, choose_route
@@ -37,6 +37,8 @@ class Call:
     """Gives the error for an upstream that broke off."""
     held: AsyncExitStack
     load_ns: int
+    kind: str = field(default="openai", kw_only=True)
+    """What the server speaks: ``openai``, or ``ollama`` (then ``/api`` needs no conversion)."""
     started_ns: int = field(default_factory=time.monotonic_ns)
     keep_alive: bool = False
     """Whether its connection may be left open for the next request."""
@@ -101,7 +103,7 @@ class Exchange:
         )
         if decision is None:
             known = ", ".join(self.models()) or "none"
-            raise RouterError(404, "unknown_model", f"no model '{model}'; there are: {known}")
+            raise RouterError(404, UNKNOWN_MODEL, f"model '{model}' not found", hint=f"there are: {known}")
         return decision
 
     def models(self) -> list[str]:
@@ -124,8 +126,9 @@ class Exchange:
             async def pool_error(seen: str) -> RouterError:
                 return unreachable(target, model, seen)
 
-            url, key = target.url, target.key
-            return Call(model, decision, url, key, pool_error, held, 0, started, keep_alive=target.keep_alive)
+            call = Call(model, decision, target.url, target.key, pool_error, held, 0, started)
+            call.kind, call.keep_alive = target.kind, target.keep_alive
+            return call
         start = (await held.enter_async_context(self._coordinator.lend(model))).start
         waited = time.monotonic_ns() - started
 

@@ -1,29 +1,45 @@
 """The OpenAI API, ``/v1``: what every server here speaks itself, so bytes in and bytes out."""
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import aiohttp
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
+from harness.router.catalogue import Catalogue
 from harness.router.errors import RouterError
 from harness.router.exchange import Call, Exchange, HeldStream
-from harness.router.upstream import model_of, parse_object, read_body, while_connected
+from harness.router.refusals import clients_mistake
+from harness.router.upstream import read_body, while_connected, whole_lines
+from harness.router.wire import Json, dump, model_of, parse_answer, parse_object, respond
 
 _SSE = "text/event-stream"
+_OWNER = "llama-harness"
 
 
 class OpenAiApi:
     """Handlers of ``/v1``."""
 
-    def __init__(self, exchange: Exchange, *, body_limit_bytes: int) -> None:
+    def __init__(self, exchange: Exchange, catalogue: Catalogue, *, body_limit_bytes: int) -> None:
         self._exchange = exchange
+        self._catalogue = catalogue
         self._body_limit_bytes = body_limit_bytes
 
+    @property
+    def routes(self) -> list[Route]:
+        """Paths and their handlers."""
+        return [
+            Route("/v1/chat/completions", self.forward, methods=["POST"]),
+            Route("/v1/completions", self.forward, methods=["POST"]),
+            Route("/v1/embeddings", self.forward, methods=["POST"]),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{model:path}", self.model),
+        ]
+
     async def forward(self, request: Request) -> Response:
-        """``/v1/chat/completions`` and ``/v1/completions``: bytes in, bytes out."""
+        """Completions and embeddings: bytes in, bytes out; only a server's 5xx is looked into."""
         body = await read_body(request, self._body_limit_bytes)
         model = model_of(parse_object(body))
         call = await while_connected(request, self._exchange.open(request, model))
@@ -34,13 +50,41 @@ class OpenAiApi:
             media_type = answer.headers.get("content-type", "application/json")
             if not media_type.startswith(_SSE):
                 whole = await while_connected(request, self._exchange.whole(call, answer))
+                _raise_mistake(answer.status, whole, model)
                 return Response(whole, answer.status, call.headers, media_type)
             stream = self._relay(call, answer)
             return HeldStream(stream, answer.status, call.headers, media_type, held=stack.pop_all())
 
     async def _relay(self, call: Call, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._exchange.relay(call, answer):
-                yield chunk
+            async for piece in whole_lines(self._exchange.relay(call, answer)):
+                yield piece
         except RouterError as error:
-            yield b"data: " + json.dumps(error.body()).encode() + b"\n\n"
+            # The empty line first ends an event that the server began.
+            yield b"\ndata: " + dump(error.body()) + b"\n\n"
+
+    async def models(self, request: Request) -> Response:
+        """``/v1/models``."""
+        return respond({"object": "list", "data": self._models()})
+
+    async def model(self, request: Request) -> Response:
+        """``/v1/models/{id}``."""
+        name = request.path_params["model"]
+        self._exchange.decide(name)
+        known = next((entry for entry in self._models() if entry["id"] == name), None)
+        return respond(known or _entry(name, 0))
+
+    def _models(self) -> list[Json]:
+        created = {file.name: file.modified_ns // 10**9 for file in self._catalogue.files()}
+        return [_entry(name, created.get(name, 0)) for name in self._exchange.models()]
+
+
+def _entry(name: str, created_s: int) -> Json:
+    return {"id": name, "object": "model", "created": created_s, "owned_by": _OWNER}
+
+
+def _raise_mistake(status: int, body: bytes, model: str) -> None:
+    if status < 500:
+        return
+    if mistake := clients_mistake(status, parse_answer(body), model=model):
+        raise mistake

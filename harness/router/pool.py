@@ -1,4 +1,4 @@
-"""The pool: OpenAI-compatible servers for small models, as the configuration names them."""
+"""The pool: Ollama and OpenAI-compatible servers for small models, as the configuration names them."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,8 @@ class PoolTarget:
     url: str
     key: str | None
     keep_alive: bool = True
+    kind: str = "openai"
+    """What it speaks: ``openai``, or ``ollama``."""
 
 
 class Pool:
@@ -24,9 +26,8 @@ class Pool:
         for server in servers:
             key = read_key(server.key_file) if server.key_file else None
             for model in server.models:
-                self._targets.setdefault(
-                    model, PoolTarget(server.node, server.url.rstrip("/"), key, server.keep_alive)
-                )
+                target = PoolTarget(server.node, server.url.rstrip("/"), key, server.keep_alive, server.kind)
+                self._targets.setdefault(model, target)
 
     @property
     def models(self) -> list[str]:

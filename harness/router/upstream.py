@@ -1,7 +1,6 @@
 """Requests to pool servers and to the coordinator, and their answers relayed as bytes."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar, cast
 
@@ -17,6 +16,7 @@ BROKEN = (aiohttp.ClientError, ConnectionError, TimeoutError)
 """What a server that goes away in the middle looks like."""
 
 _CLOSED_REQUEST = 499
+_MOST_HELD_BYTES = 1024 * 1024
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -31,33 +31,6 @@ async def read_body(request: Request, limit: int) -> bytes:
         if len(body) > limit:
             raise RouterError(413, "too_large", f"the body is longer than {limit} bytes")
     return bytes(body)
-
-
-def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that a request's body is.
-
-    Raises:
-        RouterError: it is something else (400).
-    """
-    try:
-        asked = json.loads(body)
-    except ValueError as error:
-        raise RouterError(400, "bad_request", f"the body is not JSON: {error}") from None
-    if not isinstance(asked, dict):
-        raise RouterError(400, "bad_request", "the body is not a JSON object")
-    return asked
-
-
-def model_of(asked: dict[str, Any]) -> str:
-    """The model that a request's body names.
-
-    Raises:
-        RouterError: it names none (400).
-    """
-    model = asked.get("model")
-    if not isinstance(model, str):
-        raise RouterError(400, "bad_request", "the body names no model")
-    return model
 
 
 class ClientLeftError(RouterError):
@@ -157,8 +130,19 @@ async def chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def error_message(body: Any) -> str:
-    """The message in an OpenAI-style error body."""
-    error = body.get("error") if isinstance(body, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    return str(message or "no message")
+async def whole_lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes, but no line is begun that may never be ended: what a broken stream leaves is dropped.
+
+    Servers send whole lines, so nothing is held back that was there to be read.
+    """
+    rest = b""
+    async for piece in pieces:
+        end = piece.rfind(b"\n") + 1
+        if end or len(rest) > _MOST_HELD_BYTES:
+            end = end or len(piece)
+            yield rest + piece[:end]
+            rest = piece[end:]
+        else:
+            rest += piece
+    if rest:
+        yield rest

@@ -93,7 +93,8 @@ class RouterStack:
                 [
                     *(str(binaries / "llama-server"), "-m", str(model), "--alias", "tiny"),
                     *("--host", "127.0.0.1", "--port", str(self._pool_port)),
-                    *("--api-key-file", str(key), "-c", "512", "--no-webui"),
+                    *("--api-key-file", str(key), "-c", "1024", "--no-webui"),
+                    *("--jinja", "--embeddings", "--pooling", "last"),
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,0 +1,86 @@
+"""JSON as it comes from clients and goes to them: what cannot be written back is refused or replaced here."""
+
+import json
+from typing import Any, NoReturn
+
+from starlette.responses import Response
+
+from harness.router.errors import RouterError
+
+Json = dict[str, Any]
+
+
+def parse_object(body: bytes) -> Json:
+    """The JSON object that a request's body is.
+
+    Raises:
+        RouterError: it is something else (400).
+    """
+    try:
+        asked = json.loads(body, parse_constant=_no_number)
+    except ValueError as error:
+        raise RouterError(400, "bad_request", f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise RouterError(400, "bad_request", "the body is nested too deeply") from None
+    if not isinstance(asked, dict):
+        raise RouterError(400, "bad_request", "the body is not a JSON object")
+    return asked
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def model_of(asked: Json) -> str:
+    """The model that a request's body names.
+
+    Raises:
+        RouterError: it names none, or it is no text (400).
+    """
+    model = asked.get("model") or asked.get("name")
+    if not isinstance(model, str):
+        raise RouterError(400, "bad_request", "the body names no model")
+    if not _encodable(model):
+        raise RouterError(400, "bad_request", f"no model can be called {model!a}")
+    return model
+
+
+def parse_answer(body: bytes) -> Json:
+    """The JSON object that a server answered with.
+
+    Raises:
+        RouterError: it is something else (502).
+    """
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        raise RouterError(502, "upstream", f"the server's answer is not JSON: {body[:80]!r}") from None
+    if not isinstance(answer, dict):
+        raise RouterError(502, "upstream", f"the server's answer is not a JSON object: {body[:80]!r}")
+    return answer
+
+
+def dump(value: Any) -> bytes:
+    """JSON in UTF-8. Half a surrogate pair has no place there and becomes U+FFFD, as in Ollama."""
+    text = json.dumps(value, ensure_ascii=False)
+    if _encodable(text):
+        return text.encode()
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def line(value: Any) -> bytes:
+    """One line of a stream of JSON objects."""
+    return dump(value) + b"\n"
+
+
+def respond(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An answer of one JSON value."""
+    return Response(dump(value), status, headers, "application/json")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
