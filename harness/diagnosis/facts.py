@@ -30,6 +30,9 @@ _WORDS: dict[int, Kind] = {
 }
 """Lines by which shells, systemd and kernels tell a signal."""
 
+_FATAL = (ends.RUNNER_ENDED, ends.ASSERTION, ends.ABORTED, ends.SEGFAULT)
+"""Lines after which another process writes, if any does."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -100,11 +103,20 @@ class Facts:
         """The line of a kind in its own logs that tells most; of equals the first.
 
         Args:
-            overtaken: leave out lines after which llama-server became ready or went on serving.
+            overtaken: leave out lines after which the same process became ready or went on serving.
         """
-        after = self.own.last_at(ends.SERVES) if overtaken else -1
-        hits = [hit for hit in self.own.all(kind) if hit.at > after]
+        hits = self.own.all(kind)
+        if overtaken and hits:
+            hits = [hit for hit in hits if not self._survived(hit)]
         return min(hits, key=lambda hit: (hit.rank, hit.at), default=None)
+
+    def _survived(self, hit: Hit) -> bool:
+        """Whether its process served after a line: with no end in between, as where Ollama starts another."""
+        serves = self.own.find(ends.SERVES, hit.at)
+        if serves is None:
+            return False
+        died = (self.own.find(kind, hit.at) for kind in _FATAL)
+        return not any(end and end.at < serves.at for end in died)
 
     def ours(self, *names: str) -> list[Signal]:
         """Signals of ours that reached the process: sent before it ended."""

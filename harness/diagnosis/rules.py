@@ -114,7 +114,7 @@ RULES: tuple[Rule, ...] = (
         RPC_SERVER,
     ),
     Rule(_C.OUT_OF_MEMORY, _CERTAIN, _FEWER_LAYERS, when=when_.no_memory_status),
-    Rule(_C.GPU_DRIVER, _CERTAIN, _DRIVER, (gpu.GPU_FAILED,), when_.failed, overtaken=True),
+    Rule(_C.GPU_DRIVER, _CERTAIN, _DRIVER, (gpu.GPU_FAILED,), when_.failed),
     Rule(_C.GPU_DRIVER, _LIKELY, _DRIVER, when=when_.said(gpu.XID, waiting=True)),
     Rule(
         _C.SWAP_THRASH,

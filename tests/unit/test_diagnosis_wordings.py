@@ -59,6 +59,6 @@ def test_log_alone_is_never_certain_unless_it_tells_the_end(case: dict[str, Any]
         "opcode",
         "pipe",
     )
-    ends += ("status=", "exit status", "c0000")
+    ends += ("status=", "exit status", "c0000", "no longer running")
     told = any(word in line for line in case["lines"] for word in ends)
     assert told or diagnose(case["lines"], None).confidence is not Confidence.CERTAIN

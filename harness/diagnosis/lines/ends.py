@@ -30,7 +30,7 @@ ABORTED = kind(
     ("SIGABRT|/ABRT", r"\bSIGABRT\b|status=6/ABRT"),
     ("signal: aborted", r"signal: aborted"),
     ("Trace/breakpoint|breakpoint trap", r"Trace/breakpoint trap|trace trap"),
-    ("xit|xc000|xC000| code", r"(?i)\b0xc0000409\b|\b3221226505\b|-1073740791\b"),
+    ("xit|xc000|xC000| code|longer running", r"(?i)\b0xc0000409\b|\b3221226505\b|-1073740791\b"),
     ("xit", r"(?i)\bexit(?:ed|s)?\b[^.]{0,30}?\b(?:code|status)?\W{0,3}134\b"),
 )
 
@@ -42,9 +42,9 @@ SEGFAULT = kind(
     ("general protection", r"(?P<name>[\w.-]+)\[\d+\]:? .*general protection"),
     ("SIGSEGV|/SEGV|SIGBUS|/BUS", r"\bSIG(?:SEGV|BUS)\b|status=(?:11/SEGV|7/BUS)"),
     ("Bus error|bus error", r"(?i)\bbus error\b"),
-    ("xit|xc000|xC000| code", r"(?i)\b0xc0000005\b|\b3221225477\b|-1073741819\b"),
+    ("xit|xc000|xC000| code|longer running", r"(?i)\b0xc0000005\b|\b3221225477\b|-1073741819\b"),
     ("ccess violation", r"(?i)\baccess violation\b"),
-    ("xit|xc000|xC000| code", r"(?i)\b0xc00000fd\b|\b3221225725\b"),
+    ("xit|xc000|xC000| code|longer running", r"(?i)\b0xc00000fd\b|\b3221225725\b"),
     ("xit", r"(?i)\bexit(?:ed|s)?\b[^.]{0,30}?\b(?:code|status)?\W{0,3}139\b"),
 )
 
@@ -54,7 +54,7 @@ ILLEGAL = kind(
     ("llegal instruction|LLEGAL_INSTRUCTION", r"(?i)\billegal[ _]instruction\b"),
     ("SIGILL|/ILL", r"\bSIGILL\b|status=4/ILL"),
     ("invalid opcode", r"(?:trap |: )invalid opcode"),
-    ("xit|xc000|xC000| code", r"(?i)\b0xc000001d\b|\b3221225501\b|-1073741795\b"),
+    ("xit|xc000|xC000| code|longer running", r"(?i)\b0xc000001d\b|\b3221225501\b|-1073741795\b"),
     ("xit", r"(?i)\bexit(?:ed|s)?\b[^.]{0,30}?\b(?:code|status)?\W{0,3}132\b"),
 )
 
@@ -65,6 +65,13 @@ SIGPIPE = kind(
     ("signal: broken pipe", r"signal: broken pipe"),
     ("Broken pipe", rf"(?:{START}|\d\s+)Broken pipe\s*(?:$|\(core dumped\)|\S*(?:llama|rpc)\S*)"),
     ("xit", r"(?i)\bexit(?:ed|s)?\b[^.]{0,30}?\b(?:code|status)?\W{0,3}141\b"),
+)
+
+RUNNER_ENDED = kind(
+    "runner ended",
+    "the process that ran the model ended, and its parent goes on",
+    ("llama runner", r"llama runner (?:process )?(?:has )?(?:terminated|no longer running)"),
+    ("upstream command exited|exited prematurely", r"upstream command exited prematurely"),
 )
 
 KILLED = kind(
@@ -118,13 +125,6 @@ SERVES = kind(
     trouble=False,
 )
 
-WORKS = kind(
-    "request begun",
-    "a request was taken up",
-    ("processing task", r"(?:launch_slot_|slot is processing).*processing task|slot is processing task"),
-    trouble=False,
-)
-
 HUNG = kind(
     "no progress",
     "something waited for it in vain",
@@ -144,12 +144,12 @@ KINDS = (
     SEGFAULT,
     ILLEGAL,
     SIGPIPE,
+    RUNNER_ENDED,
     KILLED,
     TERMINATED_BUSY,
     STOPPING,
     STOPPED,
     STOP_TIMED_OUT,
     SERVES,
-    WORKS,
     HUNG,
 )

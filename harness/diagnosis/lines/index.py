@@ -8,7 +8,7 @@ from harness.diagnosis.lines.line import Kind, has_digits
 
 _RARE_LAST = "JQZXKVYWBUHGODMPLFCSNEITRA[]'\"(`!<>|={}+@#$%^&*;~?jqzxvkw-.,/\\bygpfmu_hdlc:onrisate 0"
 """Letters as they are found in logs, the rarest first, roughly."""
-_SHORTEST = 4
+_SHORTEST = 8
 
 _Tried = list[tuple[Kind, int]]
 

@@ -81,6 +81,7 @@ OTHER_BUILD = kind(
     ("ailed to create", r"\[\w+\] failed to create (?:source|graph|view_src) node"),
     ("incompatible API version", r"incompatible API version \(backend: \d+, current: \d+\)"),
     ("undefined symbol", r"undefined symbol: \S*(?:ggml|llama)"),
+    ("xit|xc000|xC000|longer running", r"(?i)\b0xc0000139\b|\b3221225785\b"),
     ("rocedure entry point", r"procedure entry point \S*(?:ggml|llama)\S* could not be located"),
 )
 

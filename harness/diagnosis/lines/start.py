@@ -63,7 +63,7 @@ MODEL_FAILED = kind(
     "load failed",
     "the load failed, and this line does not say of what",
     ("error loading model", r"error loading model\b"),
-    ("ailed to load model", r"[Ff]ailed to load model\b"),
+    ("ailed to load m|ailed to load draft m", r"[Ff]ailed to load (?:multimodal |draft )?model\b"),
     ("unable to load model", r"unable to load model\b"),
     ("model loading error", r"exiting due to model loading error"),
     ("exception loading model", r"exception loading model"),
