@@ -10,6 +10,7 @@ import uvicorn
 from harness.errors import HarnessError
 from harness.router.app import create_app
 from harness.router.config import load_config
+from harness.router.drain import Drain, DrainingServer
 from harness.router.logs import configure_logging
 from harness.settings import NODE_CONFIG
 
@@ -22,14 +23,15 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config)
-        app = create_app(config)
+        drain = Drain()
+        app = create_app(config, drain)
     except HarnessError as error:
         sys.exit(f"llama-router: {error}")
     if arguments.check:
         return
     configure_logging()
     _spare_the_collector()
-    uvicorn.run(
+    settings = uvicorn.Config(
         app,
         host=config.address,
         port=config.port,
@@ -40,6 +42,10 @@ def main() -> None:
         timeout_graceful_shutdown=max(1, round(config.drain_s)),
         h11_max_incomplete_event_size=64 * 1024,
     )
+    server = DrainingServer(settings, drain)
+    server.run()
+    if not server.started:
+        sys.exit(1)
 
 
 def _spare_the_collector() -> None:

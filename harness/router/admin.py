@@ -1,5 +1,8 @@
 """``/admin``: what the harness and operators drive the coordinator with."""
 
+import asyncio
+import os
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -86,6 +89,11 @@ class Admin:
         """What went wrong with the last coordinators, oldest first, each with its diagnosis."""
         return JSONResponse([failure.model_dump(mode="json") for failure in self._coordinator.failures])
 
+    async def process(self, request: Request) -> Response:
+        """What the router itself holds: tasks, descriptors and the child, to see that nothing leaks."""
+        tasks = sorted(str(task.get_coro()).split()[2] for task in asyncio.all_tasks())
+        return JSONResponse({"pid": os.getpid(), "tasks": tasks, "descriptors": _descriptors()})
+
     async def logs(self, request: Request) -> Response:
         """The log of one start."""
         start_id = request.path_params["start_id"]
@@ -150,6 +158,10 @@ def _leased(state: CoordinatorState) -> dict[str, str]:
     if state.plan is None or state.phase in (CoordinatorPhase.ABSENT, CoordinatorPhase.ENDED):
         return {}
     return {share.endpoint: f"leased to our coordinator ({state.model})" for share in state.plan.shares}
+
+
+def _descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def _state(state: CoordinatorState) -> Response:

@@ -18,6 +18,7 @@ from harness.router.auth import Gate
 from harness.router.catalogue import Catalogue
 from harness.router.config import RouterConfig, read_key, read_keys
 from harness.router.coordinator import Coordinator
+from harness.router.drain import Drain
 from harness.router.errors import RouterError
 from harness.router.exchange import Exchange, route_header
 from harness.router.logs import log
@@ -37,8 +38,11 @@ _READ_BUFFER = 1024 * 1024
 """One event of a stream fits into this."""
 
 
-def create_app(config: RouterConfig) -> ASGIApp:
+def create_app(config: RouterConfig, drain: Drain) -> ASGIApp:
     """The service, with its keys read.
+
+    Args:
+        drain: begun when the service is told to stop.
 
     Raises:
         HarnessError: a key file cannot be read.
@@ -54,7 +58,7 @@ def create_app(config: RouterConfig) -> ASGIApp:
         async with aiohttp.ClientSession(
             connector=connector, auto_decompress=False, read_bufsize=_READ_BUFFER
         ) as session:
-            coordinator = Coordinator(config, catalogue, session, metrics)
+            coordinator = Coordinator(config, catalogue, session, metrics, nodes)
             exchange = Exchange(config, catalogue, pool, coordinator, session)
             admin = Admin(config, catalogue, exchange, coordinator, nodes)
             limit = config.body_limit_bytes
@@ -65,6 +69,7 @@ def create_app(config: RouterConfig) -> ASGIApp:
             _add_admin(app, admin)
             _add_planning(app, PlanningApi(config, coordinator.planner))
             _add_operation(app, Operation(config, coordinator, metrics))
+            drain.tell(coordinator.refuse)
             log("router ready", address=config.address, port=config.port, models=exchange.models())
             try:
                 yield
@@ -91,6 +96,7 @@ def _add_admin(app: Starlette, admin: Admin) -> None:
         Route("/admin/starts", admin.starts),
         Route("/admin/queue", admin.queue),
         Route("/admin/failures", admin.failures),
+        Route("/admin/process", admin.process),
         Route("/admin/logs/{start_id}", admin.logs),
         Route("/admin/models", admin.models),
         Route("/admin/discover", admin.discover),

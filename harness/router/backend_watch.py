@@ -4,13 +4,10 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 
-from harness.monitor.config import MonitorError
-from harness.monitor.latest import AsyncLatestReader
 from harness.monitor.sample import RPC_SERVERS, Sample
 from harness.monitor.state import State, backend_state
-from harness.monitor.store import RedisSettings
 from harness.router.config import Backend
-from harness.router.logs import log
+from harness.router.nodes import NodeSamples
 from harness.rpc.client import ClosedError, RpcError, ask
 from harness.rpc.messages import ProtocolError
 
@@ -20,30 +17,14 @@ _ASK_S = 5.0
 
 
 class BackendWatch:
-    """Knows whether a backend is there. Connects only to those that the caller holds and that are idle.
+    """Knows whether a backend is there. Connects only to those that the caller holds and that are idle."""
 
-    Args:
-        redis: where the nodes' samples are; None where there is no Redis.
-    """
-
-    def __init__(self, redis: RedisSettings | None) -> None:
-        self._reader = AsyncLatestReader(redis) if redis else None
-
-    async def close(self) -> None:
-        """Let go of the connection to Redis."""
-        if self._reader:
-            await self._reader.close()
+    def __init__(self, nodes: NodeSamples) -> None:
+        self._nodes = nodes
 
     async def samples(self, nodes: Sequence[str]) -> dict[str, Sample]:
-        """The newest samples of the nodes that have one; none where Redis does not answer."""
-        if self._reader is None:
-            return {}
-        try:
-            latest = (await self._reader.read(nodes)).latest
-        except MonitorError as error:
-            log("no samples", error=str(error))
-            return {}
-        return {node: sample for node, sample in latest.items() if sample}
+        """The newest samples of the nodes that are heard of."""
+        return await self._nodes.heard(list(nodes))
 
     async def absent(self, backends: Sequence[Backend], patience_s: float) -> dict[str, str]:
         """The backends that did not come back within ``patience_s``: node and what was seen of it.

@@ -21,6 +21,7 @@ from harness.router.launch import Launcher
 from harness.router.loading import wait_ended
 from harness.router.logs import log
 from harness.router.metrics import Metrics
+from harness.router.nodes import NodeSamples
 from harness.router.planning import Planner
 from harness.router.plans import LoadRequest
 from harness.router.progress import Watcher
@@ -48,12 +49,22 @@ class Loan:
     """Its place in the queue when it came; 1 is next."""
     waited_s: float
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that tell the client of its wait."""
+        return {"x-llama-queue-position": str(self.position), "x-llama-queue-wait": f"{self.waited_s:.3f}"}
+
 
 class Coordinator:
     """Starts, watches, lends and stops llama-server. The backends are leased to one start at a time."""
 
     def __init__(
-        self, config: RouterConfig, catalogue: Catalogue, session: aiohttp.ClientSession, metrics: Metrics
+        self,
+        config: RouterConfig,
+        catalogue: Catalogue,
+        session: aiohttp.ClientSession,
+        metrics: Metrics,
+        nodes: NodeSamples,
     ) -> None:
         self._config = config
         self._lease = asyncio.Lock()
@@ -67,12 +78,12 @@ class Coordinator:
         self._closing = False
         self.url = f"http://127.0.0.1:{config.coordinator_port}"
         self._steps = Steps(config)
-        self._backends = BackendWatch(config.redis)
-        self.planner = Planner(config, catalogue, self._backends.samples)
+        backends = BackendWatch(nodes)
+        self.planner = Planner(config, catalogue, backends.samples)
         self._queue = RequestQueue(config.queue_limit)
-        self._recovery = Recovery(config, self._backends, self._steps, metrics)
+        self._recovery = Recovery(config, backends, self._steps, metrics)
         self._launcher = Launcher(config, session, self.url, metrics, self._ended)
-        watcher = Watcher(config, session, self.url, self._backends, self._steps)
+        watcher = Watcher(config, session, self.url, backends, self._steps)
         self._keeper = Keeper(config, watcher, self._launcher, self._lease)
 
     @property
@@ -178,7 +189,6 @@ class Coordinator:
             self._turn_over.cancel()
         await self._launcher.close()
         await asyncio.gather(*self._tasks)
-        await self._backends.close()
 
     def refuse(self) -> None:
         """The router is about to stop: answer who waits, take nobody else, start nothing."""
@@ -220,7 +230,7 @@ class Coordinator:
 
     def _situation(self) -> Situation:
         waiting, current, serving = self._queue.models, self._current, self._serving
-        if not waiting and self._lost and not self._closing:
+        if serving is None and not waiting and self._lost and not self._closing:
             waiting = [self._lost]
         if serving is None or current is None or current.ready_at is None:
             return Situation(waiting, None)
@@ -307,6 +317,7 @@ class Coordinator:
             start, deadline_s=deadline_s, proof=self._keeper.prove if for_requests else None
         )
         self.planner.came_up(planned, start.state.report)
+        self._lost = None
         self._queue.loaded(plan.model, start.timings.load_s or 0)
         self._background(self._look_after(start, for_requests))
         return start

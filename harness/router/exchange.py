@@ -1,7 +1,7 @@
 """One request's way upstream: decided, opened, sent, and its answer read or relayed as bytes."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
@@ -17,7 +17,9 @@ from harness.router.errors import UNKNOWN_MODEL, RouterError
 from harness.router.logs import log
 from harness.router.pool import Pool, unreachable
 from harness.router.routing import Decision, Route, choose_route
-from harness.router.upstream import BROKEN, ClientLeftError, ClientWatch, chunks, post
+from harness.router.upstream import BROKEN, ClientLeftError, ClientWatch, post
+
+_SSE = "text/event-stream"
 
 
 def route_header(route: Route) -> dict[str, str]:
@@ -40,13 +42,42 @@ class Call:
     kind: str = field(default="openai", kw_only=True)
     """What the server speaks: ``openai``, or ``ollama`` (then ``/api`` needs no conversion)."""
     started_ns: int = field(default_factory=time.monotonic_ns)
+    again: Callable[[], Awaitable[bool]] | None = None
+    """Holds a new upstream for a second attempt; whether that makes sense."""
+    moved: Callable[[], None] = lambda: None
+    """Told of each piece of the answer: the upstream lives."""
     keep_alive: bool = False
     """Whether its connection may be left open for the next request."""
+    extra_headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def headers(self) -> dict[str, str]:
         """Headers of the answer."""
-        return route_header(self.decision.route)
+        return route_header(self.decision.route) | self.extra_headers
+
+
+@dataclass
+class Answer:
+    """What an upstream answers, once its first bytes are here: until then another one can be asked."""
+
+    response: aiohttp.ClientResponse
+    first: bytes
+    """All of a body that is no stream; of a stream, its first piece."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+        return self.response.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """HTTP headers, in whatever case."""
+        return self.response.headers
+
+    @property
+    def streamed(self) -> bool:
+        """Whether it comes piece by piece."""
+        return self.headers.get("content-type", "").startswith(_SSE)
 
 
 class HeldStream(StreamingResponse):
@@ -129,22 +160,54 @@ class Exchange:
             call = Call(model, decision, target.url, target.key, pool_error, held, 0, started)
             call.kind, call.keep_alive = target.kind, target.keep_alive
             return call
-        start = (await held.enter_async_context(self._coordinator.lend(model))).start
-        waited = time.monotonic_ns() - started
+        return await self._borrow(
+            Call(model, decision, self._coordinator.url, None, _no_upstream, held, 0, started)
+        )
 
-        async def coordinator_error(seen: str) -> RouterError:
-            return await self._coordinator.explain(start, seen)
+    async def _borrow(self, call: Call) -> Call:
+        """Wait for the coordinator, and keep it for the call."""
+        loan = await call.held.enter_async_context(self._coordinator.lend(call.model))
 
-        return Call(model, decision, self._coordinator.url, None, coordinator_error, held, waited, started)
+        async def explain(seen: str) -> RouterError:
+            return await self._coordinator.explain(loan.start, seen)
 
-    async def send(self, call: Call, path: str, body: bytes, stack: AsyncExitStack) -> aiohttp.ClientResponse:
+        async def again() -> bool:
+            if not loan.start.unasked:
+                return False
+            await call.held.aclose()
+            await self._borrow(call)
+            return True
+
+        call.explain, call.again, call.moved = explain, again, loan.start.moved
+        call.load_ns = time.monotonic_ns() - call.started_ns
+        call.extra_headers |= loan.headers
+        return call
+
+    async def send(self, call: Call, path: str, body: bytes, stack: AsyncExitStack) -> Answer:
         """Send ``body``; the answer has begun, and is let go of with ``stack``.
 
+        Nothing has been sent to the client yet, so an upstream that is lost now is asked once more when it,
+        or another one, is there.
+
         Raises:
-            RouterError: the server broke off before it answered.
+            RouterError: the server broke off before it answered, twice; or it had no time left.
         """
         try:
-            answer = await post(
+            return await self._attempt(call, path, body, stack)
+        except BrokenOffError as broken:
+            error = broken.error
+            if call.again is None or not await call.again():
+                raise error from None
+        log("asked again", model=call.model, error_class=error.error_class)
+        call.extra_headers["x-llama-attempt"] = "2"
+        try:
+            return await self._attempt(call, path, body, stack)
+        except BrokenOffError as broken:
+            raise broken.error from None
+
+    async def _attempt(self, call: Call, path: str, body: bytes, stack: AsyncExitStack) -> Answer:
+        try:
+            response = await post(
                 self._session,
                 call.url + path,
                 body,
@@ -152,32 +215,53 @@ class Exchange:
                 timeout_s=self._config.request_timeout_s,
                 keep_alive=call.keep_alive,
             )
+            stack.callback(response.close)
+            answer = Answer(response, b"")
+            answer.first = await (response.content.readany() if answer.streamed else response.read())
         except BROKEN as error:
-            raise await call.explain(repr(error)) from None
-        stack.callback(answer.close)
+            raise BrokenOffError(await self._explained(call, error)) from None
+        call.moved()
         return answer
 
-    async def whole(self, call: Call, answer: aiohttp.ClientResponse) -> bytes:
+    async def _explained(self, call: Call, error: Exception) -> RouterError:
+        if type(error) is TimeoutError:
+            limit = f"{self._config.request_timeout_s:g} s"
+            return RouterError(504, "request_timeout", f"{call.model}: no end of the answer within {limit}")
+        return await call.explain(repr(error))
+
+    async def whole(self, call: Call, answer: Answer) -> bytes:
         """All of an answer.
 
         Raises:
             RouterError: the server broke off in the middle.
         """
-        try:
-            return await answer.read()
-        except BROKEN as error:
-            raise await call.explain(repr(error)) from None
+        return b"".join([piece async for piece in self.relay(call, answer)])
 
-    async def relay(self, call: Call, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    async def relay(self, call: Call, answer: Answer) -> AsyncIterator[bytes]:
         """The answer's bytes as they arrive.
 
         Raises:
             RouterError: the server broke off in the middle; the handler tells its client in its own way.
         """
+        piece = answer.first
         try:
-            async for chunk in chunks(answer):
-                yield chunk
+            while piece:
+                yield piece
+                piece = await answer.response.content.readany()
+                call.moved()
         except BROKEN as error:
-            broken = await call.explain(repr(error))
+            broken = await self._explained(call, error)
             log("stream broken", error_class=broken.error_class, message=broken.message)
             raise broken from None
+
+
+class BrokenOffError(Exception):
+    """An upstream was lost before its answer began."""
+
+    def __init__(self, error: RouterError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+async def _no_upstream(seen: str) -> RouterError:
+    return RouterError(502, "upstream", seen)

@@ -32,6 +32,7 @@ class NodeSamples:
 
     def __init__(self, reader: AsyncLatestReader | None) -> None:
         self._reader = reader
+        self._nodes: set[str] = set()
         self._samples: dict[str, Sample] = {}
         self._now_ns = 0
         self._asked = -_FRESH_S
@@ -39,11 +40,13 @@ class NodeSamples:
 
     async def refresh(self, nodes: list[str]) -> None:
         """Ask Redis, unless it was asked just now. Redis away: nothing is known, and the log says so once."""
-        if self._reader is None or time.monotonic() - self._asked < _FRESH_S:
+        new = set(nodes) - self._nodes
+        if self._reader is None or (not new and time.monotonic() - self._asked < _FRESH_S):
             return
+        self._nodes |= new
         self._asked = time.monotonic()
         try:
-            heard = await self._reader.read(nodes)
+            heard = await self._reader.read(sorted(self._nodes))
         except MonitorError as error:
             self._samples = {}
             if not self._away:
@@ -53,6 +56,11 @@ class NodeSamples:
         self._away = False
         self._now_ns = heard.time_ns
         self._samples = {node: sample for node, sample in heard.latest.items() if sample}
+
+    async def heard(self, nodes: list[str]) -> dict[str, Sample]:
+        """The samples of the last seconds of those nodes that have one."""
+        await self.refresh(nodes)
+        return {node: sample for node, sample in self._samples.items() if node in nodes}
 
     def available_bytes(self, node: str) -> int | None:
         """Memory that a load may still take on ``node``; None where it is not known."""

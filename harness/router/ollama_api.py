@@ -4,7 +4,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
-import aiohttp
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -12,7 +11,7 @@ from starlette.routing import Route
 from harness.router import ollama_request as ask
 from harness.router.coordinator import Coordinator
 from harness.router.errors import RouterError
-from harness.router.exchange import Call, Exchange, HeldStream
+from harness.router.exchange import Answer, Call, Exchange, HeldStream
 from harness.router.ollama_answer import AnswerStream, Shape, done_answer, embed_answer, whole_answer
 from harness.router.refusals import error_message, refusal
 from harness.router.routing import Route as Way
@@ -119,7 +118,7 @@ class OllamaApi:
                 made = {"embedding": made["embeddings"][0] if made["embeddings"] else []}
             return respond(made, headers=call.headers)
 
-    async def _whole(self, request: Request, call: Call, answer: aiohttp.ClientResponse) -> Json:
+    async def _whole(self, request: Request, call: Call, answer: Answer) -> Json:
         whole = parse_answer(await while_connected(request, self._exchange.whole(call, answer)))
         if answer.status != 200:
             raise refusal(answer.status, whole, model=call.model)
@@ -147,16 +146,14 @@ class OllamaApi:
         whole = await while_connected(request, self._exchange.whole(call, answer))
         return Response(whole, answer.status, call.headers, media_type)
 
-    async def _relay(self, call: Call, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    async def _relay(self, call: Call, answer: Answer) -> AsyncIterator[bytes]:
         try:
             async for piece in whole_lines(self._exchange.relay(call, answer)):
                 yield piece
         except RouterError as error:
             yield line(error.ollama_body())
 
-    async def _convert(
-        self, call: Call, answer: aiohttp.ClientResponse, stream: AnswerStream
-    ) -> AsyncIterator[bytes]:
+    async def _convert(self, call: Call, answer: Answer, stream: AnswerStream) -> AsyncIterator[bytes]:
         events = Events()
         try:
             async for piece in self._exchange.relay(call, answer):

@@ -3,14 +3,13 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
-import aiohttp
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from harness.router.catalogue import Catalogue
 from harness.router.errors import RouterError
-from harness.router.exchange import Call, Exchange, HeldStream
+from harness.router.exchange import Answer, Call, Exchange, HeldStream
 from harness.router.refusals import clients_mistake
 from harness.router.upstream import read_body, while_connected, whole_lines
 from harness.router.wire import Json, dump, model_of, parse_answer, parse_object, respond
@@ -55,7 +54,7 @@ class OpenAiApi:
             stream = self._relay(call, answer)
             return HeldStream(stream, answer.status, call.headers, media_type, held=stack.pop_all())
 
-    async def _relay(self, call: Call, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    async def _relay(self, call: Call, answer: Answer) -> AsyncIterator[bytes]:
         try:
             async for piece in whole_lines(self._exchange.relay(call, answer)):
                 yield piece

@@ -165,7 +165,7 @@ class Watcher:
 
     async def _look(self, start: Start) -> Look:
         samples = await self._backends.samples([share.node for share in start.plan.shares])
-        return Look(start.moved_at, _awake(start.state.pid or 0), samples)
+        return Look(start.moved_at, thread_wakes(start.state.pid or 0), samples)
 
 
 def signs_of_life(before: Look, now: Look) -> list[str]:
@@ -180,8 +180,8 @@ def signs_of_life(before: Look, now: Look) -> list[str]:
     return signs
 
 
-def _awake(pid: int) -> int:
-    """How often the main thread has gone to sleep or been put off; 0 once it is gone."""
+def thread_wakes(pid: int) -> int:
+    """How often the main thread of a process has slept, or has been put off by others; 0 once it is gone."""
     try:
         status = Path(f"/proc/{pid}/task/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -33,6 +33,10 @@ _ANOTHER_TRY = frozenset(
 """Failures of a load after which another start may go better; the others would only fail again."""
 
 
+_CALLED_OFF = 409
+"""Status of a load that was ended because somebody asked us for it."""
+
+
 class Recovery:
     """Loads for requests, through failures, as far as the budget of restarts allows."""
 
@@ -77,12 +81,13 @@ class Recovery:
             absent = await self._pause(self._absent(request))
             if self.budget.in_a_row:
                 self._metrics.coordinator_restarted(self.budget.history[-1].diagnosis)
+            possible = self._without(request, absent)
             try:
-                return await load(self._without(request, absent))
+                return await load(possible)
             except RouterError as error:
                 if absent and error.error_class == "does_not_fit":
                     raise self._missing(absent, f"without them: {error.message}") from None
-                if error.error_class not in _ANOTHER_TRY:
+                if not _may_go_better(error):
                     raise
                 self._count(
                     Failure(
@@ -156,3 +161,12 @@ class Recovery:
             await asyncio.gather(task, return_exceptions=True)
             self._pausing.cancel()
             self._pausing = None
+
+
+def _may_go_better(error: RouterError) -> bool:
+    """Whether another start is worth it; a stop that was not asked of us was meant for that process alone."""
+    by_others = error.status != _CALLED_OFF and error.error_class in (
+        FailureClass.STOPPED,
+        FailureClass.STOPPED_BUSY,
+    )
+    return by_others or error.error_class in _ANOTHER_TRY

@@ -124,12 +124,6 @@ async def post(
     return await session.post(url, data=body, headers=headers, timeout=timeout)
 
 
-async def chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The answer's bytes as they arrive."""
-    async for chunk in answer.content.iter_any():
-        yield chunk
-
-
 async def whole_lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The same bytes, but no line is begun that may never be ended: what a broken stream leaves is dropped.
 

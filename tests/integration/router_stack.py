@@ -71,7 +71,8 @@ class RpcServer:
 class RouterStack:
     """Two backends, a pool server with the model ``tiny``, and a router for which ``smollm2`` is large."""
 
-    def __init__(self, binaries: Path, model: Path, folder: Path) -> None:
+    def __init__(self, binaries: Path, model: Path, folder: Path, **config: Any) -> None:
+        """Start everything; ``config`` is laid over the router's configuration."""
         self.folder = folder
         self.models = folder / "models"
         self.models.mkdir()
@@ -82,7 +83,7 @@ class RouterStack:
         self._pool = self._start_pool(binaries, model)
         self.port, self.coordinator_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.config = self._write_config(binaries)
+        self.config = self._write_config(binaries, config)
         self.start_router()
 
     def _start_pool(self, binaries: Path, model: Path) -> subprocess.Popen[bytes]:
@@ -100,7 +101,7 @@ class RouterStack:
                 stderr=subprocess.STDOUT,
             )
 
-    def _write_config(self, binaries: Path) -> Path:
+    def _write_config(self, binaries: Path, more: dict[str, Any]) -> Path:
         (self.folder / "router.key").write_text(ROUTER_KEY)
         (self.folder / "admin.key").write_text(ADMIN_KEY)
         config = {
@@ -129,7 +130,7 @@ class RouterStack:
             ],
         }
         path = self.folder / "router.json"
-        path.write_text(json.dumps(config))
+        path.write_text(json.dumps(config | more))
         return path
 
     def start_router(self) -> None:

@@ -13,6 +13,7 @@ from harness.router.config import RouterConfig
 from harness.router.coordinator import Coordinator
 from harness.router.errors import RouterError
 from harness.router.metrics import Metrics
+from harness.router.nodes import node_samples
 from harness.router.start import Start
 from harness.runs.schema import LoadTimings
 
@@ -26,7 +27,7 @@ def refused(folder: Path, ask: Callable[[Coordinator], Awaitable[object]]) -> Ro
     async def asked() -> None:
         config = RouterConfig(address="127.0.0.1", models_dir=folder, log_dir=folder / "logs")
         async with aiohttp.ClientSession() as session:
-            coordinator = Coordinator(config, Catalogue(folder), session, Metrics())
+            coordinator = Coordinator(config, Catalogue(folder), session, Metrics(), node_samples(None))
             await asyncio.wait_for(ask(coordinator), 5)
 
     with pytest.raises(RouterError) as caught:
