@@ -14,7 +14,7 @@ from lab_under_test import LabUnderTest
 NODES = ("node1", "node2")
 UNITS = {
     "node1": ("llama-rpc-server", "llama-node-monitor"),
-    "node2": ("llama-rpc-server", "llama-node-monitor", "llama-pool-server", "llama-router"),
+    "node2": ("llama-rpc-server", "llama-node-monitor", "llama-pool-server", "llama-router", "llama-redis"),
 }
 Ask = Callable[..., dict[str, Any]]
 
