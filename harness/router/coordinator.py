@@ -1,12 +1,11 @@
 """The coordinator: one llama-server at a time over the backends, lent to one request after the other."""
 
 import asyncio
-import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextvars import Context
 from pathlib import Path
 
 import aiohttp
@@ -17,8 +16,9 @@ from harness.router.catalogue import Catalogue
 from harness.router.config import RouterConfig
 from harness.router.errors import RouterError
 from harness.router.keeper import Keeper
-from harness.router.launch import Launcher
+from harness.router.launch import Launcher, drop_page_cache
 from harness.router.loading import wait_ended
+from harness.router.loan import Loan
 from harness.router.logs import log
 from harness.router.metrics import Metrics
 from harness.router.nodes import NodeSamples
@@ -38,21 +38,6 @@ _DIAGNOSIS_WAIT_S = 5
 _AHEAD = 1
 """Requests that wait inside llama-server itself, so that no slot is ever without work."""
 _STOPPING = "the router stops"
-
-
-@dataclass(frozen=True)
-class Loan:
-    """A ready coordinator for one request, and how the request came by it."""
-
-    start: Start
-    position: int
-    """Its place in the queue when it came; 1 is next."""
-    waited_s: float
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers that tell the client of its wait."""
-        return {"x-llama-queue-position": str(self.position), "x-llama-queue-wait": f"{self.waited_s:.3f}"}
 
 
 class Coordinator:
@@ -223,7 +208,8 @@ class Coordinator:
         return start
 
     def _background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+        # Work for everybody: no line of its log carries the id of the request that happened to begin it.
+        task = asyncio.create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -305,7 +291,7 @@ class Coordinator:
         if current and current.running:
             await self._launcher.stop(current, f"{plan.model} is to be loaded", idle_s=drain_s)
         if request.cold:
-            await asyncio.to_thread(_drop_page_cache, Path(plan.model_path))
+            await asyncio.to_thread(drop_page_cache, Path(plan.model_path))
         if self._closing:
             raise RouterError(503, "stopping", _STOPPING, retry_after_s=10)
         # What was asked for besides the load, an unload and a cold cache, is not part of its time.
@@ -333,8 +319,3 @@ class Coordinator:
             log("coordinator lost", start=start.id, failure=start.failure)
             self._recovery.failed(start)
         self._pump()
-
-
-def _drop_page_cache(path: Path) -> None:
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import Context
+from pathlib import Path
 
 import aiohttp
 
@@ -122,7 +125,7 @@ class Launcher:
         start.save()
         log("coordinator started", start=start.id, pid=process.pid, argv=start.state.argv)
         self._metrics.coordinator_started()
-        watch = asyncio.create_task(self._watch(start, process))
+        watch = asyncio.create_task(self._watch(start, process), context=Context())
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
         return process
@@ -158,3 +161,9 @@ class Launcher:
                 return busy
             await wait_ended(start, self._config.poll_s)
         return 0
+
+
+def drop_page_cache(path: Path) -> None:
+    """Make the kernel forget what it has read of a file."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
