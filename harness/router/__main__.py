@@ -39,7 +39,8 @@ def main() -> None:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(config.drain_s)),
+        # The coordinator is stopped first, and its requests get their error: this is for what hangs then.
+        timeout_graceful_shutdown=round(config.drain_s + config.stop_deadline_s) + 5,
         h11_max_incomplete_event_size=64 * 1024,
     )
     server = DrainingServer(settings, drain)

@@ -166,19 +166,29 @@ class Coordinator:
     async def close(self) -> None:
         """Stop the child before anything else goes away; nothing is started after this."""
         self.refuse()
-        self._abort_load(_STOPPING)
-        async with self._lease:
-            if self._current and self._current.running:
-                await self._launcher.stop(self._current, _STOPPING, idle_s=self._config.drain_s)
+        await self._stop_for_good()
         if self._turn_over:
             self._turn_over.cancel()
         await self._launcher.close()
         await asyncio.gather(*self._tasks)
 
     def refuse(self) -> None:
-        """The router is about to stop: answer who waits, take nobody else, start nothing."""
+        """The router is about to stop: refuse who waits and who comes, start nothing.
+
+        Who is being answered has ``drain_s``; after that the coordinator is stopped all the same, and they
+        get the error that says so.
+        """
+        if self._closing:
+            return
         self._closing = True
         self._queue.fail(RouterError(503, "stopping", _STOPPING, retry_after_s=10))
+        self._background(self._stop_for_good())
+
+    async def _stop_for_good(self) -> None:
+        self._abort_load(_STOPPING)
+        async with self._lease:
+            if self._current and self._current.running:
+                await self._launcher.stop(self._current, _STOPPING, idle_s=self._config.drain_s)
 
     @property
     def _serving(self) -> str | None:

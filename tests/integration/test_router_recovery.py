@@ -36,6 +36,7 @@ def shared(
         restart_window_s=60,
         queue_limit=QUEUE,
         turn_s=1,
+        drain_s=20,
         debug_coordinator_recovery=True,
     )
     yield stack
@@ -330,7 +331,7 @@ def test_each_step_of_a_recovery_is_logged_when_asked_for(
 def test_stop_of_the_router_refuses_who_waits_finishes_who_is_answered_and_ends_the_coordinator_last(
     stack: RouterStack, ask: Callable[..., Future[Answer]]
 ) -> None:
-    answered = ask(40)
+    answered = ask(10)
     busy(stack)
     waiting = ask(1, model="other")
     wait_for(lambda: len(stack.admin("queue")[1]["waiting"]) == 1, 5, "a place in the queue")
@@ -339,7 +340,7 @@ def test_stop_of_the_router_refuses_who_waits_finishes_who_is_answered_and_ends_
     try:
         assert (waiting.result()[0], waiting.result()[1]["error"]["class"]) == (503, "stopping")
         assert answered.result()[0] == 200
-        assert stack.router.wait(20) in (0, -signal.SIGTERM)
+        assert stack.router.wait(40) in (0, -signal.SIGTERM)
         record = json.loads((Path(state["log_dir"]) / "start.json").read_text())
         assert [(s["reason"], s["requests_in_flight"]) for s in record["signals"]] == [
             ("the router stops", 0)
@@ -361,5 +362,24 @@ def test_model_that_nobody_asks_for_is_unloaded(llama_build: Path, smollm2: Path
         assert state["diagnosis"]["class"] == "stopped"
         kept = [Path(state["log_dir"])]
         wait_for(lambda: list((tmp_path / "starts").iterdir()) == kept, 5, "older log folders are gone")
+    finally:
+        stack.close()
+
+
+def test_answer_that_outlasts_the_drain_ends_in_an_error_with_the_recorded_signal(
+    llama_build: Path, smollm2: Path, tmp_path: Path
+) -> None:
+    stack = RouterStack(llama_build, smollm2, tmp_path, drain_s=1)
+    try:
+        answer = stream(stack, "/v1/chat/completions", 2000)
+        answer.readline()
+        state = coordinator(stack)
+        os.kill(stack.router.pid, signal.SIGTERM)
+        last = json.loads([line for line in answer if line.strip()][-1].removeprefix(b"data: "))
+        assert last["error"]["class"] == "stopped_busy"
+        stack.router.wait(40)
+        record = json.loads((Path(state["log_dir"]) / "start.json").read_text())
+        assert record["signals"][0]["reason"] == "the router stops"
+        assert record["signals"][0]["requests_in_flight"] == 1
     finally:
         stack.close()
