@@ -5,6 +5,7 @@ import sys
 import typer
 
 from harness.cli import (
+    cache,
     calibrate,
     deploy,
     diagnose,
@@ -15,6 +16,7 @@ from harness.cli import (
     release,
     report,
     run,
+    warm,
     watch,
 )
 from harness.errors import HarnessError
@@ -26,12 +28,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(lab.app, name="lab")
+app.add_typer(cache.app, name="cache")
 app.add_typer(model.app, name="model")
 app.add_typer(release.app, name="release")
 app.command("deploy")(deploy.command)
 app.command("discover")(discover.command)
 app.command("plan")(plan.command)
 app.command("calibrate")(calibrate.command)
+app.command("warm")(warm.command)
 app.command("run")(run.command)
 app.command("report")(report.command)
 app.command("diagnose")(diagnose.command)

@@ -50,7 +50,7 @@ def weights(model: GgufModel) -> Weights:
     rest = {"output": 0, "input": 0, "shared": 0}
     for tensor in model.tensors:
         if tensor.layer is None:
-            rest[_place(tensor.name)] += tensor.bytes
+            rest[tensor_place(tensor.name)] += tensor.bytes
         elif tensor.layer < len(layers):
             layers[tensor.layer] += tensor.bytes
     embedding = model.tensor("token_embd.weight")
@@ -60,7 +60,8 @@ def weights(model: GgufModel) -> Weights:
     return Weights(tuple(layers), **rest)
 
 
-def _place(name: str) -> str:
+def tensor_place(name: str) -> str:
+    """Where a tensor outside the layers is kept: ``input``, ``output``, or ``shared`` by all devices."""
     stem = name.removesuffix(".weight").removesuffix(".bias")
     if stem in _SHARED:
         return "shared"

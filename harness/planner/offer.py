@@ -15,5 +15,7 @@ class Offer(BaseModel):
     forecast: LoadForecast
     head: str
     """The head node; empty where it has no backend."""
+    tensors: dict[str, list[tuple[int, int]]] = {}
+    """By node, offset and size of what its tensor cache would hold of the model's file; where asked for."""
     memory_from: dict[str, str]
     """By node, where its memory was read: ``monitor``, ``node`` (over SSH) or ``inventory``."""

@@ -99,6 +99,11 @@ class Planner:
             raise RouterError(507, "does_not_fit", str(error)) from None
         return self.knowledge.settled(self._key(request, header), fresh, devices)
 
+    def keep(self, load: PlannedLoad) -> None:
+        """Use this split for the next load that asks for the same."""
+        if not load.request.plan:
+            self.knowledge.remember(self._key(load.request, load.header), load.plan, self.knowledge.learned)
+
     def came_up(self, load: PlannedLoad, report: LoadReport | None) -> None:
         """Learn from a load that is ready: its compute buffers, and the split to use again."""
         plan = load.plan

@@ -6,6 +6,7 @@ from starlette.responses import JSONResponse, Response
 from harness.planner.calibration import Calibration
 from harness.planner.forecast import Rates, forecast_load
 from harness.planner.offer import Offer
+from harness.planner.tensors import cached_tensors
 from harness.router.config import RouterConfig
 from harness.router.errors import RouterError
 from harness.router.planning import Planner
@@ -21,7 +22,11 @@ class PlanningApi:
         self._planner = planner
 
     async def plan(self, request: Request) -> Response:
-        """The plan of a load, asked for as in ``/admin/load``, its forecast, and where memory was read."""
+        """The plan of a load, asked for as in ``/admin/load``, its forecast, and where memory was read.
+
+        With ``?keep=true`` the next load of the model is split so, and the answer says which parts of the
+        file the nodes' tensor caches would hold.
+        """
         asked = LoadRequest.model_validate_json(await read_body(request, self._config.body_limit_bytes))
         planned = await self._planner.prepare(asked)
         plan = planned.plan
@@ -34,6 +39,10 @@ class PlanningApi:
             share.node: "monitor" if share.node in planned.sampled else "inventory" for share in plan.shares
         }
         offer = Offer(plan=plan, forecast=forecast, head=head, memory_from=read)
+        if request.query_params.get("keep") == "true":
+            self._planner.keep(planned)
+            found = cached_tensors(planned.header, plan)
+            offer.tensors = {node: [(t.offset, t.bytes) for t in tensors] for node, tensors in found.items()}
         return Response(offer.model_dump_json(), media_type="application/json")
 
     async def calibration(self, request: Request) -> Response:

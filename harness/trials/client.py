@@ -128,13 +128,18 @@ class RouterClient:
         content = await self._json("POST", "/admin/load", request.body(), deadline_s=request.deadline_s + 60)
         return self._state(content)
 
-    async def plan(self, request: LoadRequest) -> Offer:
+    async def plan(self, request: LoadRequest, *, keep: bool = False) -> Offer:
         """What a load would be; nothing is loaded.
+
+        Args:
+            keep: use this split for the next load, and say which tensors the nodes' caches would hold.
 
         Raises:
             RouterRefusedError: it does not fit, or cannot be planned.
         """
-        return Offer.model_validate(await self._json("POST", "/admin/plan", request.body()))
+        return Offer.model_validate(
+            await self._json("POST", f"/admin/plan{'?keep=true' if keep else ''}", request.body())
+        )
 
     async def calibration(self, measured: Calibration | None = None) -> Calibration:
         """The nodes' speeds that the router plans with, once ``measured`` has been added to them."""

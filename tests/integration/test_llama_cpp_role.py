@@ -19,7 +19,7 @@ from harness.errors import HarnessError
 
 HERE = Path(__file__).parent
 BUILD_TASK = "Build rpc-server, llama-server, llama-bench"
-BINARIES = ("rpc-server", "llama-server", "llama-bench")
+BINARIES = ("rpc-server", "llama-server", "llama-bench", "llama-tensor-cache")
 
 pytestmark = pytest.mark.integration
 

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 INVENTORY = HERE / "inventory"
 PLAYBOOK = HERE / "llama_cpp.yml"
 BUILD_TASK = "Build rpc-server, llama-server, llama-bench"
-BINARIES = ("rpc-server", "llama-server", "llama-bench")
+BINARIES = ("rpc-server", "llama-server", "llama-bench", "llama-tensor-cache")
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("deployed")]
 

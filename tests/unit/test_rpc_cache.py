@@ -95,15 +95,15 @@ def test_other_files_are_left_alone(cache: Path) -> None:
 
 def test_oldest_use_goes_first_until_below_the_cap(cache: Path) -> None:
     found = rpc_cache.entries(cache)
-    assert [e.path.name[-1] for e in rpc_cache.surplus(found, 2 * SIZE, 0)] == ["a"]
-    assert [e.path.name[-1] for e in rpc_cache.surplus(found, 3 * SIZE, 0)] == []
-    assert [e.path.name[-1] for e in rpc_cache.surplus(found, PLENTY, SIZE + 1)] == ["a", "b"]
+    assert [e.path.name[-1] for e in rpc_cache.surplus(found, SIZE)] == ["a"]
+    assert [e.path.name[-1] for e in rpc_cache.surplus(found, 0)] == []
+    assert [e.path.name[-1] for e in rpc_cache.surplus(found, SIZE + 1)] == ["a", "b"]
 
 
 def test_read_tensor_outlives_one_that_was_only_written(cache: Path) -> None:
     os.utime(cache / "rpc" / "000000000000000a", (NOW, NOW - 5000))
     found = rpc_cache.entries(cache)
-    assert [e.path.name[-1] for e in rpc_cache.surplus(found, 2 * SIZE, 0)] == ["b"]
+    assert [e.path.name[-1] for e in rpc_cache.surplus(found, SIZE)] == ["b"]
 
 
 def run_tool(*argv: str) -> str:
@@ -143,3 +143,20 @@ def test_unreadable_state_distrusts_the_whole_run(tmp_path: Path) -> None:
 def test_start_prunes_to_the_cap(cache: Path) -> None:
     run_tool("start", str(cache), "--max", str(2 * SIZE))
     assert len(rpc_cache.entries(cache)) == 2
+
+
+def test_prune_spares_what_the_current_plan_needs(cache: Path) -> None:
+    (cache / "needed.json").write_text(json.dumps(["000000000000000a"]))
+    run_tool("prune", str(cache), "--max", str(2 * SIZE))
+    assert {e.path.name[-1] for e in rpc_cache.entries(cache)} == {"a", "c"}
+    said = run_tool("prune", str(cache), "--max", "0")
+    assert {e.path.name[-1] for e in rpc_cache.entries(cache)} == {"a"}
+    assert "needed by the current plan" in said
+
+
+def test_needed_names_are_kept_and_strangers_refused(tmp_path: Path) -> None:
+    rpc_cache.need(tmp_path, ["00000000000000aa", ""])
+    assert rpc_cache.needed(tmp_path) == {"00000000000000aa"}
+    with pytest.raises(SystemExit, match=r"'\.\./\.\./etc' is no name"):
+        rpc_cache.need(tmp_path, ["../../etc"])
+    assert rpc_cache.needed(tmp_path) == {"00000000000000aa"}

@@ -12,11 +12,16 @@ cut would be silent garbage in every later load. Which files may have been cut:
 - after a full disk: all that were written since the service started, because rpc-server does not notice;
 - any of at most 10 MiB: smaller tensors are never cached.
 
-They are dropped, not hashed: sending a tensor again is quicker than reading it with Python.
+They are dropped, not hashed: sending a tensor again is quicker than reading it with Python. ``verify`` hashes
+every file, with the program that comes with the build.
+
+Tensors that ``needed.json`` names (``harness warm`` writes it) are not pruned.
 
     rpc_cache.py start DIR --max BYTES --keep-free BYTES     before rpc-server starts
     rpc_cache.py stop DIR                                    after it ended
     rpc_cache.py prune DIR --max BYTES --keep-free BYTES     at any time
+    rpc_cache.py verify DIR --tool llama-tensor-cache        at any time
+    rpc_cache.py need DIR < names                            what the current plan needs; no names: nothing
 """
 
 import argparse
@@ -24,6 +29,7 @@ import contextlib
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -82,9 +88,8 @@ def suspects(found: list[Entry], run: dict[str, float], free: int) -> dict[Path,
     return reasons
 
 
-def surplus(found: list[Entry], cap: int, missing: int) -> list[Entry]:
-    """Files to remove, oldest use first, until the cache is below its cap and ``missing`` bytes are freed."""
-    excess = max(sum(e.size for e in found) - cap, missing)
+def surplus(found: list[Entry], excess: int) -> list[Entry]:
+    """Files to remove, oldest use first, until ``excess`` bytes are freed."""
     chosen = []
     for entry in found:
         if excess <= 0:
@@ -116,7 +121,7 @@ def read_state(path: Path) -> dict[str, float]:
         return {"started": 0.0}
 
 
-def write_state(path: Path, state: dict[str, float]) -> None:
+def write_state(path: Path, state: object) -> None:
     """Write a state file so that it is either old or new, never cut."""
     new = path.with_suffix(".new")
     with new.open("w") as stream:
@@ -126,11 +131,63 @@ def write_state(path: Path, state: dict[str, float]) -> None:
     new.replace(path)
 
 
+def needed(cache: Path) -> set[str]:
+    """Names of the tensors that the current plan needs."""
+    try:
+        return {str(name) for name in json.loads((cache / "needed.json").read_text())}
+    except (FileNotFoundError, ValueError, TypeError):
+        return set()
+
+
+def need(cache: Path, lines: list[str]) -> None:
+    """Keep the names of what the current plan needs.
+
+    Raises:
+        SystemExit: a line is no name.
+    """
+    names = [line.strip() for line in lines if line.strip()]
+    if strangers := [name for name in names if not NAME.match(name)]:
+        raise SystemExit(f"rpc_cache.py: '{strangers[0]}' is no name of a cached tensor (16 hex digits)")
+    write_state(cache / "needed.json", names)
+
+
 def prune(cache: Path, cap: int, keep_free: int) -> None:
-    """Bring the cache below its cap."""
-    found = entries(cache)
-    for entry in surplus(found, cap, keep_free - free_bytes(cache) if found else 0):
+    """Bring the cache below its cap, as far as that goes without what the current plan needs."""
+    found, kept = entries(cache), needed(cache)
+    spare = [entry for entry in found if entry.path.name not in kept]
+    missing = keep_free - free_bytes(cache) if found else 0
+    excess = max(sum(entry.size for entry in found) - cap, missing)
+    chosen = surplus(spare, excess)
+    for entry in chosen:
         drop(entry.path, entry.size, "the cache is above its cap, or the disk is nearly full")
+    if (left := excess - sum(entry.size for entry in chosen)) > 0 and kept:
+        print(f"{left / 1e6:.1f} MB above the cap are needed by the current plan and stay", flush=True)
+
+
+def verify(cache: Path, tool: str) -> None:
+    """Hash every cached tensor and drop those whose name does not hold.
+
+    Raises:
+        SystemExit: the program that hashes cannot be run.
+    """
+    folder = cache / "rpc"
+    if not folder.is_dir():
+        print("verified 0 tensors (0.0 MB)", flush=True)
+        return
+    try:
+        hashed = subprocess.run([tool, "check", str(folder)], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(
+            f"rpc_cache.py: cannot run {tool}: {getattr(error, 'stderr', '') or error}"
+        ) from None
+    good = 0
+    for line in hashed.stdout.splitlines():
+        name, size, word, _ = line.split()
+        if word == "ok":
+            good += int(size)
+        else:
+            drop(folder / name, int(size), "its bytes are not what its name says")
+    print(f"verified {len(hashed.stdout.splitlines())} tensors ({good / 1e6:.1f} MB good)", flush=True)
 
 
 def check(cache: Path, run: dict[str, float]) -> None:
@@ -144,12 +201,19 @@ def check(cache: Path, run: dict[str, float]) -> None:
 def main() -> int:
     """Run one command."""
     parser = argparse.ArgumentParser(description="check and prune rpc-server's tensor cache")
-    parser.add_argument("command", choices=["start", "stop", "prune"])
+    parser.add_argument("command", choices=["start", "stop", "prune", "verify", "need"])
     parser.add_argument("cache", type=Path)
     parser.add_argument("--max", type=int, default=sys.maxsize)
     parser.add_argument("--keep-free", type=int, default=0)
+    parser.add_argument("--tool", default="/opt/llama.cpp/current/bin/llama-tensor-cache")
     options = parser.parse_args()
     running, ended = options.cache / "running.json", options.cache / "ended.json"
+    if options.command == "verify":
+        verify(options.cache, options.tool)
+        return 0
+    if options.command == "need":
+        need(options.cache, sys.stdin.read().splitlines())
+        return 0
     if options.command == "stop":
         if state := read_state(running):
             write_state(ended, {**state, "ended": time.time()})
