@@ -11,6 +11,7 @@ from harness.errors import HarnessError
 from harness.router.app import create_app
 from harness.router.config import load_config
 from harness.router.drain import Drain, DrainingServer
+from harness.router.guarded import guarded_protocol, limits_of
 from harness.router.logs import configure_logging
 from harness.settings import NODE_CONFIG
 
@@ -33,6 +34,9 @@ def main() -> None:
     _spare_the_collector()
     settings = uvicorn.Config(
         app,
+        http=guarded_protocol(limits_of(config)),
+        # uvloop's children have every signal's default restored; the coordinator must go on ignoring SIGPIPE.
+        loop="asyncio",
         host=config.address,
         port=config.port,
         log_config=None,
@@ -41,7 +45,8 @@ def main() -> None:
         server_header=False,
         # The coordinator is stopped first, and its requests get their error: this is for what hangs then.
         timeout_graceful_shutdown=round(config.drain_s + config.stop_deadline_s) + 5,
-        h11_max_incomplete_event_size=64 * 1024,
+        backlog=min(config.connections_limit, 2048),
+        h11_max_incomplete_event_size=2 * config.head_limit_bytes,
     )
     server = DrainingServer(settings, drain)
     server.run()

@@ -21,6 +21,7 @@ from harness.router.coordinator import Coordinator
 from harness.router.drain import Drain
 from harness.router.errors import RouterError
 from harness.router.exchange import Exchange, route_header
+from harness.router.guarded import limits_of
 from harness.router.logs import log
 from harness.router.metrics import Metrics
 from harness.router.nodes import node_samples
@@ -30,6 +31,7 @@ from harness.router.openai_api import OpenAiApi
 from harness.router.operation import Operation
 from harness.router.planning_api import PlanningApi
 from harness.router.pool import Pool
+from harness.router.shortcut import Shortcut
 from harness.router.wire import respond
 
 _KEEP_ALIVE_S = 4
@@ -68,7 +70,7 @@ def create_app(config: RouterConfig, drain: Drain) -> ASGIApp:
             app.router.routes += about.routes
             _add_admin(app, admin)
             _add_planning(app, PlanningApi(config, coordinator.planner))
-            _add_operation(app, Operation(config, coordinator, metrics))
+            _add_operation(app, Operation(config, coordinator, metrics, nodes))
             drain.tell(coordinator.refuse)
             log("router ready", address=config.address, port=config.port, models=exchange.models())
             try:
@@ -85,7 +87,13 @@ def create_app(config: RouterConfig, drain: Drain) -> ASGIApp:
         HTTPException: _no_such_path,
     }
     app = Starlette(lifespan=lifespan, exception_handlers=handlers)  # type: ignore[arg-type]
-    return Gate(app, router_keys=router_keys, admin_key=admin_key, metrics=metrics)
+    return Gate(
+        Shortcut(app),
+        router_keys=router_keys,
+        admin_key=admin_key,
+        metrics=metrics,
+        limits=limits_of(config),
+    )
 
 
 def _add_admin(app: Starlette, admin: Admin) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harness.router.errors import RouterError
+from harness.router.guarded import Limits
 from harness.router.logs import log, request_id
 from harness.router.metrics import Metrics
 from harness.router.observe import Observed
@@ -22,17 +23,27 @@ _BOTH = frozenset({"/metrics"})
 _ADMIN = "/admin/"
 _APIS = {"v1": "openai", "api": "ollama", "admin": "admin"}
 _MODELS = ("openai", "ollama")
+_UNAUTHORIZED = RouterError(401, "unauthorized", "missing or wrong bearer key for this path")
 _ID = re.compile(rb"^[\w.:-]{1,64}$")
 
 
 class Gate:
     """Outermost layer: request id, bearer key, one log line and one count per request."""
 
-    def __init__(self, app: ASGIApp, *, router_keys: Sequence[str], admin_key: str, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        router_keys: Sequence[str],
+        admin_key: str,
+        metrics: Metrics,
+        limits: Limits | None = None,
+    ) -> None:
         self._app = app
         self._router_keys = [key.encode() for key in router_keys]
         self._admin_keys = [admin_key.encode()]
         self._metrics = metrics
+        self._limits = limits
 
     def _admits(self, path: str, authorization: bytes) -> bool:
         if path in _OPEN:
@@ -71,10 +82,12 @@ class Gate:
             await send(message)
 
         try:
-            if self._admits(path, headers.get(b"authorization", b"")):
+            if self._limits and (refusal := self._limits.refusal(scope)):
+                await _refuse(send_seen, refusal, path)
+            elif self._admits(path, headers.get(b"authorization", b"")):
                 await self._app(scope, receive, send_seen)
             else:
-                await _refuse(send_seen, path)
+                await _refuse(send_seen, _UNAUTHORIZED, path)
         finally:
             if watch := state.get("watch"):
                 watch.close()
@@ -83,9 +96,11 @@ class Gate:
                 log("request", method=scope["method"], path=path, ms=took, **seen.end())
 
 
-async def _refuse(send: Send, path: str) -> None:
-    refused = RouterError(401, "unauthorized", "missing or wrong bearer key for this path")
-    body = refused.ollama_body() if path.startswith("/api/") else refused.body()
-    headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
-    await send({"type": "http.response.start", "status": 401, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+async def _refuse(send: Send, error: RouterError, path: str) -> None:
+    body = json.dumps(error.ollama_body() if path.startswith("/api/") else error.body()).encode()
+    headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
+    headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if error.status == _UNAUTHORIZED.status:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

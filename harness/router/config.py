@@ -112,6 +112,12 @@ class RouterConfig(BaseModel):
     redis: RedisSettings | None = None
     """Where the nodes' samples are, read only; without it backends are judged by what the head node sees."""
     body_limit_bytes: int = 32 * _MIB
+    head_limit_bytes: int = Field(64 * 1024, ge=1024)
+    headers_limit: int = Field(100, ge=8)
+    head_timeout_s: float = Field(10, gt=0)
+    """How long a client may take to send a request's head, or, on a new connection, to begin."""
+    connections_limit: int = Field(4096, ge=1)
+    """Connections of clients that are open at once; one more is refused with 503."""
 
 
 def load_config(path: Path) -> RouterConfig:

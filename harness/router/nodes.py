@@ -7,7 +7,7 @@ from harness.errors import HarnessError
 from harness.monitor.config import MonitorError
 from harness.monitor.latest import AsyncLatestReader
 from harness.monitor.sample import Sample
-from harness.monitor.state import State, backend_state
+from harness.monitor.state import BackendState, State, backend_state
 from harness.monitor.store import RedisSettings
 from harness.router.logs import log
 
@@ -66,6 +66,12 @@ class NodeSamples:
         """Memory that a load may still take on ``node``; None where it is not known."""
         sample = self._samples.get(node)
         return sample.memory.available_bytes if sample else None
+
+    def states(self, nodes: list[str]) -> dict[str, BackendState]:
+        """State of the backend of each node; nothing where there is no Redis to ask."""
+        if self._reader is None:
+            return {}
+        return {node: backend_state(self._samples.get(node), self._now_ns) for node in nodes}
 
     def in_use(self, node: str) -> str | None:
         """Why the backend of ``node`` must not be connected to; None where its monitor shows no reason."""

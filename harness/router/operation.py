@@ -5,18 +5,23 @@ import os
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from harness.monitor.state import BackendState, State
 from harness.router.config import RouterConfig
 from harness.router.coordinator import Coordinator
 from harness.router.metrics import Metrics
+from harness.router.nodes import NodeSamples
 
 
 class Operation:
     """Handlers of ``/healthz``, ``/readyz`` and ``/metrics``."""
 
-    def __init__(self, config: RouterConfig, coordinator: Coordinator, metrics: Metrics) -> None:
+    def __init__(
+        self, config: RouterConfig, coordinator: Coordinator, metrics: Metrics, nodes: NodeSamples
+    ) -> None:
         self._config = config
         self._coordinator = coordinator
         self._metrics = metrics
+        self._nodes = nodes
 
     async def healthz(self, request: Request) -> Response:
         """It answers, so it is alive."""
@@ -31,11 +36,22 @@ class Operation:
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus' page; states are those of this moment."""
+        names = [backend.node for backend in self._config.backends]
+        await self._nodes.refresh(names)
+        states = self._nodes.states(names)
+        queue = self._coordinator.queue
         self._metrics.show_phase(self._coordinator.state.phase)
+        self._metrics.show_queue(len(queue), queue[0].age_s if queue else 0)
+        self._metrics.show_states("backend", {node: seen.state for node, seen in states.items()})
+        self._metrics.show_states("node", {node: _node_state(seen) for node, seen in states.items()})
         waiting = self._coordinator.queue
         self._metrics.show_queue(len(waiting), waiting[0].age_s if waiting else 0)
         body, content_type = self._metrics.page(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
+
+
+def _node_state(backend: BackendState) -> str:
+    return "silent" if backend.state is State.SILENT else "heard"
 
 
 def not_ready(config: RouterConfig, *, closing: bool) -> list[str]:

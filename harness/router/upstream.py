@@ -19,17 +19,21 @@ _CLOSED_REQUEST = 499
 _MOST_HELD_BYTES = 1024 * 1024
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int, *, timeout_s: float = 60) -> bytes:
     """The request's body.
 
     Raises:
-        RouterError: it is longer than ``limit`` bytes (413).
+        RouterError: it is longer than ``limit`` bytes (413), or took longer than ``timeout_s`` to come (408).
     """
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise RouterError(413, "too_large", f"the body is longer than {limit} bytes")
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise RouterError(413, "too_large", f"the body is longer than {limit} bytes")
+    except TimeoutError:
+        raise RouterError(408, "body_timeout", f"the body took longer than {timeout_s:g} s") from None
     return bytes(body)
 
 
