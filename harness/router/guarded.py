@@ -6,6 +6,7 @@ plain text. Here each refusal is a JSON error like every other one.
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from harness.router.config import RouterConfig
 from harness.router.errors import RouterError
+from harness.router.upstream import LEAVING
 
 _PHRASES = {
     400: b"Bad Request",
@@ -70,6 +72,7 @@ class GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         super().__init__(*args, **kwargs)
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._leaving: list[Callable[[], None]] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it if there are too many."""
@@ -81,8 +84,11 @@ class GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Forget it; who works for the request that it had is told."""
         self._end_head()
+        if self.cycle and not self.cycle.response_complete:
+            for leave in self._leaving:
+                leave()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -96,6 +102,7 @@ class GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             return
         if self.cycle is not before:
             self._end_head()
+            self._leaving = self.cycle.scope["state"][LEAVING] = []
             return
         self._begin_head()
         self._head_bytes += len(data)

@@ -84,6 +84,8 @@ def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
 
 def configure_logging() -> None:
     """Send every line, uvicorn's and aiohttp's included, to stderr as JSON."""
+    # No line shows these; each costs with every record.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = HeldLines(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

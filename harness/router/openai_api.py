@@ -44,7 +44,7 @@ class OpenAiApi:
         call = await while_connected(request, self._exchange.open(request, model))
         async with AsyncExitStack() as stack:
             stack.push_async_exit(call.held)
-            sending = self._exchange.send(call, request.url.path, body, stack)
+            sending = self._exchange.send(call, request.scope["path"], body, stack)
             answer = await while_connected(request, sending)
             media_type = answer.headers.get("content-type", "application/json")
             if not media_type.startswith(_SSE):

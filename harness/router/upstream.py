@@ -1,7 +1,7 @@
 """Requests to pool servers and to the coordinator, and their answers relayed as bytes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar, cast
 
 import aiohttp
@@ -15,6 +15,8 @@ T = TypeVar("T")
 BROKEN = (aiohttp.ClientError, ConnectionError, TimeoutError)
 """What a server that goes away in the middle looks like."""
 
+LEAVING = "leaving"
+"""In a request's state: what its connection calls when it is lost before the answer has ended."""
 _CLOSED_REQUEST = 499
 _MOST_HELD_BYTES = 1024 * 1024
 
@@ -25,15 +27,20 @@ async def read_body(request: Request, limit: int, *, timeout_s: float = 60) -> b
     Raises:
         RouterError: it is longer than ``limit`` bytes (413), or took longer than ``timeout_s`` to come (408).
     """
-    body = bytearray()
-    try:
-        async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limit:
-                    raise RouterError(413, "too_large", f"the body is longer than {limit} bytes")
-    except TimeoutError:
-        raise RouterError(408, "body_timeout", f"the body took longer than {timeout_s:g} s") from None
+    message = await request.receive()
+    body = bytearray(message.get("body", b""))
+    if message.get("more_body"):  # hardly ever: nearly every body comes in one piece
+        try:
+            async with asyncio.timeout(timeout_s):
+                while message.get("more_body") and len(body) <= limit:
+                    message = await request.receive()
+                    body += message.get("body", b"")
+        except TimeoutError:
+            raise RouterError(408, "body_timeout", f"the body took longer than {timeout_s:g} s") from None
+    if message["type"] == "http.disconnect":
+        raise ClientLeftError
+    if len(body) > limit:
+        raise RouterError(413, "too_large", f"the body is longer than {limit} bytes")
     return bytes(body)
 
 
@@ -45,12 +52,19 @@ class ClientLeftError(RouterError):
 
 
 class ClientWatch:
-    """Knows when the client of one request leaves: one task for the whole of it."""
+    """Knows when the client of one request leaves.
 
-    def __init__(self, receive: Receive) -> None:
+    The connection tells it, where that can (``LEAVING``); else one task waits for it, as ASGI has it.
+    """
+
+    def __init__(self, receive: Receive, leaving: list[Callable[[], None]] | None = None) -> None:
         self.left = False
         self._worker: asyncio.Task[Any] | None = None
-        self._task = asyncio.create_task(self._watch(receive))
+        self._task: asyncio.Task[None] | None = None
+        if leaving is None:
+            self._task = asyncio.create_task(self._watch(receive))
+        else:
+            leaving.append(self._leave)
 
     @classmethod
     def of(cls, scope: Scope, receive: Receive) -> "ClientWatch":
@@ -58,12 +72,15 @@ class ClientWatch:
         state = scope.setdefault("state", {})
         watch: ClientWatch | None = state.get("watch")
         if watch is None:
-            watch = state["watch"] = cls(receive)
+            watch = state["watch"] = cls(receive, state.get(LEAVING))
         return watch
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        self._leave()
+
+    def _leave(self) -> None:
         self.left = True
         if self._worker:
             self._worker.cancel()
@@ -90,7 +107,8 @@ class ClientWatch:
 
     def close(self) -> None:
         """The answer has ended."""
-        self._task.cancel()
+        if self._task:
+            self._task.cancel()
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
