@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict
-
 from harness.models.gguf import GgufModel
+from harness.planner.offer import LoadForecast
 from harness.planner.plan import Plan
 
 OFFERED_BYTES = 10 * 1024 * 1024
@@ -25,24 +24,6 @@ class Rates:
     """Of the head node, reading the model with a cold page cache."""
     hash_bytes_per_s: float = _HASH_BYTES_PER_S
     """Of llama.cpp's hash of a tensor, on the head node."""
-
-
-class LoadForecast(BaseModel):
-    """What a first load will take at least. Bytes and seconds."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    wire_bytes: dict[str, int]
-    """By node, what has to cross its link."""
-    wire_s: float
-    hash_bytes: int
-    hash_s: float
-    disk_bytes: int
-    disk_s: float
-    load_s: float
-    """The longer of reading the disk and of hashing and sending, which llama.cpp does tensor by tensor."""
-    swap_bytes: dict[str, int]
-    """By node, what will not fit into its memory; empty where everything does."""
 
 
 def forecast_load(

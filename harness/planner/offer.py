@@ -2,8 +2,25 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.planner.forecast import LoadForecast
 from harness.planner.plan import Plan
+
+
+class LoadForecast(BaseModel):
+    """What a first load will take at least. Bytes and seconds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wire_bytes: dict[str, int]
+    """By node, what has to cross its link."""
+    wire_s: float
+    hash_bytes: int
+    hash_s: float
+    disk_bytes: int
+    disk_s: float
+    load_s: float
+    """The longer of reading the disk and of hashing and sending, which llama.cpp does tensor by tensor."""
+    swap_bytes: dict[str, int]
+    """By node, what will not fit into its memory; empty where everything does."""
 
 
 class Offer(BaseModel):

@@ -5,12 +5,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.inventory import Inventory, Node, load_inventory
-from harness.lab.spec import parse_size
-from harness.models.resolve import resolve_model
-from harness.planner.forecast import Rates, forecast_load
 from harness.planner.offer import Offer
-from harness.planner.placement import head_share, make_plan
-from harness.planner.supply import BackendMemory
 from harness.trials.client import LoadRequest, RouterClient, RouterRefusedError, router_address
 from harness.trials.nodes import read_state
 
@@ -34,6 +29,16 @@ async def ask_for_plan(path: Path, asked: LoadRequest) -> Offer:
         reason: HarnessError = refused
     except HarnessError as error:
         reason = error
+    return await _plan_here(inventory, asked, reason)
+
+
+async def _plan_here(inventory: Inventory, asked: LoadRequest, reason: HarnessError) -> Offer:
+    # Not paid for where the router answers.
+    from harness.models.resolve import resolve_model
+    from harness.planner.forecast import Rates, forecast_load
+    from harness.planner.placement import head_share, make_plan
+    from harness.planner.supply import BackendMemory
+
     try:
         header = resolve_model(asked.model).gguf
     except HarnessError as error:
@@ -54,6 +59,8 @@ async def ask_for_plan(path: Path, asked: LoadRequest) -> Offer:
 
 async def _backends(inventory: Inventory) -> tuple[list[tuple[Node, int]], dict[str, str]]:
     """Memory of each backend: the inventory's ``router_backend_memory``, else asked over SSH."""
+    from harness.lab.spec import parse_size
+
     read: dict[str, str] = {}
 
     async def memory(node: Node) -> int:
