@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from harness.diagnosis import exits
@@ -18,7 +19,11 @@ from harness.trials.nodes import run_script
 RPC_UNIT = "llama-rpc-server.service"
 _LINES = 2000
 _LOOK_S = 3.1
-_STARTED = "Started "
+_SYSTEMD = " systemd["
+_STARTS = ("]: Starting ", "]: Started ")
+_STOPPING = "]: Stopping "
+_CLEAN = ": Deactivated successfully"
+"""What systemd logs of a main process that ended as its unit allows."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def unit_inputs(node: str, unit: str, answer: Mapping[str, Any], builds: Mapping
         waiting=stalled,
         exit=None if running else ended,
         logs={f"journal {node}": answer["journal"] if running else lines},
-        journal={node: answer["kernel"]},
+        journal={node: answer["kernel"] if running else during(answer["kernel"], lines)},
         unit={} if running else properties,
         builds=builds if is_backend else {},
         backends={node: seen} if is_backend else {},
@@ -105,14 +110,50 @@ def last_end(journal: Sequence[str]) -> tuple[list[str], ExitStatus | None]:
 
     Without an end in it, all of the journal.
     """
-    ends = [index for index, line in enumerate(journal) if exits.from_journal(line)]
+    ends = [i for i, line in enumerate(journal) if exits.from_journal(line) or _CLEAN in line]
     if not ends:
         return list(journal), None
     last = ends[-1]
-    starts = [index for index, line in enumerate(journal[:last]) if _STARTED in line and "systemd" in line]
+    starts = [i for i, line in enumerate(journal) if _SYSTEMD in line and any(w in line for w in _STARTS)]
+    # A process may print before systemd says that it is started.
+    first = max((i for i in starts if i < last and _STARTS[0] in journal[i]), default=None)
+    if first is None:
+        first = max((i for i in starts if i < last), default=0)
     # systemd says why right after the end: "Failed with result", "killed by the OOM killer".
-    after = next((i for i in range(last + 1, len(journal)) if _STARTED in journal[i]), len(journal))
-    return list(journal[starts[-1] if starts else 0 : after]), exits.from_journal(journal[last])
+    after = min((i for i in starts if i > last), default=len(journal))
+    lines = list(journal[first:after])
+    return lines, exits.from_journal(journal[last]) or _clean_end(lines)
+
+
+def _clean_end(lines: Sequence[str]) -> ExitStatus:
+    """The end of a process that systemd calls clean: it was told to stop, or exited with 0.
+
+    rpc-server exits with 0 on fatal start errors too.
+    """
+    told = any(_STOPPING in line for line in lines)
+    return ExitStatus(time_ns=0, signal=int(exits.TERM)) if told else ExitStatus(time_ns=0, code=0)
+
+
+def during(kernel: Sequence[str], lines: Sequence[str]) -> list[str]:
+    """Those of the kernel's lines that are as old as a process: an older kill explains nothing of its end.
+
+    Args:
+        kernel: lines as ``journalctl -o short-iso-precise`` prints them.
+        lines: the journal's lines of that process, printed the same way.
+    """
+    times = [moment for line in lines if (moment := _time(line))]
+    if not times:
+        return list(kernel)
+    first, last = min(times), max(times) + timedelta(seconds=1)
+    return [line for line in kernel if (moment := _time(line)) is None or first <= moment <= last]
+
+
+def _time(line: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(line.partition(" ")[0])
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else None
 
 
 def _state(properties: Mapping[str, str]) -> str:

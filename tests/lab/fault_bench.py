@@ -12,14 +12,18 @@ import aiohttp
 from harness.diagnosis.model import Diagnosis
 from harness.inventory import Inventory, Node
 from harness.lab.spec import LabSpec
+from harness.planner.plan import Plan
 from harness.runs.schema import CoordinatorPhase, CoordinatorState
 from harness.runs.store import RunFolder
 from harness.trials.client import LoadRequest, RouterClient, RouterRefusedError, router_address
 from harness.trials.context import Context
+from harness.trials.coordinator import keep_log
+from harness.trials.evidence import diagnose_waiting, diagnose_with_nodes
 from harness.trials.lab import lab_of
 from harness.trials.nodes import run_on
 from harness.trials.samples import Sampler
 from harness.trials.stream import chat_session
+from harness.trials.units import RPC_UNIT, diagnose_units
 
 MODEL = "1b-q8_0"
 """The smallest that the router sends to the coordinator."""
@@ -44,6 +48,7 @@ class FaultBench:
     """The lab with everything deployed, and a run's context around it."""
 
     ctx: Context
+    splits: dict[str, Plan]
 
     @property
     def inventory(self) -> Inventory:
@@ -64,8 +69,17 @@ class FaultBench:
         return next(node for node in self.inventory.backends if node is not self.head)
 
     async def load(self, model: str = MODEL, **asked: Any) -> CoordinatorState:
-        """Load a model and expect it to be ready."""
-        return await self.ctx.router.load(LoadRequest(model=model, deadline_s=120, **asked))
+        """Load a model and expect it to be ready, split as the first time whatever samples say."""
+        if model in self.splits:
+            asked = {"plan": self.splits[model], **asked}
+        state = await self.ctx.router.load(LoadRequest(model=model, deadline_s=120, **asked))
+        assert state.plan
+        self.splits.setdefault(model, state.plan)
+        assert {share.node for share in state.plan.shares if share.layers} == {
+            self.head.name,
+            self.other.name,
+        }
+        return state
 
     async def refused(self, model: str = MODEL, **asked: Any) -> RouterRefusedError:
         """Load a model and expect that it fails."""
@@ -75,12 +89,13 @@ class FaultBench:
             return error
         raise AssertionError(f"{model} was loaded all the same")
 
-    async def ended(self) -> CoordinatorState:
-        """State of the coordinator once it has ended and its end is diagnosed."""
+    async def ended(self, start: CoordinatorState) -> CoordinatorState:
+        """State of one start once it has ended and its end is diagnosed; another may be up by then."""
+        assert start.start_id
         async with asyncio.timeout(60):
             while True:
-                state = await self.ctx.router.coordinator()
-                if state.phase is CoordinatorPhase.ENDED and state.diagnosis:
+                state = await self.ctx.router.start(start.start_id)
+                if state and state.phase is CoordinatorPhase.ENDED and state.diagnosis:
                     return state
                 await asyncio.sleep(0.1)
 
@@ -106,6 +121,26 @@ class FaultBench:
                 assert b'"error"' not in line, line
             yield Asked(answer)
 
+    async def explain(self, state: CoordinatorState) -> None:
+        """Have the nodes' evidence taken into the diagnosis of an end, as a trial does."""
+        await keep_log(self.ctx, state)
+        await diagnose_with_nodes(self.ctx, state)
+
+    async def waiting(self) -> tuple[str, str]:
+        """Class and deciding line of the coordinator that runs and makes no progress now."""
+        state = await self.ctx.router.coordinator()
+        state.diagnosis = None
+        await diagnose_waiting(self.ctx, state)
+        return decided_by(state.diagnosis)
+
+    async def backend(self, until: str) -> tuple[str, str]:
+        """Class and deciding line of the other node's rpc-server, once its class is ``until``."""
+        for _ in range(10):
+            (found,) = await diagnose_units([self.other], RPC_UNIT)
+            if found.diagnosis.failure_class == until:
+                break
+        return decided_by(found.diagnosis)
+
     async def on(self, node: Node, *argv: str) -> str:
         """Output of a command on a node, whatever its exit status."""
         done = await run_on(node, *argv, root=True, deadline_s=60)
@@ -125,7 +160,9 @@ def decided_by(diagnosis: Diagnosis | None) -> tuple[str, str]:
 
 
 @asynccontextmanager
-async def fault_bench(inventory: Inventory, folder: Path) -> AsyncIterator[FaultBench]:
+async def fault_bench(
+    inventory: Inventory, folder: Path, splits: dict[str, Plan]
+) -> AsyncIterator[FaultBench]:
     """A bench whose run is kept in ``folder``; its coordinator is stopped in the end."""
     run = RunFolder.create(folder, "faults")
     async with RouterClient(router_address(inventory)) as router:
@@ -143,7 +180,7 @@ async def fault_bench(inventory: Inventory, folder: Path) -> AsyncIterator[Fault
         )
         sampler.begin()
         try:
-            yield FaultBench(ctx)
+            yield FaultBench(ctx, splits)
         finally:
             await router.unload(0)
             await sampler.end()

@@ -1,26 +1,49 @@
 """Faults caused on real machines, and what the harness says of each: class, and deciding line."""
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from fault_bench import MODEL, FaultBench, decided_by, fault_bench
 from harness.diagnosis.classify import classify
-from harness.diagnosis.evidence import Inputs
+from harness.diagnosis.evidence import RPC_SERVER, Inputs
+from harness.planner.plan import Plan
+from harness.trials.evidence import diagnose_ready
 from harness.trials.faults.fault import injected
-from harness.trials.faults.files import TruncatedModel
-from harness.trials.faults.processes import KillBackend, KillCoordinator
-from harness.trials.faults.starts import ClosedPort, OtherProtocol
+from harness.trials.faults.files import SmallCacheDisk, TruncatedModel
+from harness.trials.faults.links import CutLink
+from harness.trials.faults.memory import SqueezeMemory, StarveIntoSwap
+from harness.trials.faults.processes import BackendByHand, FreezeBackend, KillBackend, KillCoordinator
+from harness.trials.faults.starts import ClosedPort, OtherBuild, OtherProtocol, TakenPort, WrongFlag
 from lab_under_test import LabUnderTest
 
 OTHER_PROTOCOL, OTHER_BUILD = 6666, 6792
 
+# Says HELLO, asks for the device's memory a thousand times over, and leaves without waiting for an answer.
+LEAVE = """
+import socket, struct, sys
+peer = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5)
+peer.sendall(bytes([14]) + bytes(8))
+greeting = b""
+while len(greeting) < 11:
+    greeting += peer.recv(11 - len(greeting)) or sys.exit("closed")
+peer.sendall((bytes([11]) + struct.pack("<QI", 4, 0)) * 1000)
+peer.close()
+"""
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, Plan]:
+    """Plans that were made while both nodes had all their memory, by model."""
+    return {}
+
 
 @pytest.fixture
-async def bench(deployed: LabUnderTest, tmp_path: Path) -> AsyncIterator[FaultBench]:
+async def bench(deployed: LabUnderTest, tmp_path: Path, splits: dict[str, Plan]) -> AsyncIterator[FaultBench]:
     """The deployed lab; nothing is loaded before and after."""
-    async with fault_bench(deployed.inventory, tmp_path) as bench:
+    async with fault_bench(deployed.inventory, tmp_path, splits) as bench:
         await bench.ctx.router.unload(0)
         yield bench
 
@@ -31,6 +54,15 @@ def other_builds(deployed: LabUnderTest) -> None:
     for build in (OTHER_PROTOCOL, OTHER_BUILD):
         playbook = Path(__file__).with_name("other_build.yml")
         deployed.ansible(playbook, limit="node1", llama_cpp_build=build)
+
+
+async def until(wanted: str, look: Callable[[], Awaitable[tuple[str, str]]]) -> tuple[str, str]:
+    """What looks give once their class is ``wanted``, or the last of ten."""
+    for _ in range(10):
+        found = await look()
+        if found[0] == wanted:
+            break
+    return found
 
 
 async def test_sigterm_to_an_idle_coordinator_is_a_stop(bench: FaultBench) -> None:
@@ -51,20 +83,23 @@ async def test_sigterm_with_a_request_in_flight_is_no_crash(bench: FaultBench) -
 
 
 async def test_killed_backend_is_lost_to_its_coordinator(bench: FaultBench) -> None:
-    await bench.load()
+    start = await bench.load()
     async with bench.asked() as asked, injected(KillBackend(bench.other)):
-        state = await bench.ended()
+        state = await bench.ended(start)
         assert "backend_lost" in await asked.rest()
+        await bench.explain(state)
     failure, line = decided_by(state.diagnosis)
     assert failure == "backend_lost"
     assert "Remote RPC server crashed or returned malformed response" in line
+    told = {item.source: item.line for item in state.diagnosis.evidence} if state.diagnosis else {}
+    assert told["journal node1"].endswith("Main process exited, code=killed, status=9/KILL")
 
 
 async def test_killed_coordinator_was_stopped_busy_by_the_fault(bench: FaultBench) -> None:
     state = await bench.load()
     assert state.pid
     async with bench.asked() as asked, injected(KillCoordinator(bench.head, state.pid, 1)) as fault:
-        state = await bench.ended()
+        state = await bench.ended(state)
         assert '"error"' in await asked.rest()
     found = classify(Inputs(exit=state.exit, signals=fault.signals))
     failure, line = decided_by(found)
@@ -86,6 +121,117 @@ async def test_unknown_flag_is_named(bench: FaultBench) -> None:
     failure, line = decided_by(refusal.state.diagnosis)
     assert failure == "bad_arguments"
     assert line.endswith("error: invalid argument: --no-such-flag")
+
+
+async def test_backend_started_with_an_unknown_flag_says_which(bench: FaultBench) -> None:
+    async with injected(WrongFlag(bench.other)):
+        failure, line = await bench.backend("bad_arguments")
+    assert failure == "bad_arguments"
+    assert line.endswith("error: unknown argument: --no-such-flag")
+
+
+async def test_backend_whose_port_is_taken_says_so(bench: FaultBench) -> None:
+    async with injected(TakenPort(bench.other)):
+        failure, line = await bench.backend("port_in_use")
+    assert failure == "port_in_use"
+    assert line.endswith("Failed to create server socket")
+
+
+async def test_backend_killed_for_memory_is_told_by_its_kernel(bench: FaultBench) -> None:
+    split = (await bench.load()).plan
+    await bench.ctx.router.unload(0)
+    async with injected(SqueezeMemory(bench.other, lab=bench.lab)):
+        refusal = await bench.refused(plan=split)
+        assert refusal.state
+        await bench.explain(refusal.state)
+        failure, line = await bench.backend("oom_killed")
+    assert failure == "oom_killed"
+    assert re.search(r"kernel: .*(oom-kill|Killed process \d+ \(rpc-server\))", line)
+    failure, line = decided_by(refusal.state.diagnosis)
+    assert failure == "backend_lost"
+    assert refusal.state.diagnosis
+    told = {item.source: item.line for item in refusal.state.diagnosis.evidence}
+    assert told["journal node1"].endswith("Main process exited, code=killed, status=9/KILL")
+
+
+async def test_frozen_backend_is_stalled_and_its_state_says_why(bench: FaultBench) -> None:
+    start = await bench.load()
+    async with bench.asked(), injected(FreezeBackend(bench.other)):
+        failure, line = await bench.waiting()
+        assert failure == "backend_stalled"
+        assert re.fullmatch(r"process node1 \| rpc-server is stopped \(state T\), peer \S+:\d+", line)
+        # The router finds it too, and ends what would wait for ever.
+        state = await bench.ended(start)
+        await bench.explain(state)
+    failure, line = decided_by(state.diagnosis)
+    assert failure == "backend_stalled"
+    assert "(state T)" in line
+
+
+async def test_pulled_cable_is_a_partition(bench: FaultBench) -> None:
+    await bench.load()
+    async with bench.asked(), injected(CutLink(bench.other, bench.head, bench.lab)):
+        failure, line = await bench.waiting()
+    assert failure == "network_partition"
+    assert line.startswith("node node1 | the node cannot be reached")
+
+
+async def test_dropped_packets_are_a_partition_though_the_node_answers(bench: FaultBench) -> None:
+    await bench.load()
+    async with bench.asked(), injected(CutLink(bench.other, bench.head)):
+        failure, line = await until("network_partition", bench.waiting)
+    assert failure == "network_partition"
+    assert re.match(r"node node1 \| node[12]: \d+ bytes to \S+ unacknowledged", line)
+    assert "llama_fault" not in await bench.on(bench.other, "nft", "list", "tables")
+
+
+async def test_starved_backend_thrashes(bench: FaultBench) -> None:
+    await bench.load()
+    async with bench.asked(), injected(StarveIntoSwap(bench.other, 160 << 20, bench.lab)):
+        failure, line = await until("swap_thrash", bench.waiting)
+    assert failure == "swap_thrash"
+    assert re.search(r"samples node1 \| rpc-server had up to \d+ MiB in swap; \d+ major faults/s", line)
+
+
+async def test_cache_on_a_full_disk_is_named_with_what_it_cut(bench: FaultBench) -> None:
+    async with injected(SmallCacheDisk(bench.other, lab=bench.lab)):
+        found = await diagnose_ready(bench.ctx, await bench.load())
+        await bench.ctx.router.unload(0)
+    failure, line = decided_by(found)
+    assert failure == "disk_full"
+    assert re.search(
+        r"disk node1 \| /var/cache/llama.cpp/rpc: \d+ bytes free of \d+ MB; \d+ of \d+ cached", line
+    )
+
+
+@pytest.mark.usefixtures("other_builds")
+async def test_another_build_behind_the_same_protocol_is_found_though_it_answers(bench: FaultBench) -> None:
+    async with injected(OtherBuild(bench.other, OTHER_BUILD)):
+        found = await diagnose_ready(bench.ctx, await bench.load())
+        await bench.ctx.router.unload(0)
+    assert found
+    assert found.failure_class == "build_mismatch"
+    assert {f"{item.source} | {item.line}"[:27] for item in found.evidence} == {
+        "build node1 | llama.cpp 679",
+        "build node2 | llama.cpp 675",
+    }
+
+
+async def test_backend_started_by_hand_dies_of_sigpipe_when_its_client_leaves(bench: FaultBench) -> None:
+    """A client that leaves with answers on their way, as a killed coordinator does; a few tries do it."""
+    fault = BackendByHand(bench.other)
+    async with injected(fault):
+        address, _, port = bench.other.rpc_endpoint.rpartition(":")
+        ended, log = None, list[str]()
+        for _ in range(40):
+            await bench.on(bench.head, "python3", "-c", LEAVE, address, port)
+            await asyncio.sleep(0.1)
+            ended, log = await fault.end()
+            if ended:
+                break
+    found = classify(Inputs(process=RPC_SERVER, exit=ended, logs={"log": log}))
+    assert found.failure_class == "sigpipe"
+    assert found.evidence[-1].line == "ended by signal 13 (SIGPIPE), 141 in a shell"
 
 
 async def test_truncated_model_is_refused_with_what_is_missing(bench: FaultBench) -> None:

@@ -9,6 +9,7 @@ from harness.lab.cgroup import Groups
 from harness.lab.spec import LabSpec
 from harness.trials.faults.fault import RPC_UNIT, Fault, on, serve_again
 
+_TRIES = 5
 _PROPERTIES = ("MemoryMax", "MemorySwapMax")
 
 
@@ -79,9 +80,19 @@ class StarveIntoSwap(Fault):
 
 
 def _hold(lab: LabSpec, name: str, headroom: int, swap: int) -> int:
-    """Hold a machine to what it uses now and ``headroom`` bytes; the limit."""
-    limit = Groups().usage(lab.group / name).used + headroom
-    _limit(lab, name, limit, swap)
+    """Hold a machine to what it uses now and ``headroom`` bytes, or a little more; the limit.
+
+    The kernel refuses a limit that it cannot reclaim down to at once.
+    """
+    for tries in range(1, _TRIES + 1):
+        limit = Groups().usage(lab.group / name).used + headroom * tries
+        try:
+            _limit(lab, name, limit, swap)
+        except HarnessError:
+            if tries == _TRIES:
+                raise
+        else:
+            break
     return limit
 
 

@@ -15,6 +15,7 @@ _KILL_IF = 'test "$(cat /proc/$1/comm)" = "$2" && kill -KILL $1'
 _BY_HAND = r"""
 folder=$1 program=$2 address=$3 port=$4
 mkdir -p "$folder"
+cd "$folder"
 start='setpriv --reuid=llama-rpc --regid=llama-rpc --clear-groups "$2" --host "$3" --port "$4" >"$1/log" 2>&1
 echo $? "$(date +%s%N)" >"$1/exit"'
 setsid sh -c "$start" sh "$folder" "$program" "$address" "$port" </dev/null >/dev/null 2>&1 &
@@ -26,7 +27,7 @@ exit 1
 
 _END_BY_HAND = r"""
 [ -e "$1/session" ] || exit 0
-kill -KILL -- "-$(cat "$1/session")" 2>/dev/null
+/bin/kill -KILL -- "-$(cat "$1/session")" 2>/dev/null
 rm -r "$1"
 """
 
@@ -38,13 +39,19 @@ class KillBackend(Fault):
     kind = "kill-backend"
     expected = FailureClass.BACKEND_LOST
 
+    sent_ns: int | None = field(default=None, init=False)
+
     async def inject(self) -> str:
         pid = await main_pid(self.node)
+        self.sent_ns = time.time_ns()
         await on(self.node, "kill", "-KILL", str(pid))
         return f"kill -9 of rpc-server, pid {pid}"
 
     async def undo(self) -> None:
         await serve_again(self.node)
+
+    def signals(self) -> tuple[Signal, ...]:
+        return _killed(self.sent_ns, 1)
 
 
 @dataclass
@@ -90,16 +97,7 @@ class KillCoordinator(Fault):
         """The router starts the next one when it is asked to."""
 
     def signals(self) -> tuple[Signal, ...]:
-        if self.sent_ns is None:
-            return ()
-        return (
-            Signal(
-                name="SIGKILL",
-                time_ns=self.sent_ns,
-                reason="a fault was injected",
-                requests_in_flight=self.requests_in_flight,
-            ),
-        )
+        return _killed(self.sent_ns, self.requests_in_flight)
 
 
 @dataclass
@@ -132,3 +130,10 @@ class BackendByHand(Fault):
         if status > 128:
             return ExitStatus(time_ns=int(words[1]), signal=status - 128), log
         return ExitStatus(time_ns=int(words[1]), code=status), log
+
+
+def _killed(sent_ns: int | None, requests_in_flight: int) -> tuple[Signal, ...]:
+    if sent_ns is None:
+        return ()
+    reason = "a fault was injected"
+    return (Signal(name="SIGKILL", time_ns=sent_ns, reason=reason, requests_in_flight=requests_in_flight),)

@@ -63,9 +63,11 @@ def connections(port: int) -> Iterator[dict[str, Any]]:
     """Established connections from or to a port (ss(8)): bytes that wait, and when the peer last spoke."""
     words = f"( sport = :{port} or dport = :{port} )"
     row: dict[str, Any] = {}
-    for line in output("ss", "-Htin", "state", "established", words).splitlines():
+    # A peer that has gone is one too, for as long as this end has not taken note.
+    states = ("state", "established", "state", "close-wait")
+    for line in output("ss", "-Htin", *states, words).splitlines():
         if not line[:1].isspace():
-            received, sent, local, peer = line.split()[:4]
+            received, sent, local, peer = line.split()[1:5]
             row = {"unread_bytes": int(received), "waiting_bytes": int(sent), "local": local, "peer": peer}
             continue
         times = {name: int(value) / 1000 for name, value in re.findall(r"\b(lastsnd|lastack):(\d+)", line)}

@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any
 
+LAB_KERNEL_LOG = pathlib.Path("/run/llama-lab/kernel.log")
 PROPERTIES = (
     "LoadState,ActiveState,SubState,Result,NRestarts,MainPID,ExecMainPID,ExecMainCode,ExecMainStatus,"
     "ExecMainStartTimestamp"
@@ -73,6 +74,23 @@ def build(folder: str) -> str | None:
     return f"{manifest.get('build')} ({manifest.get('commit')})"
 
 
+def lab_kernel_log() -> list[str]:
+    """A lab machine's part of its host's kernel log, as journalctl would print it; nothing outside a lab."""
+    try:
+        records = LAB_KERNEL_LOG.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    booted, lines = time.time() - time.monotonic(), []
+    for record in records:
+        head, _, message = record.partition(";")
+        fields = head.split(",")
+        if len(fields) >= 3 and fields[2].isdigit():
+            seconds, rest = divmod(booted + int(fields[2]) / 1e6, 1)
+            moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+            lines.append(f"{moment}.{int(rest * 1e6):06d}+0000 {os.uname().nodename} kernel: {message}")
+    return lines
+
+
 def main(argument: dict[str, Any]) -> None:
     """Print everything."""
     shown = output("systemctl", "show", argument["unit"], "--property", PROPERTIES)
@@ -81,7 +99,7 @@ def main(argument: dict[str, Any]) -> None:
     found = {
         "properties": properties,
         "journal": output("journalctl", "-u", argument["unit"], *kept).splitlines(),
-        "kernel": output("journalctl", "--dmesg", *kept).splitlines(),
+        "kernel": output("journalctl", "--dmesg", *kept).splitlines() + lab_kernel_log(),
         "peer": peer(argument["port"]),
         "full_disk": full_disk(argument["cache"]),
         "build": build(argument["llama_cpp"]),
