@@ -69,7 +69,7 @@ class RpcServer:
 
 
 class RouterStack:
-    """Two backends, a pool server with the model ``tiny``, and a router for which ``smollm2`` is large."""
+    """Two backends, a pool (llama-server: ``tiny``; an Ollama), a router to which ``smollm2`` is large."""
 
     def __init__(self, binaries: Path, model: Path, folder: Path, **config: Any) -> None:
         """Start everything; ``config`` is laid over the router's configuration."""
@@ -81,6 +81,8 @@ class RouterStack:
         self.backends = [RpcServer(binaries, folder / f"rpc{n}.log") for n in (0, 1)]
         self._pool_port = free_port()
         self._pool = self._start_pool(binaries, model)
+        self.ollama_port = free_port()
+        self._ollama = self._start_ollama()
         self.port, self.coordinator_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = self._write_config(binaries, config)
@@ -97,6 +99,17 @@ class RouterStack:
                     *("--api-key-file", str(key), "-c", "1024", "--no-webui"),
                     *("--jinja", "--embeddings", "--pooling", "last"),
                 ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _start_ollama(self) -> subprocess.Popen[bytes]:
+        """A double of Ollama in front of the pool's llama-server."""
+        double = Path(__file__).with_name("ollama_double.py")
+        upstream = f"http://127.0.0.1:{self._pool_port}"
+        with (self.folder / "ollama.log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, str(double), str(self.ollama_port), upstream, "pool-key-of-the-tests"],
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -126,7 +139,13 @@ class RouterStack:
                     "url": f"http://127.0.0.1:{self._pool_port}",
                     "models": ["tiny"],
                     "key_file": str(self.folder / "pool.key"),
-                }
+                },
+                {
+                    "node": "node2",
+                    "url": f"http://127.0.0.1:{self.ollama_port}",
+                    "kind": "ollama",
+                    "models": ["ollama-tiny:latest"],
+                },
             ],
         }
         path = self.folder / "router.json"
@@ -143,6 +162,7 @@ class RouterStack:
                 env=os.environ | {"LLAMA_ARG_CTX_SIZE": "1"},
             )
         wait_for(lambda: listens(self.port), 20, "router")
+        wait_for(lambda: listens(self.ollama_port), 20, "double of Ollama")
         wait_for(self._pool_is_healthy, 20, "pool server")
 
     def _pool_is_healthy(self) -> bool:
@@ -162,15 +182,23 @@ class RouterStack:
         """Send one request, a POST where it has a body; the answer has begun and is still to be read."""
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
         connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=timeout)
-        data = None if body is None else json.dumps(body)
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body)
         connection.request("GET" if data is None else "POST", path, data, headers)
         return connection, connection.getresponse()
 
+    def call_bytes(self, path: str, body: bytes) -> tuple[int, Any, dict[str, str]]:
+        """Status, JSON and headers of a request whose body is sent as it is."""
+        return self._read(*self.send(path, body))
+
     def call(
-        self, path: str, body: Any = None, *, key: str | None = ROUTER_KEY
+        self, path: str, body: Any = None, *, key: str | None = ROUTER_KEY, port: int | None = None
     ) -> tuple[int, Any, dict[str, str]]:
         """Status, body (JSON where it is) and headers of one request."""
-        connection, answer = self.send(path, body, key=key)
+        return self._read(*self.send(path, body, key=key, port=port))
+
+    def _read(
+        self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse
+    ) -> tuple[int, Any, dict[str, str]]:
         text = answer.read().decode()
         connection.close()
         parsed = json.loads(text) if text.startswith(("{", "[")) else text
@@ -193,6 +221,6 @@ class RouterStack:
         try:
             self.router.wait(20)
         finally:
-            for process in (self.router, self._pool, *(b.process for b in self.backends)):
+            for process in (self.router, self._ollama, self._pool, *(b.process for b in self.backends)):
                 process.kill()
                 process.wait(10)

@@ -194,17 +194,22 @@ def test_small_model_is_answered_by_the_pool(stack: RouterStack) -> None:
 def test_models_are_listed_in_both_dialects(stack: RouterStack) -> None:
     _, openai, _ = stack.call("/v1/models")
     _, ollama, _ = stack.call("/api/tags")
-    assert [m["id"] for m in openai["data"]] == ["other", "smollm2", "tiny"]
-    assert [m["name"] for m in ollama["models"]] == ["other", "smollm2", "tiny"]
+    assert [m["id"] for m in openai["data"]] == ["ollama-tiny:latest", "other", "smollm2", "tiny"]
+    assert [m["name"] for m in ollama["models"]] == ["ollama-tiny:latest", "other", "smollm2", "tiny"]
     routes = {m["name"]: (m["route"], m.get("layers_total")) for m in stack.admin("models")[1]["models"]}
-    assert routes == {"smollm2": ("coordinator", 31), "other": ("coordinator", 31), "tiny": ("pool", None)}
+    assert routes == {
+        "smollm2": ("coordinator", 31),
+        "other": ("coordinator", 31),
+        "tiny": ("pool", None),
+        "ollama-tiny:latest": ("pool", None),
+    }
 
 
 def test_unknown_model_is_404_and_names_the_known_ones(stack: RouterStack) -> None:
     status, answer, _ = stack.call("/v1/chat/completions", {"model": "llama9:1t", "messages": QUESTION})
     assert status == 404
     assert "llama9:1t" in answer["error"]["message"]
-    assert "other, smollm2, tiny" in answer["error"]["message"]
+    assert "ollama-tiny:latest, other, smollm2, tiny" in answer["error"]["message"]
     status, answer, _ = stack.call("/api/chat", {"model": "nope", "messages": QUESTION})
     assert (status, isinstance(answer["error"], str)) == (404, True)
 
