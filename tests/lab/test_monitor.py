@@ -119,12 +119,13 @@ def test_starved_node_is_the_only_one_whose_curve_moves(nodes: dict[str, Host]) 
     assert len(starved) >= 10
     assert max(memory.swap_used_bytes for memory in starved) > 128 * MIB
     assert min(memory.available_bytes for memory in starved) < 0.1 * limit
-    assert starved[-1].major_faults - starved[0].major_faults > 1000
+    faults = starved[-1].major_faults - starved[0].major_faults  # how many depends on how fast the swap is
+    assert faults > 100
     swap = [memory.swap_used_bytes for memory in fed]
     used = [memory.used_bytes for memory in fed]
     assert max(swap) - min(swap) < 16 * MIB
     assert max(used) - min(used) < 256 * MIB
-    assert fed[-1].major_faults - fed[0].major_faults < 1000
+    assert fed[-1].major_faults - fed[0].major_faults < faults / 2
 
 
 def until(node: Host, true: Callable[[Sample], bool], deadline_s: float = 30) -> Sample:
