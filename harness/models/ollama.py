@@ -7,6 +7,7 @@ https://github.com/ollama/ollama: ``types/model/name.go``, ``server/manifest.go`
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ class OllamaName:
         """Folders of its manifest, and the file."""
         return (self.registry, *self.namespace.split("/"), self.model, self.tag)
 
+    @property
+    def short(self) -> str:
+        """As Ollama lists it: without the registry and the namespace that it supposes."""
+        known = (_REGISTRY, _NAMESPACE) if self.namespace == _NAMESPACE else (_REGISTRY,)
+        rest = self.parts[len(known) : -1] if self.parts[: len(known)] == known else self.parts[:-1]
+        return f"{'/'.join(rest)}:{self.tag}"
+
     def __str__(self) -> str:
         return f"{'/'.join(self.parts[:-1])}:{self.tag}"
 
@@ -52,7 +60,7 @@ def parse_name(text: str) -> OllamaName | None:
     if not path or "/" in tag:
         path, tag = text, ""
     parts = path.split("/")
-    if not all(parts) or len(parts) > 4 or path.startswith((".", "~")):
+    if not all(parts) or len(parts) > 4 or path.startswith((".", "~")) or ".." in (*parts, tag):
         return None
     registry = parts.pop(0) if len(parts) > 2 else _REGISTRY
     namespace = "/".join(parts[:-1]) or _NAMESPACE
@@ -92,6 +100,29 @@ def find_model(name: OllamaName, places: list[Path]) -> OllamaModel | None:
                 f"model '{name}': no permission to read {error.filename}; run as root or join its group"
             ) from error
     return None
+
+
+def list_models(storage: Path) -> list[OllamaModel]:
+    """Every model in a storage whose blob is whole, by manifest; others are passed over.
+
+    Raises:
+        HarnessError: no permission to look.
+    """
+    found = []
+    root = storage / "manifests"
+    try:
+        for manifest in sorted(path for path in root.rglob("*") if path.is_file()):
+            registry, *namespace, model, tag = manifest.relative_to(root).parts
+            if not namespace:
+                continue
+            with suppress(HarnessError):
+                name = OllamaName(registry, "/".join(namespace), model, tag)
+                found.append(_read_manifest(name, manifest, storage))
+    except PermissionError as error:
+        raise HarnessError(
+            f"no permission to read {error.filename}; run as root or join the group of Ollama's models"
+        ) from error
+    return found
 
 
 def _descend(folder: Path, parts: tuple[str, ...]) -> Path | None:

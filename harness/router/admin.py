@@ -13,11 +13,13 @@ from harness.errors import HarnessError
 from harness.router.catalogue import Catalogue
 from harness.router.config import RouterConfig
 from harness.router.coordinator import Coordinator
+from harness.router.decisions import Decider
 from harness.router.discovery import find_backends, known_backends, spoken_protocol
 from harness.router.errors import RouterError
 from harness.router.exchange import Exchange
 from harness.router.nodes import NodeSamples
 from harness.router.plans import LoadRequest
+from harness.router.pool import Pool
 from harness.router.upstream import read_body
 from harness.rpc.discovery import MAX_ADDRESSES
 from harness.runs.schema import CoordinatorPhase, CoordinatorState
@@ -53,12 +55,16 @@ class Admin:
         config: RouterConfig,
         catalogue: Catalogue,
         exchange: Exchange,
+        decider: Decider,
+        pool: Pool,
         coordinator: Coordinator,
         nodes: NodeSamples,
     ) -> None:
         self._config = config
         self._catalogue = catalogue
         self._exchange = exchange
+        self._decider = decider
+        self._pool = pool
         self._coordinator = coordinator
         self._nodes = nodes
 
@@ -134,7 +140,7 @@ class Admin:
                 "name": file.name,
                 "path": str(file.path),
                 "file_bytes": file.file_bytes,
-                "route": self._exchange.decide(file.name).route,
+                **await self._way(file.name),
             }
             try:
                 header = self._catalogue.header(file)
@@ -149,8 +155,24 @@ class Admin:
             listed.append(entry)
         for name in self._exchange.models():
             if name not in named:
-                listed.append({"name": name, "path": None, "file_bytes": None, "route": "pool"})
+                way = await self._way(name)
+                listed.append({"name": name, "path": None, "file_bytes": None, **way})
         return JSONResponse({"models": listed})
+
+    async def _way(self, name: str) -> dict[str, object]:
+        try:
+            decision = await self._decider.decide(name, record=False)
+        except RouterError as error:
+            return {"route": None, "route_reason": error.message}
+        return {"route": decision.route, "route_reason": decision.reason}
+
+    async def pool(self, request: Request) -> Response:
+        """The pool's servers: models, what they have in memory, requests, health."""
+        return JSONResponse({"servers": self._pool.state})
+
+    async def decisions(self, request: Request) -> Response:
+        """The last decisions and the figures behind them, oldest first."""
+        return JSONResponse({"decisions": self._decider.last})
 
 
 def _leased(state: CoordinatorState) -> dict[str, str]:

@@ -18,6 +18,7 @@ from harness.router.auth import Gate
 from harness.router.catalogue import Catalogue
 from harness.router.config import RouterConfig, read_key, read_keys
 from harness.router.coordinator import Coordinator
+from harness.router.decisions import Decider
 from harness.router.drain import Drain
 from harness.router.errors import RouterError
 from harness.router.exchange import Exchange, route_header
@@ -51,7 +52,7 @@ def create_app(config: RouterConfig, drain: Drain) -> ASGIApp:
     """
     router_keys, admin_key = read_keys(config.router_key_file), read_key(config.admin_key_file)
     metrics = Metrics()
-    pool, catalogue = Pool(config.pool), Catalogue(config.models_dir)
+    pool, catalogue = Pool(config.pool), Catalogue(config.models_dir, config.ollama_models)
     nodes = node_samples(config.redis)
 
     @asynccontextmanager
@@ -61,8 +62,10 @@ def create_app(config: RouterConfig, drain: Drain) -> ASGIApp:
             connector=connector, auto_decompress=False, read_bufsize=_READ_BUFFER
         ) as session:
             coordinator = Coordinator(config, catalogue, session, metrics, nodes)
-            exchange = Exchange(config, catalogue, pool, coordinator, session)
-            admin = Admin(config, catalogue, exchange, coordinator, nodes)
+            decider = Decider(config, catalogue, pool, nodes, coordinator.planner)
+            await pool.start(session)
+            exchange = Exchange(config, decider, pool, coordinator, session)
+            admin = Admin(config, catalogue, exchange, decider, pool, coordinator, nodes)
             limit = config.body_limit_bytes
             app.router.routes += OpenAiApi(exchange, catalogue, body_limit_bytes=limit).routes
             app.router.routes += OllamaApi(exchange, coordinator, body_limit_bytes=limit).routes
@@ -77,6 +80,7 @@ def create_app(config: RouterConfig, drain: Drain) -> ASGIApp:
                 yield
             finally:
                 await coordinator.close()
+                await pool.close()
                 await nodes.close()
                 log("router stopped")
 
@@ -108,6 +112,8 @@ def _add_admin(app: Starlette, admin: Admin) -> None:
         Route("/admin/logs/{start_id}", admin.logs),
         Route("/admin/models", admin.models),
         Route("/admin/discover", admin.discover),
+        Route("/admin/pool", admin.pool),
+        Route("/router/decisions", admin.decisions),
     ]
 
 
@@ -130,7 +136,8 @@ async def _router_error(request: Request, error: RouterError) -> Response:
     log("refused", status=error.status, error_class=error.error_class, message=error.message)
     body = error.ollama_body() if request.url.path.startswith("/api/") else error.body()
     route = getattr(request.state, "route", None)
-    headers = error.headers | (route_header(route) if route else {})
+    why = getattr(request.state, "route_reason", "")
+    headers = error.headers | (route_header(route, why) if route else {})
     return respond(body, error.status, headers)
 
 

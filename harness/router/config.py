@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import HarnessError
 from harness.monitor.store import RedisSettings
+from harness.router.routing import Route
 from harness.settings import (
     COORDINATOR_PORT,
     NODE_CONFIG,
@@ -44,10 +45,23 @@ class PoolServer(BaseModel):
     url: str = Field(pattern=r"^https?://")
     kind: Literal["openai", "ollama"] = "openai"
     """An Ollama gets ``/api`` as it came; to others, llama-server among them, it is converted."""
-    models: list[str]
+    models: list[str] | None = None
+    """The models it is asked for, whatever they weigh; left out, those it says it has."""
+    memory_bytes: int | None = Field(None, gt=0)
+    """What it can give one model; left out, what its node's monitor shows."""
     key_file: Path | None = None
     keep_alive: bool = True
     """Leave connections open for the next request. False for a llama-server: each would hold a thread."""
+
+
+class RouteRule(BaseModel):
+    """Which way models go whose name matches, before any other rule."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pattern: str
+    """As in a shell: ``llama3*``."""
+    route: Route
 
 
 class RouterConfig(BaseModel):
@@ -61,10 +75,14 @@ class RouterConfig(BaseModel):
     router_key_file: Path = NODE_CONFIG / "router.key"
     admin_key_file: Path = NODE_CONFIG / "admin.key"
     models_dir: Path = NODE_MODELS
+    ollama_models: Path | None = None
+    """Ollama's storage on this machine; its models can be sharded too."""
     backends: list[Backend] = []
     pool: list[PoolServer] = []
-    large_model_bytes: int = 512 * _MIB
-    """A model on disk whose file is at least this large goes to the coordinator, even if the pool has it."""
+    routes: list[RouteRule] = []
+    """The first whose pattern matches decides."""
+    large_model_bytes: int | None = Field(None, ge=0)
+    """Where set, what both have goes to the coordinator from this file size on; else memory decides."""
     llama_server: Path = NODE_LLAMA_CPP / "current" / "bin" / "llama-server"
     log_dir: Path = NODE_LOGS / "coordinator"
     state_dir: Path | None = None

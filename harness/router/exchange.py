@@ -10,21 +10,24 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from harness.router.catalogue import Catalogue
 from harness.router.config import RouterConfig
 from harness.router.coordinator import Coordinator
+from harness.router.decisions import Decider
 from harness.router.errors import UNKNOWN_MODEL, RouterError
 from harness.router.logs import log
 from harness.router.pool import Pool, unreachable
-from harness.router.routing import Decision, Route, choose_route
+from harness.router.routing import Decision, Route
 from harness.router.upstream import BROKEN, ClientLeftError, ClientWatch, post
 
 _SSE = "text/event-stream"
 
+_REASON_CHARS = 200
 
-def route_header(route: Route) -> dict[str, str]:
-    """The header that says which way a request went, on answers and on errors."""
-    return {"x-llama-route": route}
+
+def route_header(route: Route, reason: str = "") -> dict[str, str]:
+    """The headers that say which way a request went and why, on answers and on errors."""
+    why = " ".join(reason.encode("ascii", "replace").decode().split())[:_REASON_CHARS]
+    return {"x-llama-route": route} | ({"x-llama-route-reason": why} if why else {})
 
 
 @dataclass
@@ -53,7 +56,7 @@ class Call:
     @property
     def headers(self) -> dict[str, str]:
         """Headers of the answer."""
-        return route_header(self.decision.route) | self.extra_headers
+        return route_header(self.decision.route, self.decision.reason) | self.extra_headers
 
 
 @dataclass
@@ -108,57 +111,43 @@ class Exchange:
     def __init__(
         self,
         config: RouterConfig,
-        catalogue: Catalogue,
+        decider: Decider,
         pool: Pool,
         coordinator: Coordinator,
         session: aiohttp.ClientSession,
     ) -> None:
         self._config = config
-        self._catalogue = catalogue
+        self._decider = decider
         self._pool = pool
         self._coordinator = coordinator
         self._session = session
 
-    def decide(self, model: str) -> Decision:
-        """Which way a model goes.
+    async def decide(self, model: str) -> Decision:
+        """Which way a model would go; nothing is recorded.
 
         Raises:
-            RouterError: nobody has it (404, with the known names).
+            RouterError: nobody has it (404, with the known names), or it fits nowhere (507).
         """
-        file = self._catalogue.find(model)
-        decision = choose_route(
-            model,
-            file_bytes=file.file_bytes if file else None,
-            pool_models=self._pool.models,
-            large_model_bytes=self._config.large_model_bytes,
-        )
-        if decision is None:
-            known = ", ".join(self.models()) or "none"
-            raise RouterError(404, UNKNOWN_MODEL, f"model '{model}' not found", hint=f"there are: {known}")
-        return decision
+        return await self._decider.decide(model, record=False)
 
     def models(self) -> list[str]:
         """Every model that can be asked for."""
-        return sorted({*self._pool.models, *(file.name for file in self._catalogue.files())})
+        return self._decider.models()
 
     async def open(self, request: Request, model: str) -> Call:
         """Decide, and hold what is needed until the answer has been sent.
 
         Raises:
-            RouterError: nobody has the model, or it cannot be made ready.
+            RouterError: nobody has the model, it fits nowhere, or it cannot be made ready.
         """
-        decision, started = self.decide(model), time.monotonic_ns()
-        request.state.route = decision.route
-        log("route", model=model, route=decision.route, reason=decision.reason)
+        started = time.monotonic_ns()
+        decision = await self._decider.decide(model)
+        request.state.route, request.state.route_reason = decision.route, decision.reason
         held = AsyncExitStack()
         if decision.route is Route.POOL:
-            target = self._pool.target(model)
-
-            async def pool_error(seen: str) -> RouterError:
-                return unreachable(target, model, seen)
-
-            call = Call(model, decision, target.url, target.key, pool_error, held, 0, started)
-            call.kind, call.keep_alive = target.kind, target.keep_alive
+            call = Call(model, decision, "", None, _no_upstream, held, 0, started)
+            if not _use_pool(self._pool, call):
+                raise RouterError(404, UNKNOWN_MODEL, f"model '{model}' not found: no server has it any more")
             return call
         return await self._borrow(
             Call(model, decision, self._coordinator.url, None, _no_upstream, held, 0, started)
@@ -261,6 +250,34 @@ class BrokenOffError(Exception):
     def __init__(self, error: RouterError) -> None:
         super().__init__(error.message)
         self.error = error
+
+
+def _use_pool(pool: Pool, call: Call, but: str | None = None) -> bool:
+    """Point a call at the best pool server for it; False where there is none to ask.
+
+    Args:
+        pool: the servers.
+        call: its decision names those that may be asked.
+        but: URL of one that has just failed.
+    """
+    target = pool.pick(call.model, call.decision.servers, but=but)
+    if target is None:
+        return False
+    call.held.enter_context(pool.use(target))
+
+    async def explain(seen: str) -> RouterError:
+        pool.failed(target, seen)
+        return unreachable(target, call.model, seen)
+
+    async def again() -> bool:
+        await call.held.aclose()
+        return _use_pool(pool, call, but=target.url)
+
+    call.url, call.key, call.kind = target.url, target.key, target.kind
+    call.keep_alive = target.keep_alive
+    call.explain, call.again = explain, again if but is None else None
+    call.moved = lambda: pool.succeeded(target)
+    return True
 
 
 async def _no_upstream(seen: str) -> RouterError:

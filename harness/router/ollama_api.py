@@ -127,7 +127,7 @@ class OllamaApi:
     async def _unload(self, asked: Json, shape: Shape) -> Response | None:
         """Unload an idle model from the coordinator; None where it is not the coordinator's."""
         model, state = model_of(asked), self._coordinator.state
-        if self._exchange.decide(model).route is not Way.COORDINATOR:
+        if (await self._exchange.decide(model)).route is not Way.COORDINATOR:
             return None
         if state.phase is CoordinatorPhase.READY and state.model == model:
             if busy := state.requests_in_flight:

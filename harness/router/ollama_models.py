@@ -17,7 +17,8 @@ from harness.router.catalogue import Catalogue, ModelFile
 from harness.router.config import RouterConfig
 from harness.router.coordinator import Coordinator
 from harness.router.exchange import Exchange
-from harness.router.pool import Pool, PoolTarget
+from harness.router.pool import Pool
+from harness.router.pool_server import PoolTarget
 from harness.router.routing import Route as Way
 from harness.router.upstream import BROKEN, read_body, while_connected
 from harness.router.wire import Json, model_of, parse_answer, parse_object, respond
@@ -72,8 +73,9 @@ class OllamaModels:
         body = await read_body(request, self._config.body_limit_bytes)
         asked = parse_object(body)
         model = model_of(asked)
-        decision = self._exchange.decide(model)
-        if decision.route is Way.POOL and self._pool.target(model).kind == "ollama":
+        decision = await self._exchange.decide(model)
+        target = self._pool.pick(model) if decision.route is Way.POOL else None
+        if target and target.kind == "ollama":
             return await self._shown_by_pool(request, model, body)
         if file := self._catalogue.find(model):
             header = await asyncio.to_thread(self._catalogue.header, file)
@@ -129,7 +131,7 @@ class OllamaModels:
     async def _pool_entries(self, models: list[str]) -> dict[str, Json]:
         """What the pool's servers say of models that only they have; little, where they do not answer."""
         found = {model: facts.server_entry(model, {}) for model in models}
-        targets = {model: self._pool.target(model) for model in models}
+        targets = {model: target for model in models if (target := self._pool.pick(model))}
         servers = {target.url: target for target in targets.values()}
         asked = await asyncio.gather(*(self._look(t, _LISTS[t.kind]) for t in servers.values()))
         answers = dict(zip(servers, asked, strict=True))
@@ -138,7 +140,7 @@ class OllamaModels:
         return found
 
     async def _pool_running(self) -> list[Json]:
-        models = [(model, self._pool.target(model)) for model in self._pool.models]
+        models = [(model, target) for model in self._pool.models if (target := self._pool.pick(model))]
         ollamas = {target.url: target for _, target in models if target.kind == "ollama"}
         asked = await asyncio.gather(*(self._look(target, "/api/ps") for target in ollamas.values()))
         running = [one for answer in asked for one in _objects(answer.get("models"))]

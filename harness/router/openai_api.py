@@ -69,7 +69,7 @@ class OpenAiApi:
     async def model(self, request: Request) -> Response:
         """``/v1/models/{id}``."""
         name = request.path_params["model"]
-        self._exchange.decide(name)
+        await self._exchange.decide(name)
         known = next((entry for entry in self._models() if entry["id"] == name), None)
         return respond(known or _entry(name, 0))
 

@@ -97,7 +97,9 @@ class Planner:
             )
         except HarnessError as error:
             raise RouterError(507, "does_not_fit", str(error)) from None
-        return self.knowledge.settled(self._key(request, header), fresh, devices)
+        plan = self.knowledge.settled(self._key(request, header), fresh, devices)
+        # A blob of Ollama's is called by its digest; the model by its name.
+        return plan.model_copy(update={"model": request.model})
 
     def keep(self, load: PlannedLoad) -> None:
         """Use this split for the next load that asks for the same."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,8 @@ class Start:
 
     def __init__(self, plan: Plan, argv: list[str], log_dir: Path, *, requested_ns: int) -> None:
         moment = datetime.now(UTC)
-        self.id = f"{moment:%Y%m%dT%H%M%S.%fZ}-{plan.model}"
+        # A folder's name: Ollama's names have colons and slashes.
+        self.id = f"{moment:%Y%m%dT%H%M%S.%fZ}-{re.sub(r'[^A-Za-z0-9._-]', '-', plan.model)}"
         self.folder = log_dir / self.id
         self.plan = plan
         self.process: ServerProcess | None = None

@@ -150,6 +150,21 @@ def test_discovery_of_a_network_that_is_not_ours_is_refused(stack: RouterStack) 
     assert "not a private network" in answer["error"]["message"]
 
 
+def test_each_decision_is_explained(stack: RouterStack) -> None:
+    _, _, headers = stack.call("/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 1})
+    assert (headers["x-llama-route"], headers["x-llama-route-reason"]) == ("pool", "node1 lists it")
+    _, _, headers = stack.call("/v1/completions", {"model": "other", "prompt": "a", "max_tokens": 1})
+    assert headers["x-llama-route-reason"].startswith("no pool server has it; 31 layers and")
+    kept = stack.call("/router/decisions")[1]["decisions"]
+    assert [one["model"] for one in kept[-2:]] == ["tiny", "other"]
+    assert kept[-1]["request_id"] == headers["x-request-id"]
+    assert kept[-1]["need_bytes"] > kept[-1]["file_bytes"]
+    servers = stack.admin("pool")[1]["servers"]
+    assert [(one["models"], one["in_flight"]) for one in servers if one["kind"] == "openai"] == [
+        (["tiny"], 0)
+    ]
+
+
 def test_plain_completion_is_relayed(stack: RouterStack) -> None:
     body = {"model": "smollm2", "prompt": "Once upon", "max_tokens": 3, "ignore_eos": True}
     status, answer, _ = stack.call("/v1/completions", body)

@@ -1,7 +1,5 @@
 """From a name to a file: Ollama's real folder layout, GGUF paths and the cache."""
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from harness.models import ollama
 from harness.models.ollama import parse_name, storages
 from harness.models.resolve import resolve_model
 from harness.models.synth import synthesise
+from ollama_storage import pull
 
 
 @pytest.fixture(scope="module")
@@ -25,31 +24,6 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("LLAMA_HARNESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("OLLAMA_MODELS", raising=False)
     return tmp_path / "home"
-
-
-def pull(storage: Path, manifest: str, gguf: Path, mark: str = "-", media: str = "model") -> str:
-    """Lay a model out as ``ollama pull`` does; gives its digest."""
-    digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
-    blob = storage / "blobs" / f"sha256{mark}{digest}"
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(gguf, blob)
-    path = storage / "manifests" / manifest
-    path.parent.mkdir(parents=True, exist_ok=True)
-    config = {"mediaType": "application/vnd.docker.container.image.v1+json", "digest": "sha256:00", "size": 2}
-    layers = [
-        {"mediaType": "application/vnd.ollama.image.license", "digest": "sha256:11", "size": 7},
-        {
-            "mediaType": f"application/vnd.ollama.image.{media}",
-            "digest": f"sha256:{digest}",
-            "size": gguf.stat().st_size,
-        },
-        {"mediaType": "application/vnd.ollama.image.params", "digest": "sha256:22", "size": 5},
-    ]
-    media_type = "application/vnd.docker.distribution.manifest.v2+json"
-    path.write_text(
-        json.dumps({"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers})
-    )
-    return f"sha256:{digest}"
 
 
 @pytest.mark.parametrize(

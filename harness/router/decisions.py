@@ -1,0 +1,153 @@
+"""Gathers the facts that decide which way a model goes, and keeps the last decisions with their reasons."""
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from harness.diagnosis.model import FailureClass
+from harness.errors import HarnessError
+from harness.models.gguf import GgufModel
+from harness.planner.memory import compute_bytes, kv_bytes, weights
+from harness.router.catalogue import Catalogue, ModelFile
+from harness.router.config import RouterConfig
+from harness.router.errors import UNKNOWN_MODEL, RouterError
+from harness.router.logs import log, request_id
+from harness.router.nodes import NodeSamples
+from harness.router.planning import Planner
+from harness.router.plans import LoadRequest
+from harness.router.pool import Pool
+from harness.router.routing import Decision, Facts, Need, Refusal, Rule, Sharded, choose_route, gib
+
+_KEPT = 200
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """What the planner makes of one file; the same until the file changes."""
+
+    need: Need | None
+    sharded: Sharded
+
+
+class Decider:
+    """Decides for each request, from the catalogue, the pool, the planner and the nodes' samples."""
+
+    def __init__(
+        self, config: RouterConfig, catalogue: Catalogue, pool: Pool, nodes: NodeSamples, planner: Planner
+    ) -> None:
+        self._config = config
+        self._catalogue = catalogue
+        self._pool = pool
+        self._nodes = nodes
+        self._planner = planner
+        self._rules = [Rule(rule.pattern, rule.route) for rule in config.routes]
+        self._sized: dict[ModelFile, _Sized] = {}
+        self._last: deque[dict[str, Any]] = deque(maxlen=_KEPT)
+
+    @property
+    def last(self) -> list[dict[str, Any]]:
+        """The last decisions, oldest first."""
+        return list(self._last)
+
+    def models(self) -> list[str]:
+        """Every model that can be asked for."""
+        return sorted({*self._pool.models, *(file.name for file in self._catalogue.files())})
+
+    async def facts(self, model: str) -> Facts:
+        """What is known of a model now."""
+        await self._nodes.refresh(self._pool.nodes)
+        offers = self._pool.offers(model, self._nodes.available_bytes)
+        try:
+            file = self._catalogue.find(model)
+        except HarnessError as error:
+            if not offers:
+                raise RouterError(422, FailureClass.MODEL_INVALID, str(error)) from None
+            file = None
+        if file is None:
+            return Facts(model, need=self._pool.need(model, self._config.context), offers=offers)
+        sized = await self._size(file)
+        return Facts(model, file.file_bytes, sized.need, offers, sized.sharded)
+
+    async def decide(self, model: str, *, record: bool = True) -> Decision:
+        """Which way a model goes.
+
+        Args:
+            model: as the client named it.
+            record: keep the decision and log it.
+
+        Raises:
+            RouterError: nobody has it (404), or it fits nowhere (507).
+        """
+        facts = await self.facts(model)
+        chosen = choose_route(facts, self._rules, large_model_bytes=self._config.large_model_bytes)
+        if record:
+            self._record(facts, chosen)
+        if isinstance(chosen, Refusal):
+            raise self._refused(model, chosen)
+        return chosen
+
+    def _refused(self, model: str, refusal: Refusal) -> RouterError:
+        if refusal.status != 404:
+            return RouterError(refusal.status, refusal.error_class, refusal.message)
+        known = ", ".join(self.models()) or "none"
+        return RouterError(404, UNKNOWN_MODEL, f"model '{model}' not found", hint=f"there are: {known}")
+
+    def _record(self, facts: Facts, chosen: Decision | Refusal) -> None:
+        refused = isinstance(chosen, Refusal)
+        entry: dict[str, Any] = {
+            "model": facts.model,
+            "route": None if isinstance(chosen, Refusal) else chosen.route.value,
+            "reason": chosen.message if isinstance(chosen, Refusal) else chosen.reason,
+        }
+        log("not routed" if refused else "route", **entry)
+        if facts.file_bytes is None and not facts.offers:
+            return  # nobody's model: anybody's text, which would push out what is worth keeping
+        figures = {
+            "time_ns": time.time_ns(),
+            "request_id": request_id.get(),
+            "file_bytes": facts.file_bytes,
+            "need_bytes": facts.need.bytes if facts.need else None,
+            "layers": facts.need.layers if facts.need else None,
+            "pool": [
+                {"node": one.node, "certain": one.certain, "capacity_bytes": one.capacity_bytes}
+                for one in facts.offers
+            ],
+            "backends_fit": facts.sharded.fits if facts.sharded else None,
+        }
+        self._last.append(entry | figures)
+
+    async def _size(self, file: ModelFile) -> _Sized:
+        if file not in self._sized:
+            self._sized[file] = await asyncio.to_thread(self._plan, file)
+        return self._sized[file]
+
+    def _plan(self, file: ModelFile) -> _Sized:
+        try:
+            header = self._catalogue.header(file)
+            need = Need(bytes_on_one_machine(header, self._config.context), header.block_count + 1)
+        except HarnessError as error:
+            return _Sized(None, Sharded(None, f"cannot be sized: {error}"))
+        try:
+            # By what the nodes have, not by what is left beside the coordinator of the moment.
+            plan = self._planner.plan(LoadRequest(model=file.name), header, {})
+        except RouterError as error:
+            return _Sized(need, Sharded(False, error.message))
+        held = sum(share.total_bytes for share in plan.shares)
+        room = sum(share.available_bytes for share in plan.shares)
+        count = len(plan.shares)
+        over = f"{count} backend{'s' if count > 1 else ''} of {gib(room)}"
+        text = f"{header.block_count + 1} layers and {gib(held)} over {over}"
+        return _Sized(need, Sharded(True, text))
+
+
+def bytes_on_one_machine(header: GgufModel, context: int) -> int:
+    """Memory of a model that is not sharded: every tensor, the KV cache and one compute buffer.
+
+    Raises:
+        HarnessError: an architecture that cannot be sized, or one part of a split file.
+    """
+    parts = weights(header)
+    tensors = sum(parts.layers) + parts.output + parts.input + parts.shared
+    return tensors + sum(kv_bytes(header, context)) + compute_bytes(header, context, 1, True, True)
