@@ -1,7 +1,7 @@
 """llama-harness: deploy, route, measure and explain llama.cpp over RPC.
 
-``from harness import auto_discover_rpc_backends`` is for scripts; it is imported when asked for, so that a
-node's monitor stays small.
+``from harness import HybridRouter, auto_discover_rpc_backends`` is for scripts; both are imported when asked
+for, so that a node's monitor stays small.
 """
 
 from importlib import import_module
@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.router.discovery import auto_discover_rpc_backends
+    from harness.router.hybrid import HybridRouter
 
 __version__ = "0.1.0"
 
-__all__ = ["auto_discover_rpc_backends"]
+__all__ = ["HybridRouter", "auto_discover_rpc_backends"]
 
-_LAZY = {"auto_discover_rpc_backends": "harness.router.discovery"}
+_LAZY = {
+    "HybridRouter": "harness.router.hybrid",
+    "auto_discover_rpc_backends": "harness.router.discovery",
+}
 
 
 def __getattr__(name: str) -> Any:
