@@ -47,6 +47,17 @@ class DiscoverRequest(BaseModel):
     force: bool = False
 
 
+class HoldRequest(BaseModel):
+    """Body of ``POST /admin/hold``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    deadline_s: float = Field(900, gt=0, le=24 * 3600)
+    """How long requests wait at most; the hold ends by itself then."""
+    drain_s: float = Field(600, ge=0)
+    """How long answers in flight may take."""
+
+
 class Admin:
     """Handlers of ``/admin``."""
 
@@ -78,6 +89,18 @@ class Admin:
         body = await read_body(request, self._config.body_limit_bytes)
         asked = UnloadRequest.model_validate_json(body or b"{}")
         return _state(await self._coordinator.unload(signal=asked.signal, deadline_s=asked.deadline_s))
+
+    async def hold(self, request: Request) -> Response:
+        """Let requests wait and stop the coordinator once it is idle; answers with what was loaded."""
+        body = await read_body(request, self._config.body_limit_bytes)
+        asked = HoldRequest.model_validate_json(body or b"{}")
+        return _state(await self._coordinator.hold(deadline_s=asked.deadline_s, drain_s=asked.drain_s))
+
+    async def resume(self, request: Request) -> Response:
+        """End the hold."""
+        held_s = self._coordinator.held_s
+        self._coordinator.resume()
+        return JSONResponse({"was_held": held_s > 0})
 
     async def coordinator(self, request: Request) -> Response:
         """The current start, or the last one."""

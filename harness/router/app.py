@@ -104,6 +104,8 @@ def _add_admin(app: Starlette, admin: Admin) -> None:
     app.router.routes += [
         Route("/admin/load", admin.load, methods=["POST"]),
         Route("/admin/unload", admin.unload, methods=["POST"]),
+        Route("/admin/hold", admin.hold, methods=["POST"]),
+        Route("/admin/resume", admin.resume, methods=["POST"]),
         Route("/admin/coordinator", admin.coordinator),
         Route("/admin/starts", admin.starts),
         Route("/admin/queue", admin.queue),

@@ -15,6 +15,7 @@ from harness.router.backend_watch import BackendWatch
 from harness.router.catalogue import Catalogue
 from harness.router.config import RouterConfig
 from harness.router.errors import RouterError
+from harness.router.hold import Hold
 from harness.router.keeper import Keeper
 from harness.router.launch import Launcher, drop_page_cache
 from harness.router.loading import wait_ended
@@ -69,6 +70,7 @@ class Coordinator:
         self._recovery = Recovery(config, backends, self._steps, metrics)
         self._launcher = Launcher(config, session, self.url, metrics, self._ended)
         watcher = Watcher(config, session, self.url, backends, self._steps)
+        self._hold = Hold(self._let_go)
         self._keeper = Keeper(config, watcher, self._launcher, self._lease)
 
     @property
@@ -127,6 +129,35 @@ class Coordinator:
                 return start.state if start else CoordinatorState(phase=CoordinatorPhase.ABSENT)
         finally:
             self._pump()
+
+    async def hold(self, *, deadline_s: float, drain_s: float) -> CoordinatorState:
+        """Let requests wait, finish those in flight, stop the coordinator: the backends may then be changed.
+
+        Loads that an administrator asks for are not held. It ends with ``resume``, or after ``deadline_s``.
+
+        Args:
+            deadline_s: how long requests wait at most.
+            drain_s: how long answers in flight may take before the coordinator is stopped all the same.
+        """
+        self._hold.begin(deadline_s)
+        log("requests are held", deadline_s=deadline_s)
+        async with self._lease:
+            if self._current and self._current.running:
+                await self._launcher.stop(self._current, "held for a change of backends", idle_s=drain_s)
+            return self.state
+
+    def resume(self) -> None:
+        """End the hold; requests that waited go on."""
+        self._hold.end()
+
+    @property
+    def held_s(self) -> float:
+        """For how long requests are held yet; 0 where they are not."""
+        return self._hold.left_s
+
+    def _let_go(self) -> None:
+        log("requests go on")
+        self._pump()
 
     @asynccontextmanager
     async def lend(self, model: str) -> AsyncIterator[Loan]:
@@ -244,6 +275,8 @@ class Coordinator:
         if self._turn_over:
             self._turn_over.cancel()
             self._turn_over = None
+        if self._hold.active:
+            return
         while isinstance(step := next_step(self._situation()), Grant):
             if self._current is not None:
                 self._queue.grant(step.index, self._current)
@@ -260,7 +293,7 @@ class Coordinator:
         try:
             async with self._lease:
                 step = next_step(self._situation())
-                if not isinstance(step, Load):
+                if not isinstance(step, Load) or self._hold.active:
                     return
                 model = step.model
                 failure = RouterError(500, "error", f"{model}: the load broke off: see the router's journal")
