@@ -1,0 +1,133 @@
+"""An upgrade under load: how long the service is away, and whether a request is lost.
+
+    benchmarks/upgrade.py --build 6792 --model 1b-q8_0 --clients 4          # from the inventory's pin
+    benchmarks/upgrade.py --build 6792 --model 1b-q8_0 --clients 4 --back   # and back afterwards
+
+Clients ask one short request after the other, of the model over the backends, from before the playbook until
+after it; the new build is made meanwhile where no cache has it. ``--extra`` passes variables to the playbook. ``away`` is what the playbook says: from the stop of the coordinator to the first
+request that may go on. ``gap`` is the longest time in which no client got an answer.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from harness.inventory import Inventory, load_inventory
+from harness.settings import DEFAULT_INVENTORY, PLAYBOOKS, ROUTER_PORT, state_dir
+
+DEADLINE_S = 1800
+
+
+class Client(threading.Thread):
+    """One request after the other; when each ended, and with what status."""
+
+    def __init__(self, url: str, key: str, model: str) -> None:
+        super().__init__()
+        self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        self._url = url + "/v1/completions"
+        self._body = json.dumps({"model": model, "prompt": "One two", "max_tokens": 8}).encode()
+        self.stop = threading.Event()
+        self.ended: list[tuple[float, int]] = []
+
+    def run(self) -> None:
+        """Ask until told to stop."""
+        while not self.stop.is_set():
+            request = urllib.request.Request(self._url, self._body, self._headers)
+            try:
+                with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+                    answer.read()
+                    status = answer.status
+            except urllib.error.HTTPError as error:
+                status = error.code
+            except OSError:
+                status = 0
+            self.ended.append((time.monotonic(), status))
+
+
+def upgrade(inventory: Inventory, build: int, extra: list[str], *tags: str) -> tuple[int, str]:
+    """Run the playbook; its exit status and what it printed."""
+    tool = Path(sys.executable).with_name("ansible-playbook")
+    argv = [
+        str(tool),
+        "-i",
+        str(inventory.path),
+        str(PLAYBOOKS / "upgrade.yml"),
+        "-e",
+        f"llama_cpp_build={build}",
+    ]
+    for variable in extra:
+        argv += ["-e", variable]
+    done = subprocess.run([*argv, *tags], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def said(text: str) -> str:
+    """The playbook's last words on how it went."""
+    lines = [line.strip() for line in text.splitlines() if "was away for" in line or "was not kept" in line]
+    return lines[-1] if lines else "nothing: " + " ".join(text.split()[-20:])
+
+
+def measure(
+    inventory: Inventory, build: int, model: str, clients: int, extra: list[str]
+) -> dict[str, object]:
+    """One upgrade under load."""
+    url = f"http://{inventory.head.address}:{inventory.head.variables.get('router_port', ROUTER_PORT)}"
+    key = (state_dir(inventory.path) / "router.key").read_text().strip()
+    asking = [Client(url, key, model) for _ in range(clients)]
+    for client in asking:
+        client.start()
+    while not all(client.ended for client in asking):
+        time.sleep(0.2)
+    began = time.monotonic()
+    code, text = upgrade(inventory, build, extra)
+    seconds = time.monotonic() - began
+    time.sleep(3)
+    for client in asking:
+        client.stop.set()
+    for client in asking:
+        client.join()
+    ended = sorted(pair for client in asking for pair in client.ended)
+    moments = [moment for moment, _ in ended]
+    return {
+        "playbook": code,
+        "said": said(text),
+        "playbook_s": round(seconds, 1),
+        "requests": len(ended),
+        "lost": sum(status != 200 for _, status in ended),
+        "gap_s": round(max(b - a for a, b in zip(moments, moments[1:], strict=False)), 1),
+    }
+
+
+def main() -> None:
+    """Print what happened as JSON; exit status 1 where a request was lost."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--inventory", type=Path, default=DEFAULT_INVENTORY)
+    parser.add_argument("--build", type=int, required=True)
+    parser.add_argument("--model", default="1b-q8_0")
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument(
+        "--back", action="store_true", help="go back to the inventory's pin afterwards, likewise"
+    )
+    parser.add_argument("--extra", action="append", default=[], help="variable=value for the playbook")
+    options = parser.parse_args()
+    inventory = load_inventory(options.inventory)
+    builds = [options.build]
+    if options.back:
+        builds.append(int(inventory.head.variables["llama_cpp_build"]))
+    results = {}
+    for build in builds:
+        results[build] = measure(inventory, build, options.model, options.clients, options.extra)
+        print(json.dumps({build: results[build]}, indent=1), flush=True)
+    sys.exit(1 if any(result["lost"] for result in results.values()) else 0)
+
+
+if __name__ == "__main__":
+    main()
