@@ -4,8 +4,9 @@
     benchmarks/upgrade.py --build 6792 --model 1b-q8_0 --clients 4 --back   # and back afterwards
 
 Clients ask one short request after the other, of the model over the backends, from before the playbook until
-after it; the new build is made meanwhile where no cache has it. ``--extra`` passes variables to the playbook. ``away`` is what the playbook says: from the stop of the coordinator to the first
-request that may go on. ``gap`` is the longest time in which no client got an answer.
+after it; the new build is made meanwhile where no cache has it. ``--extra`` passes variables to the playbook.
+``away`` is what the playbook says: from the stop of the coordinator to the first request that may go on.
+``gap`` is the longest time in which no client got an answer.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from itertools import pairwise
 from pathlib import Path
 
 from harness.inventory import Inventory, load_inventory
@@ -100,7 +102,7 @@ def measure(
         "playbook_s": round(seconds, 1),
         "requests": len(ended),
         "lost": sum(status != 200 for _, status in ended),
-        "gap_s": round(max(b - a for a, b in zip(moments, moments[1:], strict=False)), 1),
+        "gap_s": round(max(b - a for a, b in pairwise(moments)), 1),
     }
 
 
