@@ -1,5 +1,6 @@
 """``HybridRouter``: the router as an object in a script, as the founding report's programs used it."""
 
+import asyncio
 import json
 import secrets
 import tempfile
@@ -8,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pydantic import ValidationError
+
 from harness.errors import HarnessError
 from harness.router.app import create_app
 from harness.router.config import RouterConfig
@@ -15,6 +18,7 @@ from harness.router.drain import Drain
 from harness.router.embedded import EmbeddedApp, Reply
 from harness.rpc.client import RpcError, ask
 from harness.rpc.messages import ProtocolError
+from harness.rpc.sockets import connected_endpoints
 from harness.settings import NODE_MODELS, RPC_PORT
 
 _OLLAMA_PORT = 11434
@@ -63,6 +67,7 @@ class HybridRouter:
             "debug_coordinator_recovery": debug_coordinator_recovery,
         } | settings
         self._key = secrets.token_urlsafe(32)
+        self._starting = asyncio.Lock()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._app: EmbeddedApp | None = None
 
@@ -81,8 +86,11 @@ class HybridRouter:
         Raises:
             HarnessError: a setting is wrong, or a backend does not say its memory.
         """
-        if self._app is not None:
-            return
+        async with self._starting:
+            if self._app is None:
+                await self._start()
+
+    async def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="hybrid-router-")
         folder = Path(self._folder.name)
         for name in ("router", "admin"):
@@ -96,7 +104,13 @@ class HybridRouter:
             "pool": self._pool,
             "backends": [await _with_memory(backend) for backend in self._backends],
         }
-        app = EmbeddedApp(create_app(RouterConfig.model_validate(given | self._settings), Drain()))
+        try:
+            config = RouterConfig.model_validate(given | self._settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise HarnessError(f"HybridRouter: {where}: {first['msg']}") from None
+        app = EmbeddedApp(create_app(config, Drain()))
         await app.start()
         self._app = app
 
@@ -201,6 +215,11 @@ def _endpoint(given: Mapping[str, Any] | str) -> dict[str, Any]:
 async def _with_memory(backend: dict[str, Any]) -> dict[str, Any]:
     if backend["memory_bytes"]:
         return backend
+    if backend["endpoint"] in connected_endpoints():
+        raise HarnessError(
+            f"backend {backend['endpoint']} is in use: a process of this machine is connected to it; "
+            "stop that one, or give memory_bytes"
+        )
     host, _, port = backend["endpoint"].partition(":")
     try:
         memory = (await ask(host, int(port))).total_bytes

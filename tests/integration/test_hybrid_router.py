@@ -77,6 +77,32 @@ async def test_router_begins_by_itself_and_survives_the_death_of_its_coordinator
         await router.close()
 
 
+async def test_first_requests_at_once_start_one_router(
+    backends: list[RpcServer], settings: dict[str, Any]
+) -> None:
+    router = HybridRouter(rpc_backends=[backends[0].endpoint], **settings)
+    try:
+        asked = [router.route_request("smollm2", ASK, options={"num_predict": 1}) for _ in range(5)]
+        assert [answer["done"] for answer in await asyncio.gather(*asked)] == [True] * 5
+    finally:
+        await router.close()
+    assert not listens(settings["coordinator_port"])
+
+
+async def test_backend_in_use_is_not_connected_to(
+    backends: list[RpcServer], settings: dict[str, Any]
+) -> None:
+    async with HybridRouter(rpc_backends=[backends[0].endpoint], **settings) as router:
+        await router.route_request("smollm2", ASK, options={"num_predict": 1})
+        with pytest.raises(HarnessError, match=r"is in use: a process of this machine is connected"):
+            await HybridRouter(rpc_backends=[backends[0].endpoint], **settings).start()
+
+
+async def test_unknown_setting_is_named(settings: dict[str, Any]) -> None:
+    with pytest.raises(HarnessError, match="HybridRouter: no_such_setting: Extra inputs"):
+        await HybridRouter(no_such_setting=1, **settings).start()
+
+
 async def test_unknown_model_is_an_error_that_names_the_known_ones(
     backends: list[RpcServer], settings: dict[str, Any]
 ) -> None:

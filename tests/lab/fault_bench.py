@@ -19,6 +19,7 @@ from harness.trials.client import LoadRequest, RouterClient, RouterRefusedError,
 from harness.trials.context import Context
 from harness.trials.coordinator import keep_log
 from harness.trials.evidence import diagnose_waiting, diagnose_with_nodes
+from harness.trials.faults.fault import serve_again
 from harness.trials.lab import lab_of
 from harness.trials.nodes import run_on
 from harness.trials.samples import Sampler
@@ -80,6 +81,15 @@ class FaultBench:
             self.other.name,
         }
         return state
+
+    async def forget_peer(self) -> None:
+        """Restart the other backend: cut off, it cannot have heard that its coordinator was stopped.
+
+        rpc-server waits for the next command of a peer that is gone, for ever: no keep-alive on its sockets.
+        """
+        await self.ctx.router.unload(0)
+        await self.on(self.other, "systemctl", "restart", RPC_UNIT)
+        await serve_again(self.other)
 
     async def refused(self, model: str = MODEL, **asked: Any) -> RouterRefusedError:
         """Load a model and expect that it fails."""

@@ -93,5 +93,5 @@ def test_small_model_is_answered_by_the_pool(ask: Ask) -> None:
 
 
 def test_wrong_key_is_refused(ask: Ask) -> None:
-    assert ask("/admin/coordinator", key="router")["error"]["code"] == 401
+    assert ask("/admin/coordinator", key="router")["error"]["class"] == "unauthorized"
     assert "error" not in ask("/admin/coordinator", key="admin")

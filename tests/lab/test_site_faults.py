@@ -174,6 +174,7 @@ async def test_pulled_cable_is_a_partition(bench: FaultBench) -> None:
         failure, line = await bench.waiting()
     assert failure == "network_partition"
     assert line.startswith("node node1 | the node cannot be reached")
+    await bench.forget_peer()
 
 
 async def test_dropped_packets_are_a_partition_though_the_node_answers(bench: FaultBench) -> None:
@@ -183,6 +184,7 @@ async def test_dropped_packets_are_a_partition_though_the_node_answers(bench: Fa
     assert failure == "network_partition"
     assert re.match(r"node node1 \| node[12]: \d+ bytes to \S+ unacknowledged", line)
     assert "llama_fault" not in await bench.on(bench.other, "nft", "list", "tables")
+    await bench.forget_peer()
 
 
 async def test_starved_backend_thrashes(bench: FaultBench) -> None:
