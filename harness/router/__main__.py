@@ -2,7 +2,9 @@
 
 import argparse
 import gc
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import uvicorn
@@ -21,9 +23,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="llama-router", description=__doc__)
     parser.add_argument("--config", type=Path, default=NODE_CONFIG / "router.json")
     parser.add_argument("--check", action="store_true", help="read the configuration and the keys, then exit")
+    parser.add_argument(
+        "--no-dashboard", action="store_true", help="serve no /dashboard; so does SOLLOL_DASHBOARD=false"
+    )
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config)
+        if arguments.no_dashboard or _turned_off(os.environ):
+            config = config.model_copy(update={"dashboard": False})
         drain = Drain()
         app = create_app(config, drain)
     except HarnessError as error:
@@ -52,6 +59,10 @@ def main() -> None:
     server.run()
     if not server.started:
         sys.exit(1)
+
+
+def _turned_off(environment: Mapping[str, str]) -> bool:
+    return environment.get("SOLLOL_DASHBOARD", "").strip().lower() in {"0", "false", "no", "off"}
 
 
 def _spare_the_collector() -> None:

@@ -18,6 +18,8 @@ from harness.router.auth import Gate
 from harness.router.catalogue import Catalogue
 from harness.router.config import RouterConfig, read_key, read_keys
 from harness.router.coordinator import Coordinator
+from harness.router.dashboard.page import Dashboard
+from harness.router.dashboard.snapshot import Sources
 from harness.router.decisions import Decider
 from harness.router.drain import Drain
 from harness.router.errors import RouterError
@@ -74,6 +76,11 @@ def create_app(config: RouterConfig, drain: Drain) -> ASGIApp:
             _add_admin(app, admin)
             _add_planning(app, PlanningApi(config, coordinator.planner))
             _add_operation(app, Operation(config, coordinator, metrics, nodes))
+            if config.dashboard:
+                sources = Sources(config, catalogue, decider, pool, coordinator, metrics, nodes)
+                dashboard = Dashboard(sources, admin_key)
+                app.router.routes += dashboard.routes
+                drain.tell(dashboard.feed.close)
             drain.tell(coordinator.refuse)
             log("router ready", address=config.address, port=config.port, models=exchange.models())
             try:

@@ -21,6 +21,8 @@ _OPEN = frozenset({"/healthz", "/readyz"})
 _BOTH = frozenset({"/metrics"})
 """Answered to either key: Prometheus is neither a user nor an administrator."""
 _ADMIN = "/admin/"
+_DASHBOARD = "/dashboard"
+"""Has a login of its own: a browser sends no bearer key."""
 _APIS = {"v1": "openai", "api": "ollama", "admin": "admin"}
 _MODELS = ("openai", "ollama")
 _UNAUTHORIZED = RouterError(401, "unauthorized", "missing or wrong bearer key for this path")
@@ -46,7 +48,7 @@ class Gate:
         self._limits = limits
 
     def _admits(self, path: str, authorization: bytes) -> bool:
-        if path in _OPEN:
+        if path in _OPEN or path == _DASHBOARD or path.startswith(_DASHBOARD + "/"):
             return True
         scheme, _, given = authorization.partition(b" ")
         if path in _BOTH:

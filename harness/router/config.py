@@ -125,6 +125,8 @@ class RouterConfig(BaseModel):
     keep_log_bytes: int = Field(1024 * _MIB, ge=1)
     debug_coordinator_recovery: bool = False
     """Log each step of a recovery; so does SOLLOL_DEBUG_COORDINATOR_RECOVERY=true in the environment."""
+    dashboard: bool = True
+    """Serve ``/dashboard``; ``--no-dashboard`` and SOLLOL_DASHBOARD=false turn it off."""
     poll_s: float = Field(0.05, gt=0)
     """Between looks at a loading coordinator's health and log."""
     redis: RedisSettings | None = None

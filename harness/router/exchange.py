@@ -141,6 +141,8 @@ class Exchange:
             RouterError: nobody has the model, it fits nowhere, or it cannot be made ready.
         """
         started = time.monotonic_ns()
+        if seen := getattr(request.state, "observed", None):
+            seen.model = model
         decision = await self._decider.decide(model)
         request.state.route, request.state.route_reason = decision.route, decision.reason
         held = AsyncExitStack()

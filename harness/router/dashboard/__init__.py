@@ -1,0 +1,1 @@
+"""``/dashboard``: what the router sees and does, live, on one page."""
