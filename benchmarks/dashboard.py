@@ -2,9 +2,9 @@
 
     benchmarks/dashboard.py --seconds 30 --viewers 10
 
-A router of its own, with four backends that are never connected to, no pool, thirty model files and no requests,
-is started on loopback; each viewer logs in and reads ``/dashboard/events``. CPU time is the utime and stime
-of /proc (proc_pid_stat(5)), over wall time: 100 % is one core.
+A router of its own, with four backends that are never connected to, no pool, thirty model files and no
+requests, is started on loopback; each viewer logs in and reads ``/dashboard/events``. CPU time is the utime
+and stime of /proc (proc_pid_stat(5)), over wall time: 100 % is one core.
 """
 
 import argparse

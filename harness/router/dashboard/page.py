@@ -91,8 +91,8 @@ def _html(name: str, *, script: str | None = None, status: int = 200, problem: s
         nonce=nonce, style=_read("page.css"), script=_read(script) if script else "", problem=problem
     )
     policy = (
-        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+        "img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     )
     headers = _HEADERS | {"content-security-policy": policy, "content-type": "text/html; charset=utf-8"}
     return Response(text, status, headers)

@@ -96,8 +96,7 @@ class Snapshots:
             places.append(f"{'loaded' if state.phase is CoordinatorPhase.READY else 'loading'}: {layers}")
         for server in self._from.pool.state:
             if name in server["models"]:
-                held = "in memory" if name in server["in_memory"] else "on disk"
-                places.append(f"pool of {server['node']} ({held if server['seen'] else 'not seen yet'})")
+                places.append(f"pool of {server['node']}{_held(server, name)}")
         return places or ["disk of the head node"]
 
     async def _backends(self, state: CoordinatorState) -> list[dict[str, Any]]:
@@ -126,6 +125,15 @@ def shown_state(seen: BackendState | None, held: bool) -> dict[str, str]:
     if held:
         return {"state": "busy", "reason": "leased to our coordinator; no Redis to ask for more"}
     return {"state": "unknown", "reason": "no Redis to ask; a backend is never connected to for this"}
+
+
+def _held(server: dict[str, Any], name: str) -> str:
+    """Only an Ollama says which of its models are in memory."""
+    if not server["seen"]:
+        return " (not seen yet)"
+    if server["kind"] != "ollama":
+        return ""
+    return " (in memory)" if name in server["in_memory"] else " (on disk)"
 
 
 def _figures(sample: Sample | None) -> dict[str, Any]:
