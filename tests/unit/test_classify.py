@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from harness.diagnosis.classify import classify
-from harness.diagnosis.evidence import Inputs, read_log
+from harness.diagnosis.evidence import BackendSeen, Inputs, read_log
 from harness.diagnosis.loadlog import parse_load_log
 from harness.diagnosis.model import Confidence, Diagnosis, ExitStatus, FailureClass, Signal
 from harness.planner.plan import BackendShare, Plan
@@ -29,6 +29,11 @@ def recorded(name: str, **other: Any) -> Inputs:
         "logs": {f"{name}.log": lines},
         "report": parse_load_log(lines),
         "expect_distributed": "--rpc" in entry["command"],
+        "waiting": "backends" in entry,
+        "backends": {node: BackendSeen(**seen) for node, seen in entry.get("backends", {}).items()},
+        "full_disks": {"here": entry["full_disk"]} if "full_disk" in entry else {},
+        "oom_kills": {"here": entry["oom_kills"]} if "oom_kills" in entry else {},
+        "journal": {"here": entry["kernel"]} if "kernel" in entry else {},
     }
     return Inputs(**{**given, **other})
 
@@ -70,6 +75,10 @@ def deciding(diagnosis: Diagnosis) -> str:
         ("illegal_instruction", "illegal_instruction", "SIGILL"),
         ("killed", "unknown", "SIGKILL"),
         ("rpc_version_mismatch", "rpc_version_mismatch", "RPC server version mismatch: 2.0.0"),
+        ("sigpipe", "sigpipe", "SIGPIPE"),
+        ("backend_stalled", "backend_stalled", "process second rpc-server is stopped (state T)"),
+        ("disk_full", "disk_full", "disk here cache: 0 bytes free of"),
+        ("oom_killed", "oom_killed", "samples here OOM kills on here while it ran: 1"),
     ],
 )
 def test_recorded_end_gets_its_class_and_line(name: str, expected: str, line: str) -> None:

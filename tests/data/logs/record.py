@@ -1,9 +1,11 @@
 """Makes the recorded logs of this folder from real processes on loopback.
 
-    python tests/data/logs/record.py --bin DIR --model smollm2.gguf [CASE ...]
+    python tests/data/logs/record.py --bin DIR --other-bin DIR --model smollm2.gguf [CASE ...]
 
-DIR holds llama-server and rpc-server of the pinned build. Each case writes ``<case>.log`` (what the
-process printed) and its entry of ``recorded.json``: the command, the exit status and the signals sent.
+DIR holds llama-server and rpc-server of the pinned build, the other one rpc-server of build 6666 (protocol
+2.0.0). ``disk_full`` and ``oom_killed`` need root: they mount a small tmpfs, and make a memory cgroup.
+Each case writes ``<case>.log`` (what the process printed) and its entry of ``recorded.json``: the command,
+the exit status, the signals sent, and what else was seen.
 """
 
 import argparse
@@ -30,23 +32,31 @@ SPLIT += ["--tensor-split", "1,1"]
 class Recorder:
     """Starts processes, ends them, and notes how they ended."""
 
-    def __init__(self, binaries: Path, model: Path, scratch: Path) -> None:
-        self.binaries, self.model, self.scratch = binaries, model, scratch
+    def __init__(self, binaries: Path, other: Path | None, model: Path, scratch: Path) -> None:
+        self.binaries, self.other, self.model, self.scratch = binaries, other, model, scratch
         self.entries: dict[str, dict[str, object]] = {}
         self.started: list[subprocess.Popen[bytes]] = []
 
     def start(
-        self, name: str | None, process: str, *arguments: str, limit_as: int = 0
+        self,
+        name: str | None,
+        process: str,
+        *arguments: str,
+        limit_as: int = 0,
+        environment: dict[str, str] | None = None,
+        folder: Path | None = None,
+        prepare: Callable[[], object] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start ``process``; its output is the log ``name``, or is dropped for None."""
         out = (HERE / f"{name}.log").open("wb") if name else subprocess.DEVNULL
         limits = (lambda: resource.setrlimit(resource.RLIMIT_AS, (limit_as, limit_as))) if limit_as else None
         child = subprocess.Popen(
-            [str(self.binaries / process), *arguments],
+            [str((folder or self.binaries) / process), *arguments],
             cwd=self.scratch,
             stdout=out,
             stderr=subprocess.STDOUT,
-            preexec_fn=limits,
+            preexec_fn=prepare or limits,
+            env={**os.environ, **(environment or {})},
         )
         self.started.append(child)
         if name:
@@ -126,12 +136,21 @@ def wait_healthy(port: int) -> None:
     raise TimeoutError(port)
 
 
-def ask(tokens: int) -> threading.Thread:
-    """Have a request in flight; what comes back does not matter."""
+def established_peer(port: int) -> int:
+    """The port of whoever is connected to a port of this machine."""
+    for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, here, there, state, *_ = row.split()
+        if here.endswith(f":{port:04X}") and state == "01":
+            return int(there.rpartition(":")[2], 16)
+    raise LookupError(f"nobody is connected to {port}")
+
+
+def ask(tokens: int, wait_s: float = 60) -> threading.Thread:
+    """Have a request in flight for at most ``wait_s``; what comes back does not matter."""
 
     def post() -> None:
         body = json.dumps({"prompt": "Count:", "n_predict": tokens, "ignore_eos": True})
-        connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=wait_s)
         try:
             connection.request("POST", "/completion", body, {"Content-Type": "application/json"})
             connection.getresponse().read()
@@ -314,18 +333,88 @@ def killed(r: Recorder, name: str) -> None:
 
 
 def rpc_version_mismatch(r: Recorder, name: str) -> None:
-    """A double that answers HELLO with protocol 2.0.0 stands for a backend of another protocol."""
+    """A backend of build 6666 speaks protocol 2.0.0."""
+    assert r.other, "--other-bin names the folder of build 6666"
+    r.start(None, "rpc-server", "--host", "127.0.0.1", "--port", str(RPC1), folder=r.other)
+    wait_listening(RPC1)
+    r.ended(name, r.server(name, "--rpc", f"127.0.0.1:{RPC1}", "-ngl", "99", ready=False))
 
-    def answer(listener: socket.socket) -> None:
-        peer, _ = listener.accept()
-        with peer:
-            peer.recv(9)
-            peer.sendall((3).to_bytes(8, "little") + bytes((2, 0, 0)))
-            peer.recv(1)
 
-    with socket.create_server(("127.0.0.1", RPC1)) as listener:
-        threading.Thread(target=answer, args=(listener,), daemon=True).start()
-        r.ended(name, r.server(name, "--rpc", f"127.0.0.1:{RPC1}", "-ngl", "99", ready=False))
+def sigpipe(r: Recorder, name: str) -> None:
+    """rpc-server as a shell starts it, with SIGPIPE's default; its coordinator is killed amid a reply."""
+    for _ in range(40):
+        backend = r.start(name, "rpc-server", "--host", "127.0.0.1", "--port", str(RPC1))
+        wait_listening(RPC1)
+        server = r.server(None, "--rpc", f"127.0.0.1:{RPC1}", "-ngl", "99")
+        request = ask(1900)
+        server.kill()
+        request.join()
+        time.sleep(0.5)
+        if backend.poll() == -signal.SIGPIPE:
+            r.ended(name, backend)
+            return
+        r.clean()
+    raise TimeoutError("rpc-server outlived 40 coordinators")
+
+
+def backend_stalled(r: Recorder, name: str) -> None:
+    """SIGSTOP to the second rpc-server amid a request; the log of the coordinator that waits for it."""
+    backend = r.backends()[1]
+    child = r.server(name, *SPLIT)
+    ask(1900, wait_s=3)
+    backend.send_signal(signal.SIGSTOP)
+    time.sleep(2)
+    state = Path(f"/proc/{backend.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    peer = f"127.0.0.1:{established_peer(RPC2)}"
+    r.entries[name]["backends"] = {"second": {"state": state, "peer": peer, "cpu_s": 0.0, "window_s": 2.0}}
+    assert child.poll() is None
+
+
+def disk_full(r: Recorder, name: str) -> None:
+    """rpc-server caches on a tmpfs of 4 MiB: it writes what fits, and says "saved" all the same."""
+    small = r.scratch / "cache"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(small)], check=True)
+    try:
+        where = {"LLAMA_CACHE": f"{small}/"}
+        r.start(name, "rpc-server", "--host", "127.0.0.1", "--port", str(RPC1), "-c", environment=where)
+        wait_listening(RPC1)
+        r.server(None, "--rpc", f"127.0.0.1:{RPC1}", "-ngl", "99")
+        disk = os.statvfs(small)
+        free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+        r.entries[name]["full_disk"] = f"cache: {free} bytes free of {size}"
+        assert free < 1 << 20
+        r.clean()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def oom_killed(r: Recorder, name: str) -> None:
+    """llama-server in a memory cgroup (v1) of 100 MiB without swap; the cgroup counts the kill."""
+    group = Path("/sys/fs/cgroup/memory/llama-harness-record")
+    group.mkdir()
+    try:
+        for name_of_limit in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"):
+            (group / name_of_limit).write_text(str(100 << 20))
+        enter = group / "cgroup.procs"
+        arguments = ("-m", str(r.model), "--port", str(PORT), "-c", "2048", "--no-mmap")
+        child = r.start(name, "llama-server", *arguments, prepare=lambda: enter.write_text(str(os.getpid())))
+        r.ended(name, child)
+        counts = dict(line.split() for line in (group / "memory.oom_control").read_text().splitlines())
+        r.entries[name]["oom_kills"] = int(counts["oom_kill"])
+        kernel = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout.splitlines()
+        r.entries[name]["kernel"] = [line for line in kernel if f"Killed process {child.pid} " in line]
+    finally:
+        for pid in (group / "cgroup.procs").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+        wait_for_empty(group)
+        group.rmdir()
+
+
+def wait_for_empty(group: Path) -> None:
+    """Until no process is left in a cgroup: the kernel takes a moment."""
+    while (group / "cgroup.procs").read_text().strip():
+        time.sleep(0.05)
 
 
 CASES: tuple[Callable[[Recorder, str], None], ...] = (
@@ -358,12 +447,17 @@ CASES: tuple[Callable[[Recorder, str], None], ...] = (
     killed,
     terminated_by_someone,
     rpc_version_mismatch,
+    sigpipe,
+    backend_stalled,
+    disk_full,
+    oom_killed,
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bin", type=Path, required=True)
+    parser.add_argument("--other-bin", type=Path)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("cases", nargs="*")
     options = parser.parse_args()
@@ -372,7 +466,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "smollm2.gguf"
         model.symlink_to(options.model.resolve())
-        recorder = Recorder(options.bin.resolve(), Path(model.name), Path(scratch))
+        other = options.other_bin.resolve() if options.other_bin else None
+        recorder = Recorder(options.bin.resolve(), other, Path(model.name), Path(scratch))
         recorder.model = model
         for case in CASES:
             if options.cases and case.__name__ not in options.cases:
