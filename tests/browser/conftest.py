@@ -1,10 +1,34 @@
-"""What browser tests of the router stand on: the pinned build and the real small model."""
+"""What browser tests of the router stand on: Debian's chromium, the pinned build and the real small model."""
 
+import os
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
 from tests.integration.conftest import llama_build, smollm2
 
 __all__ = ["llama_build", "smollm2"]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    assert path, "chromium is not installed: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def artefacts(tmp_path: Path) -> Path:
+    """Where screens are kept: ``DASHBOARD_SCREENS``, else with the test's other files."""
+    folder = Path(os.environ.get("DASHBOARD_SCREENS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

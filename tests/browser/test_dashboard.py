@@ -1,22 +1,22 @@
 """The dashboard of a real router with real backends, in Debian's chromium, at phone and desktop widths."""
 
 import os
-import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-from router_stack import ADMIN_KEY, RouterStack, wait_for
+from playwright.sync_api import Browser, Page, expect
+from router_stack import ADMIN_KEY, RouterStack, listens, wait_for
+from tests.browser.dashboard_page import log_in, problems
 
 pytestmark = [pytest.mark.browser, pytest.mark.integration]
 
 HOSTILE = "<img src=x onerror=window.owned=1><script>window.owned=1</script>"
 WIDTHS = {"phone": (390, 844), "desktop": (1280, 900)}
-SERIOUS = ("serious", "critical")
 
 
 @pytest.fixture(scope="module")
@@ -27,31 +27,6 @@ def stack(
     (stack.models / f"{HOSTILE.replace('/', '')}.gguf").symlink_to(smollm2)
     yield stack
     stack.close()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    assert path, "chromium is not installed: apt-get install chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def artefacts(tmp_path: Path) -> Path:
-    """Where screens are kept: ``DASHBOARD_SCREENS``, else with the test's other files."""
-    folder = Path(os.environ.get("DASHBOARD_SCREENS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def log_in(page: Page, stack: RouterStack) -> None:
-    page.goto(f"{stack.url}/dashboard")
-    page.get_by_label("Admin key").fill(ADMIN_KEY)
-    page.get_by_role("button", name="Log in").click()
-    expect(page.locator("#connection")).to_have_text("Live")
 
 
 @pytest.fixture
@@ -66,11 +41,6 @@ def page(chromium: Browser, stack: RouterStack) -> Iterator[Page]:
 def load(stack: RouterStack) -> None:
     status, state = stack.admin("load", {"model": "smollm2"})
     assert status == 200, state
-
-
-def problems(page: Page) -> list[Any]:
-    found = Axe().run(page).response["violations"]
-    return [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in SERIOUS]
 
 
 def test_nothing_is_shown_without_the_admin_key(chromium: Browser, stack: RouterStack) -> None:
@@ -175,15 +145,23 @@ def test_router_that_falls_silent_without_closing_is_shown_as_lost(page: Page, s
     expect(page.locator("#connection")).to_have_text("Live", timeout=20_000)
 
 
-def test_turned_off_dashboard_is_not_there(stack: RouterStack, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("flags", "environment"), [((), {"SOLLOL_DASHBOARD": "false"}), (("--no-dashboard",), {})]
+)
+def test_turned_off_dashboard_is_not_there(
+    stack: RouterStack, flags: tuple[str, ...], environment: dict[str, str]
+) -> None:
     stack.router.terminate()
     stack.router.wait(30)
-    monkeypatch.setenv("SOLLOL_DASHBOARD", "false")
-    stack.start_router()
-    for path in ("/dashboard", "/dashboard/events", "/dashboard/session"):
-        assert stack.call(path, key=None)[0] == 404
-    stack.router.terminate()
-    stack.router.wait(30)
-    monkeypatch.delenv("SOLLOL_DASHBOARD")
-    stack.start_router()
-    wait_for(lambda: stack.call("/dashboard", key=None)[0] == 200, 10, "dashboard")
+    command = [sys.executable, "-m", "harness.router", "--config", str(stack.config), *flags]
+    with (stack.folder / "off.log").open("ab") as log:
+        router = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: listens(stack.port), 20, "router")
+        for path in ("/dashboard", "/dashboard/events", "/dashboard/session"):
+            assert stack.call(path, key=None)[0] == 404
+    finally:
+        router.terminate()
+        router.wait(30)
+        stack.start_router()
+    assert stack.call("/dashboard", key=None)[0] == 200
