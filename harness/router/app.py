@@ -75,7 +75,7 @@ def create_app(config: RouterConfig, drain: Drain) -> ASGIApp:
             app.router.routes += about.routes
             _add_admin(app, admin)
             _add_planning(app, PlanningApi(config, coordinator.planner))
-            _add_operation(app, Operation(config, coordinator, metrics, nodes))
+            _add_operation(app, Operation(config, coordinator, metrics, nodes, pool))
             if config.dashboard:
                 sources = Sources(config, catalogue, decider, pool, coordinator, metrics, nodes)
                 dashboard = Dashboard(sources, admin_key)

@@ -1,6 +1,8 @@
 """What those who run the router ask it: is it alive, can it take work, what has it counted."""
 
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -10,18 +12,27 @@ from harness.router.config import RouterConfig
 from harness.router.coordinator import Coordinator
 from harness.router.metrics import Metrics
 from harness.router.nodes import NodeSamples
+from harness.router.pool import Pool
+
+_BEST_FIRST = ("ready", "set_aside", "unseen")
 
 
 class Operation:
     """Handlers of ``/healthz``, ``/readyz`` and ``/metrics``."""
 
     def __init__(
-        self, config: RouterConfig, coordinator: Coordinator, metrics: Metrics, nodes: NodeSamples
+        self,
+        config: RouterConfig,
+        coordinator: Coordinator,
+        metrics: Metrics,
+        nodes: NodeSamples,
+        pool: Pool,
     ) -> None:
         self._config = config
         self._coordinator = coordinator
         self._metrics = metrics
         self._nodes = nodes
+        self._pool = pool
 
     async def healthz(self, request: Request) -> Response:
         """It answers, so it is alive."""
@@ -44,14 +55,26 @@ class Operation:
         self._metrics.show_queue(len(queue), queue[0].age_s if queue else 0)
         self._metrics.show_states("backend", {node: seen.state for node, seen in states.items()})
         self._metrics.show_states("node", {node: _node_state(seen) for node, seen in states.items()})
-        waiting = self._coordinator.queue
-        self._metrics.show_queue(len(waiting), waiting[0].age_s if waiting else 0)
+        self._metrics.show_states("pool_server", pool_states(self._pool.state))
         body, content_type = self._metrics.page(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
 
 def _node_state(backend: BackendState) -> str:
     return "silent" if backend.state is State.SILENT else "heard"
+
+
+def pool_states(servers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """``ready``, ``set_aside`` or ``unseen`` by node; of several servers on one node the best counts.
+
+    Args:
+        servers: as ``Pool.state`` gives them. One that has not answered a look yet is ``unseen``.
+    """
+    states: dict[str, str] = {}
+    for server in servers:
+        state = "set_aside" if server["set_aside_s"] > 0 else "ready" if server["seen"] else "unseen"
+        states[server["node"]] = min(state, states.get(server["node"], state), key=_BEST_FIRST.index)
+    return states
 
 
 def not_ready(config: RouterConfig, *, closing: bool) -> list[str]:

@@ -11,7 +11,7 @@ from harness.router.auth import Gate
 from harness.router.config import Backend, RouterConfig, read_keys
 from harness.router.metrics import Metrics
 from harness.router.observe import counts
-from harness.router.operation import not_ready
+from harness.router.operation import not_ready, pool_states
 from harness.runs.schema import CoordinatorPhase
 from starlette.types import Message, Receive, Scope, Send
 
@@ -203,3 +203,14 @@ def test_router_is_ready_where_some_request_can_be_served(tmp_path: Path) -> Non
     server.touch(mode=0o755)
     assert not_ready(config, closing=False) == []
     assert not_ready(config, closing=True) == ["the router is stopping"]
+
+
+def test_a_nodes_pool_server_is_ready_set_aside_or_unseen_and_the_best_of_several_counts() -> None:
+    servers = [
+        {"node": "node1", "seen": True, "set_aside_s": 4.5},
+        {"node": "node1", "seen": True, "set_aside_s": 0.0},
+        {"node": "node2", "seen": True, "set_aside_s": 0.1},
+        {"node": "node3", "seen": False, "set_aside_s": 0.0},
+    ]
+    assert pool_states(servers) == {"node1": "ready", "node2": "set_aside", "node3": "unseen"}
+    assert pool_states(servers[:1]) == {"node1": "set_aside"}
