@@ -108,13 +108,20 @@ class _Log:
     title: str
     console: Console
     status: Status
-    failure: str | None = None
     changed_tasks: list[str] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     """``ok``, ``changed`` and so on, each by node: Ansible's own recap."""
+    _failures: list[str] = field(default_factory=list)
     _task: str = ""
     _task_started: float = 0.0
     _output: list[str] = field(default_factory=list)
+
+    @property
+    def failure(self) -> str | None:
+        """The first failed task, as those after it may only follow from it; of rescued ones, what came of it."""
+        if not self._failures:
+            return None
+        return self._failures[-1 if any(self.counts.get("rescued", {}).values()) else 0]
 
     def take(self, event: dict[str, Any]) -> bool:
         kind, data = event.get("event", ""), event.get("event_data", {})
@@ -128,9 +135,9 @@ class _Log:
         elif kind == "playbook_on_stats":
             self.counts = {name: by for name, by in data.items() if isinstance(by, dict)}
         elif kind == "runner_on_unreachable":
-            self.failure = self.failure or failure_line(data, unreachable=True)
+            self._failures.append(failure_line(data, unreachable=True))
         elif kind == "runner_on_failed" and not data.get("ignore_errors"):
-            self.failure = self.failure or failure_line(data, unreachable=False)
+            self._failures.append(failure_line(data, unreachable=False))
         elif event.get("stdout"):
             self._output.append(str(event["stdout"]))
         return False
