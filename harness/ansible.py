@@ -118,7 +118,7 @@ class _Log:
 
     @property
     def failure(self) -> str | None:
-        """The first failed task, as those after it may only follow from it; of rescued ones, what came of it."""
+        """The first failed task, as others may only follow from it; where some were rescued, the last."""
         if not self._failures:
             return None
         return self._failures[-1 if any(self.counts.get("rescued", {}).values()) else 0]

@@ -20,6 +20,8 @@ from harness.router.routing import Decision, Route
 from harness.router.upstream import BROKEN, ClientLeftError, ClientWatch, post
 
 _SSE = "text/event-stream"
+_UNAVAILABLE = frozenset({502, 503, 504})
+"""A server that loads its model, or has lost its own: another one may have it."""
 
 _REASON_CHARS = 200
 
@@ -207,12 +209,20 @@ class Exchange:
                 keep_alive=call.keep_alive,
             )
             stack.callback(response.close)
+            if response.status in _UNAVAILABLE and self._elsewhere(call):
+                raise BrokenOffError(await call.explain(f"it answered {response.status}"))
             answer = Answer(response, b"")
             answer.first = await (response.content.readany() if answer.streamed else response.read())
         except BROKEN as error:
             raise BrokenOffError(await self._explained(call, error)) from None
         call.moved()
         return answer
+
+    def _elsewhere(self, call: Call) -> bool:
+        """Whether another server of the pool can be asked."""
+        if call.again is None or call.decision.route is not Route.POOL:
+            return False
+        return self._pool.pick(call.model, call.decision.servers, but=call.url) is not None
 
     async def _explained(self, call: Call, error: Exception) -> RouterError:
         if type(error) is TimeoutError:
