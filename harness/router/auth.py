@@ -95,7 +95,10 @@ class Gate:
                 watch.close()
             if path not in _OPEN:
                 took = round((time.monotonic() - seen.started_s) * 1000, 1)
-                log("request", method=scope["method"], path=path, ms=took, **seen.end())
+                said = seen.end()
+                if reason := state.get("route_reason"):
+                    said |= {"model": seen.model, "reason": reason}
+                log("request", method=scope["method"], path=path, ms=took, **said)
 
 
 async def _refuse(send: Send, error: RouterError, path: str) -> None:

@@ -75,7 +75,7 @@ class Decider:
 
         Args:
             model: as the client named it.
-            record: keep the decision and log it.
+            record: keep the decision, and log a refusal.
 
         Raises:
             RouterError: nobody has it (404), or it fits nowhere (507).
@@ -95,13 +95,13 @@ class Decider:
         return RouterError(404, UNKNOWN_MODEL, f"model '{model}' not found", hint=f"there are: {known}")
 
     def _record(self, facts: Facts, chosen: Decision | Refusal) -> None:
-        refused = isinstance(chosen, Refusal)
         entry: dict[str, Any] = {
             "model": facts.model,
             "route": None if isinstance(chosen, Refusal) else chosen.route.value,
             "reason": chosen.message if isinstance(chosen, Refusal) else chosen.reason,
         }
-        log("not routed" if refused else "route", **entry)
+        if isinstance(chosen, Refusal):
+            log("not routed", **entry)  # a route is in the request's own line: a line less for each
         if facts.file_bytes is None and not facts.offers:
             return  # nobody's model: anybody's text, which would push out what is worth keeping
         figures = {

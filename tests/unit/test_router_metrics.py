@@ -214,3 +214,28 @@ def test_a_nodes_pool_server_is_ready_set_aside_or_unseen_and_the_best_of_severa
     ]
     assert pool_states(servers) == {"node1": "ready", "node2": "set_aside", "node3": "unseen"}
     assert pool_states(servers[:1]) == {"node1": "set_aside"}
+
+
+def test_one_log_line_says_of_a_request_which_way_it_went_and_why() -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"] |= {"route": "pool", "route_reason": "node1 serves it"}
+        scope["state"]["observed"].model = "tiny"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Message) -> None:
+        pass
+
+    lines: list[dict[str, object]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.router.auth.log", lambda event, **said: lines.append({"event": event} | said))
+        gate = Gate(answer, router_keys=[USER], admin_key=ADMIN, metrics=Metrics())
+        key = [(b"authorization", f"Bearer {USER}".encode())]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": key}
+        asyncio.run(gate(scope, receive, send))
+    [line] = lines
+    assert (line["event"], line["route"], line["model"]) == ("request", "pool", "tiny")
+    assert line["reason"] == "node1 serves it"
