@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,13 @@ async def test_client_that_stops_reading_frees_the_coordinator(
         assert answer["done"] is True
 
 
+def loaded(port: int) -> bool:
+    """Whether a llama-server has loaded its model."""
+    with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+        return bool(answer.status == 200)
+    return False
+
+
 @pytest.fixture
 def ollama_port(llama_build: Path, smollm2: Path, tmp_path: Path) -> Iterator[int]:
     """A double of Ollama: its /api is answered from a real llama-server."""
@@ -158,7 +167,7 @@ def ollama_port(llama_build: Path, smollm2: Path, tmp_path: Path) -> Iterator[in
     )
     quiet = subprocess.DEVNULL
     processes = [subprocess.Popen(command, stdout=quiet, stderr=quiet) for command in commands]
-    wait_for(lambda: listens(pool) and listens(double), 30, "pool")
+    wait_for(lambda: listens(double) and loaded(pool), 30, "pool")
     yield double
     for process in processes:
         process.kill()

@@ -342,9 +342,10 @@ def test_stop_of_the_router_refuses_who_waits_finishes_who_is_answered_and_ends_
         assert answered.result()[0] == 200
         assert stack.router.wait(40) in (0, -signal.SIGTERM)
         record = json.loads((Path(state["log_dir"]) / "start.json").read_text())
-        assert [(s["reason"], s["requests_in_flight"]) for s in record["signals"]] == [
-            ("the router stops", 0)
-        ]
+        (sent,) = record["signals"]
+        assert sent["requests_in_flight"] == 0
+        # Its turn may have been over: then it was about to make room for the one that waited.
+        assert sent["reason"] in ("the router stops", "other is to be loaded")
         assert record["exit"]["code"] == 0
     finally:
         stack.start_router()
