@@ -1,4 +1,4 @@
-"""``harness run benchmark``: the trials of a profile, through the router, into a run folder with a report."""
+"""``harness run``: the trials of a profile, through the router, into a run folder with a report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,17 +9,20 @@ from harness.cli.options import InventoryOption
 from harness.errors import HarnessError
 from harness.settings import DEFAULT_INVENTORY, REPORTS
 
-KINDS = ("benchmark",)
+KINDS = ("benchmark", "schema")
 INTERRUPTED_STATUS = 130
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="What to run: benchmark.")],
+    what: Annotated[str, typer.Argument(help="benchmark; or schema: print the JSON schema of profiles.")],
     profile: Annotated[
         str, typer.Option(help="smoke, default or full; or the path of a profile of your own.")
     ] = "default",
     inventory: InventoryOption = DEFAULT_INVENTORY,
     reports: Annotated[Path, typer.Option(help="Folder in which the run's folder is made.")] = REPORTS,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Shuffle the trials with this seed, as an earlier run did.")
+    ] = None,
 ) -> None:
     """Load and exercise models through the router, watch every node, and write a report.
 
@@ -27,6 +30,11 @@ def command(
     """
     if what not in KINDS:
         raise HarnessError(f"nothing called '{what}' can be run; known: {', '.join(KINDS)}")
+    if what == "schema":
+        from harness.trials.profile import schema_text
+
+        print(schema_text(), end="")
+        return
     import asyncio
 
     from rich.console import Console
@@ -34,12 +42,13 @@ def command(
     from harness.report import write_report
     from harness.runs.schema import Outcome
     from harness.trials.progress import RunProgress
-    from harness.trials.runner import Interrupted, run_benchmark
+    from harness.trials.runner import run_benchmark
     from harness.trials.setup import Options
+    from harness.trials.stopper import Interrupted
 
     with RunProgress(Console()) as progress:
         try:
-            result = asyncio.run(run_benchmark(Options(profile, inventory, reports), progress))
+            result = asyncio.run(run_benchmark(Options(profile, inventory, reports, seed), progress))
         except Interrupted:
             progress.say("Stopped before the first trial; nothing was written.")
             raise typer.Exit(INTERRUPTED_STATUS) from None

@@ -240,3 +240,7 @@ class RunManifest(Record):
     """Per model: path, bytes, sha256 or shape, architecture, quantisation, ``real`` or ``synthetic``."""
     formulas: dict[str, str] = Field(default_factory=dict)
     estimate_s: float | None = None
+    seed: int | None = None
+    """Of the shuffle of the trials; None where they ran in the profile's order."""
+    stopped: str | None = None
+    """Why trials were left out: the run's deadline, or a failure that the profile stops after."""

@@ -1,10 +1,11 @@
 """Profiles: the YAML files that say what a run contains."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from harness.diagnosis.model import FailureClass
 from harness.errors import HarnessError
@@ -12,8 +13,24 @@ from harness.lab.spec import parse_size
 
 PROFILES = Path(__file__).with_name("profiles")
 
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    Field(gt=0),
+    WithJsonSchema({"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string"}]}),
+]
+Names = Annotated[list[str], Field(min_length=1)]
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+
+def _one_name(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Nodes = Annotated[
+    Annotated[int, Field(ge=1)] | Names,
+    BeforeValidator(_one_name, json_schema_input_type=Annotated[int, Field(ge=1)] | Names | str),
+]
+"""How many backends, or which: each by its name or as one of the profile's ``node_sets``."""
 Deadline = Annotated[float, Field(gt=0, le=24 * 3600)]
 
 
@@ -45,8 +62,8 @@ class LoadStep(_Strict):
     kind: Literal["load"]
     model: str
     cache: Literal["cold", "warm"] = "cold"
-    nodes: Annotated[int, Field(ge=1)] | list[str] | None = Field(
-        None, description="backends by name, or how many of them; all without it"
+    nodes: Nodes | None = Field(
+        None, description="backends by name or by the name of a node set, or how many; all without it"
     )
     n_gpu_layers: int | None = Field(None, ge=0)
     context: int = Field(2048, ge=128)
@@ -86,11 +103,29 @@ _STEPS: dict[str, type[BaseModel]] = {
 }
 
 
+class StopWhen(_Strict):
+    """What ends a run before its last trial."""
+
+    failed: int | None = Field(None, ge=1, description="so many trials have failed")
+    classes: list[FailureClass] = Field([], description="a trial has failed with one of these diagnoses")
+
+
 class Profile(_Strict):
     """What a run contains, in order."""
 
     description: str = ""
     extends: str | None = Field(None, description="a shipped profile whose trials come first")
+    node_sets: dict[str, Names] = Field({}, description="names for backends, to be used in nodes of a load")
+    repeats: int = Field(1, ge=1, le=1000, description="how many times all trials run, round by round")
+    order: Literal["given", "shuffled"] = Field(
+        "given",
+        description="shuffled: each round in an order of its own; what builds on a load stays behind it",
+    )
+    seed: int | None = Field(None, ge=0, description="of the shuffle; drawn and recorded without it")
+    deadline_s: Annotated[float, Field(gt=0, le=7 * 24 * 3600)] | None = Field(
+        None, description="the whole run ends when so many seconds have passed since its first trial"
+    )
+    stop_when: StopWhen = StopWhen()
     trials: list[Annotated[Step, Field(discriminator="kind")]] = Field(min_length=1)
 
     @property
@@ -103,12 +138,13 @@ def load_profile(name: str) -> tuple[str, str, Profile]:
     """A profile by the name of a shipped one or by its path.
 
     Returns:
-        Its name, its text and its content (with the trials of what it extends).
+        Its name, its text and its content (with the trials of what it extends, node sets put in their place).
 
     Raises:
         HarnessError: there is no such profile, or a key or value in it is wrong.
     """
-    return _load(name, ())
+    found, text, profile = _load(name, ())
+    return found, text, _with_nodes(profile)
 
 
 def _load(name: str, extending: tuple[Path, ...]) -> tuple[str, str, Profile]:
@@ -129,9 +165,34 @@ def _load(name: str, extending: tuple[Path, ...]) -> tuple[str, str, Profile]:
     profile = parse_profile(path, text)
     if profile.extends:
         _, base_text, base = _load(profile.extends, (*extending, path))
-        profile = profile.model_copy(update={"trials": [*base.trials, *profile.trials]})
+        profile = _extended(base, profile)
         text = f"{base_text.rstrip()}\n\n# --- {path.name} ---\n{text}"
     return path.stem, text, profile
+
+
+def _extended(base: Profile, profile: Profile) -> Profile:
+    """The trials and node sets of both; every other key from the profile, where it says one."""
+    own = {name: getattr(profile, name) for name in profile.model_fields_set}
+    trials, sets = [*base.trials, *profile.trials], base.node_sets | profile.node_sets
+    return base.model_copy(update={**own, "trials": trials, "node_sets": sets})
+
+
+def _with_nodes(profile: Profile) -> Profile:
+    """The profile with the names of node sets replaced by their nodes, each node once."""
+
+    def named(step: Step) -> Step:
+        if not isinstance(step, LoadStep) or not isinstance(step.nodes, list):
+            return step
+        members = [node for name in step.nodes for node in profile.node_sets.get(name, [name])]
+        return step.model_copy(update={"nodes": list(dict.fromkeys(members))})
+
+    return profile.model_copy(update={"trials": [named(step) for step in profile.trials]})
+
+
+def schema_text() -> str:
+    """JSON schema (draft 2020-12) of a profile, with which editors check one while it is written."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Profile.model_json_schema()}
+    return json.dumps(schema, indent=1) + "\n"
 
 
 def parse_profile(path: Path, text: str) -> Profile:
@@ -165,5 +226,7 @@ def _explain(error: ValidationError) -> str:
 def _model_at(location: tuple[int | str, ...]) -> type[BaseModel]:
     if "starve" in location[:-1]:
         return Starve
+    if "stop_when" in location[:-1]:
+        return StopWhen
     kinds = [part for part in location[:-1] if isinstance(part, str) and part in _STEPS]
     return _STEPS[kinds[0]] if kinds else Profile

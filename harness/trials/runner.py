@@ -2,13 +2,10 @@
 
 import asyncio
 import contextlib
-import signal
 import time
-from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn, TypeVar
 
 from harness.errors import HarnessError
 from harness.inventory import Inventory, load_inventory
@@ -19,19 +16,21 @@ from harness.runs.store import RunFolder, run_name
 from harness.trials.client import RouterClient, router_address
 from harness.trials.context import Context, Finding
 from harness.trials.coordinator import feed_again, stop
+from harness.trials.ending import RunDeadline, why_stop
 from harness.trials.estimate import assumptions, step_signature
 from harness.trials.inference import run_inference
 from harness.trials.lab import lab_of
 from harness.trials.load import run_load
 from harness.trials.nodes import UNITS, read_journal
+from harness.trials.order import arrange, shuffle_seed
 from harness.trials.pool import run_pool
 from harness.trials.profile import InferenceStep, LoadStep, PoolStep, Profile, Step, load_profile
 from harness.trials.progress import RunProgress, duration
 from harness.trials.samples import Sampler
 from harness.trials.setup import Options, Setting, make_manifest, settle
+from harness.trials.stopper import Interrupted, Stopper
 from harness.trials.unload import run_unload
 
-ResultT = TypeVar("ResultT")
 PATIENCE_S = 60.0
 INTERRUPTED_PATIENCE_S = 5.0
 """How long requests may still take before the coordinator is told to stop: nobody waits for them now."""
@@ -48,58 +47,6 @@ class RunResult:
     trials: list[Trial]
 
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM came."""
-
-
-class Stopper:
-    """Turns SIGINT and SIGTERM into the end of what is being waited for, once per signal."""
-
-    def __init__(self) -> None:
-        self._current: asyncio.Task[object] | None = None
-        self._asked = False
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Handle the signals for as long as the block runs."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-    async def run(self, work: Coroutine[object, object, ResultT]) -> ResultT:
-        """Await ``work``.
-
-        Raises:
-            Interrupted: a signal came while it ran, or since the last call.
-        """
-        if self._asked:
-            work.close()
-            self._answer()
-        task = self._current = asyncio.create_task(work)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            if not self._asked:
-                raise
-            self._answer()
-        finally:
-            self._current = None
-
-    def _answer(self) -> NoReturn:
-        self._asked = False
-        raise Interrupted
-
-    def _stop(self) -> None:
-        self._asked = True
-        if self._current:
-            self._current.cancel()
-
-
 async def run_benchmark(options: Options, progress: RunProgress) -> RunResult:
     """Run a profile on an inventory.
 
@@ -108,6 +55,8 @@ async def run_benchmark(options: Options, progress: RunProgress) -> RunResult:
         Interrupted: a signal came before the first trial.
     """
     name, text, profile = load_profile(options.profile)
+    seed = shuffle_seed(profile, options.seed)
+    profile = profile.model_copy(update={"trials": arrange(profile, seed)})
     inventory = load_inventory(options.inventory)
     stopper = Stopper()
     started = datetime.now(UTC)
@@ -115,20 +64,24 @@ async def run_benchmark(options: Options, progress: RunProgress) -> RunResult:
     with stopper.installed(), inventory_lock(options.inventory, run):
         async with RouterClient(router_address(inventory)) as router:
             setting = await stopper.run(settle(options, profile, inventory, router))
-            _announce(progress, name, profile, setting)
+            _announce(progress, name, profile, setting, seed)
             folder = RunFolder.create(options.reports, run)
-            manifest = make_manifest(run, name, text, options, setting)
+            manifest = make_manifest(run, name, text, options, setting, seed)
             folder.write_manifest(manifest)
             with contextlib.closing(folder):
                 ctx = _context(inventory, router, folder, setting, manifest.started_ns, progress)
                 return await _run_all(ctx, profile, setting, manifest, stopper, progress)
 
 
-def _announce(progress: RunProgress, name: str, profile: Profile, setting: Setting) -> None:
+def _announce(progress: RunProgress, name: str, profile: Profile, setting: Setting, seed: int | None) -> None:
     known = setting.estimates_known
     basis = f"{known} of {len(profile.trials)} trials timed in earlier runs" if known else assumptions()
     total = sum(setting.estimates_s)
     progress.say(f"Profile {name}: {len(profile.trials)} trials, about {duration(total)} ({basis})")
+    if profile.deadline_s is not None and total > profile.deadline_s:
+        progress.say(f"warning: the run ends after {duration(profile.deadline_s)}, its deadline")
+    if seed is not None:
+        progress.say(f"Order shuffled with seed {seed} (--seed {seed} gives it again)")
 
 
 def _context(
@@ -167,6 +120,7 @@ async def _run_all(
     progress: RunProgress,
 ) -> RunResult:
     trials: list[Trial] = []
+    stopped: str | None = None
     ctx.event(manifest.started_ns, "run_start", None, profile=manifest.profile)
     for name, offset in setting.clock_offset_ns.items():
         if offset:
@@ -174,26 +128,37 @@ async def _run_all(
                 time.time_ns(), "warning", None, name, message=f"its clock is {offset / 1e9:+.3f} s off ours"
             )
     ctx.sampler.begin()
+    deadline = RunDeadline(profile.deadline_s)
     try:
         for number, step in enumerate(profile.trials, start=1):
             trial_id = f"{number:02d}-{step_title(step)}"
             progress.begin(number, len(profile.trials), trial_id, setting.estimates_s[number - 1])
-            trial = await _run_trial(ctx, trial_id, step, stopper)
+            trial = await _run_trial(ctx, trial_id, step, stopper, deadline)
             trials.append(trial)
             progress.end(trial)
             if trial.outcome is Outcome.INTERRUPTED:
                 break
+            left = len(profile.trials) - number
+            why = str(deadline) if deadline.over else why_stop(profile.stop_when, trials)
+            if left and why:
+                stopped = f"{left} trial{'s' * (left > 1)} left out: {why}"
+                ctx.event(time.time_ns(), "stopped", None, reason=stopped)
+                progress.say(f"Stopped: {stopped}")
+                break
     finally:
+        manifest = manifest.model_copy(update={"stopped": stopped})
         outcome = _outcome(trials, len(profile.trials))
         await _finish(ctx, manifest, outcome, stopper, progress)
     return RunResult(ctx.run.path, outcome, trials)
 
 
-async def _run_trial(ctx: Context, trial_id: str, step: Step, stopper: Stopper) -> Trial:
+async def _run_trial(
+    ctx: Context, trial_id: str, step: Step, stopper: Stopper, deadline: RunDeadline
+) -> Trial:
     started_ns = time.time_ns()
     ctx.event(started_ns, "trial_start", trial_id)
     try:
-        finding = await stopper.run(_act(ctx, trial_id, step))
+        finding = await stopper.run(deadline.hold(_act(ctx, trial_id, step)))
     except Interrupted:
         finding = Finding(Outcome.INTERRUPTED, "stopped by the user")
     except HarnessError as error:

@@ -31,6 +31,8 @@ class Options:
     profile: str
     inventory: Path
     reports: Path
+    seed: int | None = None
+    """Shuffle with this seed, whatever the profile says."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ async def settle(options: Options, profile: Profile, inventory: Inventory, route
     return Setting(used, states, seconds, known)
 
 
-def make_manifest(run: str, profile_name: str, text: str, options: Options, setting: Setting) -> RunManifest:
+def make_manifest(
+    run: str, profile_name: str, text: str, options: Options, setting: Setting, seed: int | None
+) -> RunManifest:
     """``run.json`` as it is when the run starts."""
     builds = sorted({str(facts.build) for facts in setting.facts.values() if facts.build})
     return RunManifest(
@@ -110,6 +114,7 @@ def make_manifest(run: str, profile_name: str, text: str, options: Options, sett
         models=setting.models,
         formulas=FORMULAS,
         estimate_s=sum(setting.estimates_s),
+        seed=seed,
     )
 
 

@@ -159,9 +159,9 @@ class Bench:
             "LLAMA_HARNESS_STATE": str(folder / "state"),
         }
 
-    def profile(self, *trials: object) -> str:
+    def profile(self, *trials: object, **keys: object) -> str:
         path = self.folder / "mine.yml"
-        path.write_text(yaml.safe_dump({"trials": list(trials)}))
+        path.write_text(yaml.safe_dump({**keys, "trials": list(trials)}))
         return str(path)
 
 
@@ -179,9 +179,9 @@ def bench(
     stack.close()
 
 
-async def run(bench: Bench, *trials: object) -> tuple[RunResult, str]:
+async def run(bench: Bench, *trials: object, **keys: object) -> tuple[RunResult, str]:
     shown = io.StringIO()
-    options = Options(bench.profile(*trials), bench.inventory, bench.folder / "reports")
+    options = Options(bench.profile(*trials, **keys), bench.inventory, bench.folder / "reports")
     with RunProgress(Console(file=shown, width=200)) as progress:
         result = await run_benchmark(options, progress)
     return result, shown.getvalue()
@@ -254,6 +254,38 @@ async def test_backend_that_dies_is_the_diagnosis_of_the_trial(bench: Bench) -> 
     assert inference.diagnosis is not None
     assert inference.diagnosis.failure_class is FailureClass.BACKEND_LOST, inference.answer
     assert result.outcome is Outcome.FAILED
+
+
+async def test_run_that_is_to_stop_after_a_failure_leaves_the_rest_out_and_says_so(bench: Bench) -> None:
+    pool = {"kind": "pool", "model": "tiny", "requests": 1, "prompt_tokens": 35, "generated_tokens": 4}
+    wrong = {"kind": "unload", "model": "smollm2", "expected": "oom_killed"}
+    load = {"kind": "load", "model": "smollm2", "context": 512}
+    result, shown = await run(
+        bench, load, wrong, pool, repeats=3, order="shuffled", seed=4, stop_when={"failed": 1}
+    )
+    manifest, trials = read_manifest(result.folder), list(read_trials(result.folder))
+    ended = [(t.kind, t.outcome) for t in trials]
+    assert ended[-1] == ("unload", Outcome.FAILED), "\n".join(f"{t.id}: {t.answer}" for t in trials)
+    assert ended.count(ended[-1]) == 1
+    assert manifest.seed == 4
+    assert manifest.outcome is Outcome.FAILED
+    assert manifest.stopped == f"{9 - len(trials)} trials left out: 1 of {len(trials)} trials failed"
+    assert manifest.stopped in shown
+
+
+async def test_run_ends_at_its_deadline_and_unloads(bench: Bench) -> None:
+    long = {"kind": "inference", "model": "smollm2", "prompt_tokens": 35, "generated_tokens": 4000}
+    load = {"kind": "load", "model": "smollm2", "context": 8192}
+    result, _ = await run(bench, load, long, {"kind": "unload", "model": "smollm2"}, deadline_s=12)
+    trials = list(read_trials(result.folder))
+    # On a slow machine it may still load by then: the deadline ends that too.
+    assert trials[-1].kind in ("load", "inference")
+    assert trials[-1].outcome is Outcome.FAILED
+    assert trials[-1].answer == "ended unfinished: the run's deadline of 12 s has passed"
+    stopped = read_manifest(result.folder).stopped or ""
+    assert stopped.endswith("left out: the run's deadline of 12 s has passed")
+    _, state = await asyncio.to_thread(bench.stack.admin, "coordinator")
+    assert state["phase"] in ("absent", "ended")
 
 
 async def test_ctrl_c_unloads_and_keeps_what_there_is(bench: Bench) -> None:

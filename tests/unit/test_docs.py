@@ -10,6 +10,7 @@ import pytest
 from harness.diagnosis import table
 from harness.diagnosis.model import FailureClass
 from harness.diagnosis.rules import RULES
+from harness.trials.profile import schema_text
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
@@ -38,6 +39,12 @@ def test_page_of_diagnoses_is_up_to_date() -> None:
 def test_page_of_the_inventory_is_up_to_date() -> None:
     assert (DOCS / "inventory.md").read_text() == reference.markdown(), (
         "run: python scripts/inventory_reference.py"
+    )
+
+
+def test_schema_of_profiles_is_up_to_date() -> None:
+    assert (DOCS / "profile.schema.json").read_text() == schema_text(), (
+        "run: harness run schema > docs/profile.schema.json"
     )
 
 

@@ -1,8 +1,10 @@
 """Profiles: what is shipped can be read, and what is wrong is named in one line."""
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 from harness.diagnosis.model import FailureClass
 from harness.errors import HarnessError
 from harness.trials.profile import (
@@ -13,7 +15,9 @@ from harness.trials.profile import (
     UnloadStep,
     load_profile,
     parse_profile,
+    schema_text,
 )
+from jsonschema import Draft202012Validator
 
 
 def profile(text: str) -> Profile:
@@ -115,6 +119,11 @@ def test_what_is_no_text_is_no_profile(tmp_path: Path) -> None:
         ("trials: [{kind: load, model: m, expected: exploded}]", r"trials\[0\]\.expected"),
         ("trials: [{kind: load, model: m, deadline_s: 0}]", r"trials\[0\]\.deadline_s"),
         ("trials: []", "trials"),
+        ("repeats: 0\ntrials: [{kind: pool, model: m}]", "repeats"),
+        (
+            "stop_when: {fails: 1}\ntrials: [{kind: pool, model: m}]",
+            "unknown key 'stop_when.fails'; known keys here: failed, classes",
+        ),
         ("load: {}\ntrials: [{kind: pool, model: m}]", "unknown key 'load'; known keys here: description"),
         ("- a\n- b", "mine.yml: the file"),
         ("trials: [", "mine.yml is not YAML"),
@@ -124,3 +133,58 @@ def test_fault_is_named_in_one_line(text: str, message: str) -> None:
     with pytest.raises(HarnessError, match=message) as caught:
         profile(text)
     assert "\n" not in str(caught.value)
+
+
+def test_node_set_stands_for_its_nodes(tmp_path: Path) -> None:
+    (tmp_path / "base.yml").write_text(
+        "node_sets: {small: [node1, node3], big: [node2]}\n"
+        "trials: [{kind: load, model: m, nodes: [small, node3, node4]}]"
+    )
+    (tmp_path / "mine.yml").write_text(
+        f"extends: {tmp_path}/base.yml\nnode_sets: {{big: [node5]}}\n"
+        "trials: [{kind: load, model: m, nodes: big}, {kind: load, model: m, nodes: 2}]"
+    )
+    loads = load_profile(str(tmp_path / "mine.yml"))[2].trials
+    assert [s.nodes for s in loads if isinstance(s, LoadStep)] == [["node1", "node3", "node4"], ["node5"], 2]
+
+
+def test_profile_keeps_what_it_extends_says_and_it_does_not(tmp_path: Path) -> None:
+    (tmp_path / "base.yml").write_text(
+        "repeats: 3\norder: shuffled\ndeadline_s: 60\ntrials: [{kind: pool, model: m}]"
+    )
+    (tmp_path / "mine.yml").write_text(
+        f"extends: {tmp_path}/base.yml\nrepeats: 2\ntrials: [{{kind: pool, model: n}}]"
+    )
+    mine = load_profile(str(tmp_path / "mine.yml"))[2]
+    assert (mine.repeats, mine.order, mine.deadline_s, mine.models) == (2, "shuffled", 60, ["m", "n"])
+
+
+def _validator() -> Draft202012Validator:
+    schema = json.loads(schema_text())
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize("path", sorted(PROFILES.glob("*.yml")), ids=lambda path: path.stem)
+def test_schema_admits_the_shipped_profiles(path: Path) -> None:
+    _validator().validate(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("text", "admitted"),
+    [
+        ("trials: [{kind: load, model: m, nodes: small, starve: {node: a, memory: 1.5G}}]", True),
+        ("trials: [{kind: load, model: m, nodes: [a, b]}]", True),
+        ("trials: [{kind: load, model: m, nodes: 0}]", False),
+        ("trials: [{kind: load, model: m, repeat: 2}]", False),
+        ("order: random\ntrials: [{kind: pool, model: m}]", False),
+        ("stop_when: {classes: [exploded]}\ntrials: [{kind: pool, model: m}]", False),
+    ],
+)
+def test_schema_and_reader_agree(text: str, *, admitted: bool) -> None:
+    assert _validator().is_valid(yaml.safe_load(text)) is admitted
+    if admitted:
+        profile(text)
+    else:
+        with pytest.raises(HarnessError):
+            profile(text)
