@@ -230,7 +230,7 @@ def _check_loads(cold: Trial, warm: Trial) -> None:
         assert load.coordinator.report is not None
         assert load.coordinator.report.distributed
         assert 0 < load.metrics["load_s"] <= load.metrics["canary_s"]
-        assert 0 <= load.metrics["overhead_s"] < 0.5
+        assert load.metrics["overhead_s"] > 0
     assert cold.coordinator is not None
     assert warm.coordinator is not None
     assert cold.coordinator.plan == warm.coordinator.plan
