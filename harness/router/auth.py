@@ -2,9 +2,9 @@
 
 import hmac
 import json
+import os
 import re
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +65,7 @@ class Gate:
             return
         path, headers = scope["path"], dict(scope["headers"])
         offered = headers.get(b"x-request-id", b"")
-        rid = offered.decode() if _ID.match(offered) else uuid.uuid4().hex
+        rid = offered.decode() if _ID.match(offered) else os.urandom(16).hex()
         request_id.set(rid)
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = rid

@@ -21,6 +21,18 @@ from harness.router.pool import Pool
 from harness.router.routing import Decision, Facts, Need, Refusal, Rule, Sharded, choose_route, gib
 
 _KEPT = 200
+_FRESH_S = 1.0
+"""A route that was found is good for so long: what it is made from is not looked at more often either."""
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A route, and what is kept of each request that takes it."""
+
+    decision: Decision
+    entry: dict[str, Any]
+    until_s: float
+    """On the monotonic clock."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,8 @@ class Decider:
         self._planner = planner
         self._rules = [Rule(rule.pattern, rule.route) for rule in config.routes]
         self._sized: dict[ModelFile, _Sized] = {}
+        self._made: dict[str, _Made] = {}
+        """By the name that was asked for; a refusal is never in it."""
         self._last: deque[dict[str, Any]] = deque(maxlen=_KEPT)
 
     @property
@@ -80,43 +94,35 @@ class Decider:
         Raises:
             RouterError: nobody has it (404), or it fits nowhere (507).
         """
+        made = self._made.get(model)
+        if made is None or time.monotonic() > made.until_s:
+            made = await self._make(model, record)
+        if record:
+            self._keep(made.entry)
+        return made.decision
+
+    async def _make(self, model: str, record: bool) -> _Made:
+        self._made.pop(model, None)
         facts = await self.facts(model)
         chosen = choose_route(facts, self._rules, large_model_bytes=self._config.large_model_bytes)
-        if record:
-            self._record(facts, chosen)
+        entry = _entry(facts, chosen)
         if isinstance(chosen, Refusal):
+            if record:
+                log("not routed", **{name: entry[name] for name in ("model", "route", "reason")})
+                if facts.file_bytes is not None or facts.offers:
+                    self._keep(entry)  # else nobody's model, anybody's text: it would push out the rest
             raise self._refused(model, chosen)
-        return chosen
+        made = self._made[model] = _Made(chosen, entry, time.monotonic() + _FRESH_S)
+        return made
+
+    def _keep(self, entry: dict[str, Any]) -> None:
+        self._last.append(entry | {"time_ns": time.time_ns(), "request_id": request_id.get()})
 
     def _refused(self, model: str, refusal: Refusal) -> RouterError:
         if refusal.status != 404:
             return RouterError(refusal.status, refusal.error_class, refusal.message)
         known = ", ".join(self.models()) or "none"
         return RouterError(404, UNKNOWN_MODEL, f"model '{model}' not found", hint=f"there are: {known}")
-
-    def _record(self, facts: Facts, chosen: Decision | Refusal) -> None:
-        entry: dict[str, Any] = {
-            "model": facts.model,
-            "route": None if isinstance(chosen, Refusal) else chosen.route.value,
-            "reason": chosen.message if isinstance(chosen, Refusal) else chosen.reason,
-        }
-        if isinstance(chosen, Refusal):
-            log("not routed", **entry)  # a route is in the request's own line: a line less for each
-        if facts.file_bytes is None and not facts.offers:
-            return  # nobody's model: anybody's text, which would push out what is worth keeping
-        figures = {
-            "time_ns": time.time_ns(),
-            "request_id": request_id.get(),
-            "file_bytes": facts.file_bytes,
-            "need_bytes": facts.need.bytes if facts.need else None,
-            "layers": facts.need.layers if facts.need else None,
-            "pool": [
-                {"node": one.node, "certain": one.certain, "capacity_bytes": one.capacity_bytes}
-                for one in facts.offers
-            ],
-            "backends_fit": facts.sharded.fits if facts.sharded else None,
-        }
-        self._last.append(entry | figures)
 
     async def _size(self, file: ModelFile) -> _Sized:
         if file not in self._sized:
@@ -140,6 +146,23 @@ class Decider:
         over = f"{count} backend{'s' if count > 1 else ''} of {gib(room)}"
         text = f"{header.block_count + 1} layers and {gib(held)} over {over}"
         return _Sized(need, Sharded(True, text))
+
+
+def _entry(facts: Facts, chosen: Decision | Refusal) -> dict[str, Any]:
+    """What ``/router/decisions`` shows of it, but for the request."""
+    return {
+        "model": facts.model,
+        "route": None if isinstance(chosen, Refusal) else chosen.route.value,
+        "reason": chosen.message if isinstance(chosen, Refusal) else chosen.reason,
+        "file_bytes": facts.file_bytes,
+        "need_bytes": facts.need.bytes if facts.need else None,
+        "layers": facts.need.layers if facts.need else None,
+        "pool": [
+            {"node": one.node, "certain": one.certain, "capacity_bytes": one.capacity_bytes}
+            for one in facts.offers
+        ],
+        "backends_fit": facts.sharded.fits if facts.sharded else None,
+    }
 
 
 def bytes_on_one_machine(header: GgufModel, context: int) -> int:

@@ -19,7 +19,7 @@ from harness.router.pool import Pool, unreachable
 from harness.router.routing import Decision, Route
 from harness.router.upstream import BROKEN, ClientLeftError, ClientWatch, post
 
-_SSE = "text/event-stream"
+_STREAMS = ("text/event-stream", "application/x-ndjson")
 _UNAVAILABLE = frozenset({502, 503, 504})
 """A server that loads its model, or has lost its own: another one may have it."""
 
@@ -82,7 +82,7 @@ class Answer:
     @property
     def streamed(self) -> bool:
         """Whether it comes piece by piece."""
-        return self.headers.get("content-type", "").startswith(_SSE)
+        return self.headers.get("content-type", "").startswith(_STREAMS)
 
 
 class HeldStream(StreamingResponse):
@@ -236,6 +236,8 @@ class Exchange:
         Raises:
             RouterError: the server broke off in the middle.
         """
+        if not answer.streamed:
+            return answer.first
         return b"".join([piece async for piece in self.relay(call, answer)])
 
     async def relay(self, call: Call, answer: Answer) -> AsyncIterator[bytes]:

@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from starlette.types import Scope
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -63,6 +63,42 @@ def guarded_protocol(limits: Limits) -> type[asyncio.Protocol]:
     return type("Guarded", (GuardedProtocol,), {"limits": limits})
 
 
+class HeadWithBody:
+    """A transport whose answers' heads leave together with the first bytes of their bodies.
+
+    uvicorn writes the two apart; each write is a system call, a tenth of all that a relayed request costs.
+    A head that no body follows at once leaves in the loop's next round.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Write, or hold what begins like a head. A body that begins so is held as briefly."""
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            self._loop.call_soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """Close once everything has been written."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+
 class GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """One connection; its head is being read until uvicorn has made a request of it (``cycle``)."""
 
@@ -76,7 +112,7 @@ class GuardedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it if there are too many."""
-        super().connection_made(transport)
+        super().connection_made(HeadWithBody(cast("asyncio.Transport", transport), self.loop))
         if len(self.connections) > self.limits.connections:
             message = f"more than {self.limits.connections} connections are open"
             self.refuse(RouterError(503, "too_many_connections", message, retry_after_s=1))

@@ -41,14 +41,16 @@ class OpenAiApi:
         """Completions and embeddings: bytes in, bytes out; only a server's 5xx is looked into."""
         body = await read_body(request, self._body_limit_bytes)
         model = model_of(parse_object(body))
-        call = await while_connected(request, self._exchange.open(request, model))
+        return await while_connected(request, self._answered(request, model, body))
+
+    async def _answered(self, request: Request, model: str, body: bytes) -> Response:
+        call = await self._exchange.open(request, model)
         async with AsyncExitStack() as stack:
             stack.push_async_exit(call.held)
-            sending = self._exchange.send(call, request.scope["path"], body, stack)
-            answer = await while_connected(request, sending)
+            answer = await self._exchange.send(call, request.scope["path"], body, stack)
             media_type = answer.headers.get("content-type", "application/json")
             if not media_type.startswith(_SSE):
-                whole = await while_connected(request, self._exchange.whole(call, answer))
+                whole = await self._exchange.whole(call, answer)
                 _raise_mistake(answer.status, whole, model)
                 return Response(whole, answer.status, call.headers, media_type)
             stream = self._relay(call, answer)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from statistics import median
 
 from harness.errors import HarnessError
 from harness.inventory import Inventory, Node
@@ -30,7 +29,8 @@ async def calibrate(
     """Measure backends one after the other and tell the router, which plans by it from then on.
 
     A token reads every weight once, so that a node's speed is the model's bytes on it over its time per token
-    (llama.cpp's own clock, median of three requests after a warm-up). It holds for the measured build.
+    (llama.cpp's own clock, the fastest of three requests after a warm-up: whatever else a node does meanwhile
+    can only slow it). It holds for the measured build.
 
     Args:
         model: of the router's; by default the smallest that goes to the coordinator.
@@ -71,7 +71,7 @@ async def _measure(router: RouterClient, node: Node, model: str) -> NodeSpeed:
     rates = [rate for index in range(REPEATS + 1) if (rate := await _rate(router, node, model, index))]
     return NodeSpeed(
         node=node.name,
-        bytes_per_s=_held(state) * median(rates[1:]),
+        bytes_per_s=_held(state) * max(rates[1:]),
         build=facts.build,
         sha256=facts.binaries.get("rpc-server"),
         hardware=_hardware(facts),

@@ -156,3 +156,29 @@ def test_plan_of_an_ollama_model_carries_its_name_not_its_digest(tmp_path: Path,
     plan = planner(settings, catalogue).plan(LoadRequest(model="big:13b"), catalogue.header(file), {})
     assert plan.model == "big:13b"
     assert plan.model_path == str(file.path)
+
+
+async def test_route_is_made_anew_once_it_is_a_second_old(
+    tmp_path: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("harness.router.decisions.time.monotonic", lambda: now)
+    link = tmp_path / "m.gguf"
+    link.symlink_to(gguf)
+    ours = decider(config(tmp_path))
+    await ours.decide("m")
+    link.unlink()
+    assert (await ours.decide("m")).route is Route.COORDINATOR
+    assert [entry["model"] for entry in ours.last] == ["m", "m"]
+    assert ours.last[0]["time_ns"] < ours.last[1]["time_ns"]
+    now += 1.5
+    with pytest.raises(RouterError, match="not found"):
+        await ours.decide("m")
+
+
+async def test_refusal_is_never_kept(tmp_path: Path, gguf: Path) -> None:
+    ours = decider(config(tmp_path))
+    with pytest.raises(RouterError, match="not found"):
+        await ours.decide("m")
+    (tmp_path / "m.gguf").symlink_to(gguf)
+    assert (await ours.decide("m")).route is Route.COORDINATOR

@@ -1,5 +1,6 @@
 """A real router on a loopback port, and clients that send too much, too slowly or nonsense."""
 
+import asyncio
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.router.guarded import HeadWithBody
 from tests.integration.router_stack import free_port, listens, wait_for
 
 KEY = "a-key-of-one-user"
@@ -125,3 +127,40 @@ def test_connection_beyond_the_limit_is_told_to_come_back(port: int) -> None:
             client.close()
     assert (status, body["error"]["class"]) == (503, "too_many_connections")
     assert headers["retry-after"] == "1"
+
+
+class Wire(asyncio.Transport):
+    """Keeps each write apart: as many system calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        self.writes.append(data)
+
+    def close(self) -> None:
+        self.writes.append(b"closed")
+
+
+async def test_head_leaves_with_what_follows_it_at_once_and_alone_where_nothing_does() -> None:
+    wire = Wire()
+    transport = HeadWithBody(wire, asyncio.get_running_loop())
+    transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    transport.write(b"a")
+    transport.write(b"b")
+    await asyncio.sleep(0)
+    transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    await asyncio.sleep(0)
+    transport.write(b"c")
+    transport.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+    transport.close()
+    await asyncio.sleep(0)
+    assert wire.writes == [
+        b"HTTP/1.1 200 OK\r\n\r\na",
+        b"b",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"c",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"closed",
+    ]

@@ -125,7 +125,7 @@ def test_stream_that_ended_with_an_error_is_counted_as_broken() -> None:
 def test_error_is_counted_by_status_without_tokens() -> None:
     asked = Asked([b'{"error":{}}'], status=502, kind="application/json")
     assert asked.value("requests_total", route="pool", api="openai", status="502") == 1
-    assert asked.value("tokens_total", kind="prompt") is None
+    assert asked.value("tokens_total", kind="prompt") == 0
 
 
 @pytest.mark.parametrize(
