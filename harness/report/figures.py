@@ -56,7 +56,7 @@ def memory_figure(run: RunData) -> Picture:
         f"{p.node}: peak {size(p.peak_used)} of {size(p.total)}, peak swap {size(p.peak_swap)}"
         for p in peaks(run)
     )
-    return picture("memory", f"Memory and swap of each node over time. {spoken}.", draw)
+    return picture("memory", "Memory and swap of each node over time", f"{spoken}.", draw)
 
 
 def _memory_row(ax: Axes, run: RunData, name: str, canvas: Canvas) -> None:
@@ -125,7 +125,7 @@ def load_figure(rows: Sequence[LoadRow]) -> Picture:
         return figure
 
     spoken = "; ".join(f"{row.label}: {seconds(row.load_s)}" for row in drawn)
-    return picture("load", f"Load time in phases. {spoken}.", draw)
+    return picture("load", "Load time in phases", f"{spoken}.", draw)
 
 
 def _load_bar(ax: Axes, place: int, row: LoadRow, canvas: Canvas, longest: float) -> None:
@@ -187,7 +187,9 @@ def timeline_figure(run: RunData, moments: Sequence[Moment]) -> Picture:
         return figure
 
     marks = sum(m.kind in MARKERS for m in moments)
-    return picture("timeline", f"Timeline of {len(run.trials)} trials with {marks} signals and exits.", draw)
+    return picture(
+        "timeline", "Timeline of the run", f"{len(run.trials)} trials with {marks} signals and exits.", draw
+    )
 
 
 MARKERS: dict[str, dict[str, object]] = {

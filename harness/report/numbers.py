@@ -96,10 +96,24 @@ def slug(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without control characters, which neither HTML nor SVG may hold; lines and tabs stay."""
+    """The text without what HTML and SVG may not hold, and without marks that turn the order of what is read.
+
+    Control characters, surrogates, and the bidirectional overrides and isolates of Unicode (UAX #9) each
+    become one replacement character; lines and tabs stay.
+    """
     return "".join("\ufffd" if _control(c) else c for c in text)
+
+
+_TURNS = frozenset(
+    "\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
+)
 
 
 def _control(character: str) -> bool:
     code = ord(character)
-    return (code < 32 and character not in "\n\t") or 127 <= code < 160 or 0xD800 <= code < 0xE000
+    return (
+        (code < 32 and character not in "\n\t")
+        or 127 <= code < 160
+        or 0xD800 <= code < 0xE000
+        or character in _TURNS
+    )

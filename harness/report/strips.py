@@ -51,7 +51,7 @@ def inference_figure(stages: Sequence[StageRow]) -> Picture:
         f"{s.label}: median TTFT {seconds(s.ttft)}, ITL {seconds(s.itl)}, {rate(s.client_rate)}"
         for s in drawn
     )
-    return picture("inference", f"Time to first token, gaps and decode rate. {spoken}.", draw)
+    return picture("inference", "Time to first token, gaps and decode rate", f"{spoken}.", draw)
 
 
 def _strips(ax: Axes, rows: Sequence[Sequence[float]], *, filled: bool) -> None:

@@ -99,13 +99,14 @@ def node_colour(nodes: list[str], name: str) -> str:
     return NODES[nodes.index(name) % len(NODES)]
 
 
-def to_svg(figure: Figure, prefix: str, label: str) -> str:
+def to_svg(figure: Figure, prefix: str, title: str, spoken: str) -> str:
     """The figure as an ``<svg>`` element for a page that holds others.
 
     Args:
         figure: drawn under :data:`STYLE`.
         prefix: unique in the page; put before every identifier that the figure refers to.
-        label: what a screen reader says in its place.
+        title: its name, of a few words.
+        spoken: what it shows, in words, for those who cannot see it.
     """
     stream = io.StringIO()
     FigureCanvasSVG(figure)
@@ -119,11 +120,16 @@ def to_svg(figure: Figure, prefix: str, label: str) -> str:
     text = re.sub(r"<g/>|\n\s*(?=<)", "", text)
     view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     width = round(float(view.group(1))) if view else 0
-    name = escape(printable(" ".join(label.split())))
-    head = f'<svg class="plot" role="img" aria-label="{name}" style="max-width:{width}px"'
-    opened = text.index(">")
+    head = f'<svg class="plot" role="img" aria-labelledby="{prefix}-title {prefix}-desc"'
     box = view.group(0) if view else ""
-    return f"{head} {box}>{text[opened + 1 :]}".strip()
+    named = (
+        f'<title id="{prefix}-title">{_words(title)}</title><desc id="{prefix}-desc">{_words(spoken)}</desc>'
+    )
+    return f'{head} style="max-width:{width}px" {box}>{named}{text[text.index(">") + 1 :]}'.strip()
+
+
+def _words(text: str) -> str:
+    return escape(printable(" ".join(text.split())))
 
 
 def _adopt(tag: str, prefix: str, used: set[str]) -> str:
@@ -173,10 +179,19 @@ class Picture:
     narrow: str
 
 
-def picture(prefix: str, label: str, draw: Callable[[Canvas], Figure]) -> Picture:
-    """Draw a figure for both widths; ``prefix`` is unique in the page, ``label`` its accessible name."""
+def picture(prefix: str, title: str, spoken: str, draw: Callable[[Canvas], Figure]) -> Picture:
+    """Draw a figure for both widths.
+
+    Args:
+        prefix: unique in the page.
+        title: the figure's accessible name.
+        spoken: its figures in words, for those who cannot see it.
+        draw: makes the figure for a width.
+    """
     with drawing():
-        svgs = [to_svg(draw(canvas), f"{prefix}-{canvas.name}", label) for canvas in (WIDE, NARROW)]
+        svgs = [
+            to_svg(draw(canvas), f"figure-{prefix}-{canvas.name}", title, spoken) for canvas in (WIDE, NARROW)
+        ]
     return Picture(*svgs)
 
 

@@ -1,4 +1,4 @@
-"""What browser tests of the router stand on: Debian's chromium, the pinned build and the real small model."""
+"""What browser tests stand on: Debian's chromium, the pinned build and the real small model."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def artefacts(tmp_path: Path) -> Path:
-    """Where screens are kept: ``DASHBOARD_SCREENS``, else with the test's other files."""
-    folder = Path(os.environ.get("DASHBOARD_SCREENS", tmp_path))
+    """Where screens are kept: ``BROWSER_SCREENS``, else with the test's other files."""
+    folder = Path(os.environ.get("BROWSER_SCREENS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
     return folder

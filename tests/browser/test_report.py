@@ -1,126 +1,194 @@
 """The report in Debian's chromium, at phone and desktop widths, in both themes."""
 
 import re
-import shutil
-import subprocess
-from html import escape
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.report import write_report
-from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+from tests.browser.report_page import opened, problems, too_wide, unfold
 from tests.unit.report_runs import copy_run, hostile_run
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-]
-MEASURE = """<script>
-const root = document.documentElement;
-const shown = (kind) => [...document.querySelectorAll(kind)].filter((e) => e.getClientRects().length).length;
-Object.assign(root.dataset, {
-  overflow: root.scrollWidth - root.clientWidth, wide: shown(".wide"), narrow: shown(".narrow"),
-  small: [...document.querySelectorAll("svg.plot text")].filter((t) => {
-    const box = t.getBoundingClientRect(); return box.height > 0 && box.height < 8; }).length,
-});
-document.querySelector("#memory table th:nth-child(3) button").click();
-root.dataset.sorted = [...document.querySelectorAll("#memory tbody td:nth-child(3)")].map((c) => c.dataset.v);
-root.dataset.sort = document.querySelector("#memory th:nth-child(3)").getAttribute("aria-sort");
-</script>"""
-"""Put into a copy of the page, in place of its security policy, to read how it was laid out."""
-COPY = """<script>
-const frame = document.querySelector("iframe");
-frame.onload = () =>
-  Object.assign(document.documentElement.dataset, frame.contentDocument.documentElement.dataset);
-</script>"""
-"""The page is measured in a frame: headless chromium has no window narrower than 500 pixels."""
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(copy_run(tmp_path_factory.mktemp("recorded")))
 
 
-def chromium(page: Path, profile: Path, *flags: str, width: int = 1280, height: int = 2000) -> str:
-    """What chromium prints of a page, given ``--dump-dom`` or ``--screenshot``."""
-    assert CHROMIUM, "chromium is not installed: apt-get install chromium"
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", *flags]
-    shown = subprocess.run(
-        [*command, page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        stdin=subprocess.DEVNULL,
-    )
-    return shown.stdout
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(hostile_run(tmp_path_factory.mktemp("hostile")))
 
 
-def measured(page: Path, tmp_path: Path, width: int) -> dict[str, str]:
-    """How the page was laid out at this width."""
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
-    inner = escape(text.replace("</body>", MEASURE + "</body>"))
-    frame = tmp_path / "measured.html"
-    frame.write_text(f'<iframe width="{width}" height="900" srcdoc="{inner}"></iframe>{COPY}')
-    dom = chromium(frame, tmp_path / "profile", "--dump-dom")
-    return dict(re.findall(r'data-(\w+)="([^"]*)"', dom[: dom.index(">", dom.index("<html")) + 1]))
+@pytest.fixture
+def page(chromium: Browser, report: Path) -> Iterator[Page]:
+    with opened(chromium, report) as page:
+        yield page
 
 
-@pytest.mark.parametrize(("width", "shown", "hidden"), [(1280, "wide", "narrow"), (390, "narrow", "wide")])
-def test_layout_fits_its_screen(page: Path, tmp_path: Path, width: int, shown: str, hidden: str) -> None:
-    found = measured(page, tmp_path, width)
-    assert found["overflow"] == "0"
-    assert (found[shown], found[hidden]) == ("4", "0")
-    assert found["small"] == "0"
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("width", "shown", "hidden"), [("desktop", "wide", "narrow"), ("phone", "narrow", "wide")]
+)
+def test_page_fits_its_screen_and_axe_finds_nothing_serious(
+    chromium: Browser, report: Path, artefacts: Path, width: str, shown: str, hidden: str, scheme: Any
+) -> None:
+    with opened(chromium, report, width, color_scheme=scheme) as page:
+        page.screenshot(path=artefacts / f"report-{width}-{scheme}.png", full_page=True)
+        unfold(page)
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        assert too_wide(page) == []
+        assert page.locator(f"figure .{shown}:visible").count() >= 4
+        assert page.locator(f"figure .{hidden}:visible").count() == 0
+        assert problems(page) == []
 
 
-def test_tables_sort_by_their_values(page: Path, tmp_path: Path) -> None:
-    found = measured(page, tmp_path, 1280)
-    values = [float(v) for v in found["sorted"].split(",")]
-    assert len(values) == 2
-    assert values == sorted(values)
-    assert found["sort"] == "ascending"
+@pytest.mark.parametrize("width", ["phone", "desktop"])
+def test_text_of_figures_is_large_enough_to_read(chromium: Browser, report: Path, width: str) -> None:
+    with opened(chromium, report, width) as page:
+        heights = page.evaluate(
+            """() => [...document.querySelectorAll("svg.plot text")]
+              .filter((t) => t.getClientRects().length).map((t) => t.getBoundingClientRect().height)"""
+        )
+    assert heights
+    assert min(heights) >= 8
 
 
-def test_script_of_the_page_runs_under_its_own_policy(page: Path, tmp_path: Path) -> None:
-    dom = chromium(page, tmp_path / "profile", "--dump-dom")
-    assert dom.count('<button type="button">') > 20
-    assert re.findall(r'<section id="(\w+)"', dom)[0] == "verdict"
-    assert len(re.findall(r"<section id=", dom)) == 7
+def test_tables_sort_by_their_values_and_say_so(page: Page) -> None:
+    heading = page.locator("#memory thead th", has_text="Peak used")
+    place = heading.evaluate("(cell) => cell.cellIndex")
+    cells = page.locator(f"#memory tbody td:nth-child({place + 1})")
+    for direction, turned in (("ascending", False), ("descending", True)):
+        heading.get_by_role("button").click()
+        values = [float(v) for v in cells.evaluate_all("(all) => all.map((cell) => cell.dataset.v)")]
+        assert len(values) == 2
+        assert values == sorted(values, reverse=turned)
+        expect(heading).to_have_attribute("aria-sort", direction)
+
+
+def test_tables_are_whole_without_script(chromium: Browser, report: Path) -> None:
+    with opened(chromium, report, java_script_enabled=False) as page:
+        assert page.locator("main table tbody tr").count() > 20
+        assert page.locator("th button").count() == 0
+
+
+def test_every_control_and_scrolling_part_is_reached_by_the_keyboard(chromium: Browser, report: Path) -> None:
+    """Tab goes through the page as a reader without a mouse does; the skip link comes first and works."""
+    with opened(chromium, report, "phone") as page:
+        unfold(page)
+        wanted = page.evaluate(
+            """() => [...document.querySelectorAll("a[href], button, summary, [tabindex='0']")]
+              .filter((e) => e.getClientRects().length).map((e, n) => (e.dataset.nr = n, n))"""
+        )
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+        reached = {int(page.evaluate("document.activeElement.dataset.nr"))}
+        for _ in wanted[1:]:
+            page.keyboard.press("Tab")
+            reached.add(int(page.evaluate("document.activeElement.dataset.nr ?? -1")))
+        assert set(wanted) - reached == set()
+        stuck = page.evaluate(
+            """() => [...document.querySelectorAll("main *")].filter((e) => e.getClientRects().length
+                && ["auto", "scroll"].includes(getComputedStyle(e).overflowX)
+                && e.scrollWidth > e.clientWidth + 1
+                && e.tabIndex < 0 && !e.querySelector("a, button, [tabindex='0']"))
+              .map((e) => e.outerHTML.slice(0, 160))"""
+        )
+        assert stuck == []
+
+
+def test_skip_link_leads_past_the_navigation(page: Page) -> None:
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('main') !== null")
+
+
+def test_link_to_folded_evidence_opens_it(page: Page) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach((part) => (part.open = false))")
+    folded = page.locator("#load details").nth(1)
+    folded.evaluate("(part) => (part.querySelector('table').id = 'wanted')")
+    page.evaluate("location.hash = 'wanted'")
+    expect(folded).to_have_attribute("open", "")
+
+
+def test_script_of_the_page_runs_under_its_own_policy(page: Page) -> None:
+    assert page.locator('th button[type="button"]').count() > 20
+    assert page.locator("main > section").evaluate_all("(all) => all.map((one) => one.id)") == [
+        *("verdict", "cluster", "load", "memory", "inference", "failures", "method")
+    ]
 
 
 @pytest.mark.parametrize("policy", [True, False], ids=["with its policy", "without its policy"])
-def test_hostile_text_runs_no_script(tmp_path: Path, policy: bool) -> None:
-    page = write_report(hostile_run(tmp_path))
-    if not policy:
-        text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
-        page.write_text(text)
-    dom = chromium(page, tmp_path / "profile", "--dump-dom")
-    title = re.search(r"<title>(.*?)</title>", dom)
-    assert title
-    assert title[1].startswith("Failed: loopback")
-    assert len(re.findall(r"<script", dom)) == 1
-    assert "<img" not in dom
-    assert "OWNED" in dom
+def test_hostile_text_runs_nothing_and_asks_for_nothing(
+    chromium: Browser, hostile: Path, tmp_path: Path, artefacts: Path, policy: bool
+) -> None:
+    """Escaping alone has to hold: where the policy had to step in, the console would say so."""
+    text = hostile.read_text()
+    target = tmp_path / "hostile.html"
+    target.write_text(text if policy else re.sub(r'<meta http-equiv="Content-Security[^>]*>', "", text))
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    heard: list[str] = []
+    page.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("console", lambda message: heard.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: heard.append(f"error: {error}"))
+    page.on("request", lambda request: heard.append(f"request: {request.url}"))
+    page.on("popup", lambda other: heard.append(f"popup: {other.url}"))
+    page.goto(target.as_uri())
+    unfold(page)
+    for button in page.locator("th button").all()[:40]:
+        button.dispatch_event("click")
+    page.screenshot(path=artefacts / "report-hostile.png", full_page=True)
+    assert heard == [f"request: {target.as_uri()}"]
+    assert page.evaluate("window.owned") is None
+    assert page.locator("img, iframe, object, embed, form, [autofocus], svg a").count() == 0
+    assert page.locator("script").count() == 1
+    assert (
+        page.evaluate(
+            """() => [...document.querySelectorAll("*")]
+          .flatMap((e) => [...e.attributes]).filter((a) => a.name.startsWith("on")).length"""
+        )
+        == 0
+    )
+    assert (
+        page.locator("a[href]").evaluate_all(
+            "(all) => all.filter((a) => !/^(#|[.][/])/.test(a.getAttribute('href'))).length"
+        )
+        == 0
+    )
+    assert "window.owned=1" in page.locator("main").inner_text()
+    assert "\u202e" not in page.locator("body").inner_text()
+    context.close()
 
 
-def test_dark_theme_is_dark_and_print_is_light(page: Path, tmp_path: Path) -> None:
-    def brightness(name: str, *flags: str) -> int:
-        picture = tmp_path / f"{name}.png"
-        chromium(page, tmp_path / name, f"--screenshot={picture}", *flags, height=900)
-        with Image.open(picture) as image:
-            histogram = image.convert("L").histogram()
-        return histogram.index(max(histogram))
-
-    assert brightness("light") > 230
-    assert brightness("dark", "--blink-settings=preferredColorScheme=0") < 40
+def test_dark_theme_is_dark_and_print_is_light(chromium: Browser, report: Path) -> None:
+    paper = "getComputedStyle(document.querySelector('section')).backgroundColor"
+    with opened(chromium, report, color_scheme="dark") as page:
+        assert max(colour(page.evaluate(paper))) < 60
+        page.emulate_media(media="print", color_scheme="dark")
+        assert min(colour(page.evaluate(paper))) > 240
 
 
-def test_printing_gives_a_document(page: Path, tmp_path: Path) -> None:
-    printed = tmp_path / "report.pdf"
-    chromium(page, tmp_path / "profile", f"--print-to-pdf={printed}")
-    assert printed.read_bytes().startswith(b"%PDF")
-    assert printed.stat().st_size > 50_000
+def colour(text: str) -> list[int]:
+    """Red, green and blue of ``rgb(255, 255, 255)``."""
+    return [int(part) for part in re.findall(r"\d+", text)[:3]]
+
+
+def test_printed_page_cuts_nothing_off(chromium: Browser, report: Path, artefacts: Path) -> None:
+    """On A4 between its margins every table and figure fits, and what was folded is printed too."""
+    with opened(chromium, report) as page:
+        page.pdf(path=artefacts / "report.pdf", format="A4")
+        page.set_viewport_size({"width": 680, "height": 1000})
+        page.emulate_media(media="print")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        page.screenshot(path=artefacts / "report-print.png", full_page=True)
+        assert page.locator("details:not([open])").count() == 0
+        assert page.locator("nav:visible").count() == 0
+        assert too_wide(page) == []
+    assert (artefacts / "report.pdf").read_bytes().startswith(b"%PDF")

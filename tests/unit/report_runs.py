@@ -9,10 +9,16 @@ from typing import Any
 RECORDED = Path(__file__).parents[1] / "data" / "runs" / "loopback"
 
 HOSTILE = (
-    "</style></pre><script>document.title='OWNED'</script><img src=x onerror=\"document.title='OWNED'\">"
-    "$x^2${{7*7}}\x1b[31m\x00"
+    "</title></style></pre></script><script>window.owned=1;alert(1)</script>"
+    '<img src=x onerror="window.owned=1"><svg onload=window.owned=1><a href=javascript:owned=1>a</a></svg>'
+    '" autofocus onfocus=window.owned=1 x=\'"><iframe src=http://hostile.invalid/></iframe>'
+    "$x^2${{7*7}}\x1b[31m\x00\u202eSSAP\u2066 שלום"
 )
-"""What a log line, a model or a node could try: markup, an event handler, mathtext, a template, escapes."""
+"""What a log line, a model or a node could try.
+
+Markup that ends the page's own, event handlers, a foreign document, mathtext, a template, escapes of a
+terminal, and marks that turn the reading order.
+"""
 
 
 def copy_run(target: Path) -> Path:
