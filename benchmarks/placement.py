@@ -64,6 +64,7 @@ async def measure(
             undo.callback(cpu_limit, inventory, slow, 0)
         async with RouterClient(router_address(inventory)) as router:
             await router.unload()
+            await router.forget_calibration()
             default = (await router.plan(LoadRequest(model, context=1024))).plan
             known: Calibration = await calibrate(inventory, router, None, None, print)
             found: dict[str, list[float]] = {"default": [], "calibrated": []}

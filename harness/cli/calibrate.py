@@ -15,6 +15,9 @@ def command(
     ] = None,
     nodes: Annotated[str | None, typer.Option(help="Only these backends: node1,node3.")] = None,
     show: Annotated[bool, typer.Option("--show", help="Show what is known; measure nothing.")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Forget what is known: plans go by memory again.")
+    ] = False,
     inventory: InventoryOption = DEFAULT_INVENTORY,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -35,6 +38,8 @@ def command(
     async def ask() -> Calibration:
         there = load_inventory(inventory)
         async with RouterClient(router_address(there)) as router:
+            if forget:
+                return await router.forget_calibration()
             if show:
                 return await router.calibration()
             return await calibrate(there, router, model, chosen, progress.print)

@@ -129,7 +129,7 @@ def _add_admin(app: Starlette, admin: Admin) -> None:
 def _add_planning(app: Starlette, planning: PlanningApi) -> None:
     app.router.routes += [
         Route("/admin/plan", planning.plan, methods=["POST"]),
-        Route("/admin/calibration", planning.calibration, methods=["GET", "POST"]),
+        Route("/admin/calibration", planning.calibration, methods=["GET", "POST", "DELETE"]),
     ]
 
 

@@ -147,6 +147,10 @@ class RouterClient:
         content = await self._json("POST" if measured else "GET", "/admin/calibration", body)
         return Calibration.model_validate(content)
 
+    async def forget_calibration(self) -> Calibration:
+        """The router plans by memory again, as if no node had been calibrated."""
+        return Calibration.model_validate(await self._json("DELETE", "/admin/calibration", None))
+
     async def unload(self, deadline_s: float = 60) -> CoordinatorState:
         """Stop the coordinator; the state says how it ended (phase absent if there was none)."""
         body = {"signal": "SIGTERM", "deadline_s": deadline_s}

@@ -7,6 +7,7 @@ was asked: tests see which bytes came through. Run as ``python ollama_double.py 
 import http.client
 import json
 import sys
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,8 @@ from urllib.parse import urlsplit
 MODEL = "ollama-tiny:latest"
 ODD_FIELD = "only_ollama_knows_this"
 """In every answer: it arrives only where bytes are passed on."""
+HOLD = "hold_after_the_first_word"
+"""An option: the rest of a stream waits until somebody has asked for ``/go``."""
 
 
 class Double(BaseHTTPRequestHandler):
@@ -21,6 +24,7 @@ class Double(BaseHTTPRequestHandler):
 
     upstream: tuple[str, str]
     asked: dict[str, str] = {}  # noqa: RUF012 - one double a process
+    told = threading.Event()
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -28,6 +32,10 @@ class Double(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Lists and the version."""
+        if self.path == "/go":
+            self.told.set()
+            self._json(200, {})
+            return
         entry = {"name": MODEL, "model": MODEL, "size": 96576768, "digest": "f" * 64, "details": {}}
         answers: dict[str, Any] = {
             "/api/tags": {"models": [entry | {"modified_at": "2026-01-02T03:04:05Z"}]},
@@ -76,6 +84,8 @@ class Double(BaseHTTPRequestHandler):
         for line in [*lines, {"message": {"role": "assistant", "content": ""}} | last]:
             data = json.dumps(head | line).encode() + b"\n"
             self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+            if options.get(HOLD):
+                self.told.wait(60)
         self.wfile.write(b"0\r\n\r\n")
 
     def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -178,12 +178,13 @@ class RouterStack:
         key: str | None = ROUTER_KEY,
         timeout: float = 60,
         port: int | None = None,
+        method: str | None = None,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Send one request, a POST where it has a body; the answer has begun and is still to be read."""
+        """Send one request, by default a POST where it has a body; the answer has begun and is still to be read."""
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
         connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=timeout)
         data = body if body is None or isinstance(body, bytes) else json.dumps(body)
-        connection.request("GET" if data is None else "POST", path, data, headers)
+        connection.request(method or ("GET" if data is None else "POST"), path, data, headers)
         return connection, connection.getresponse()
 
     def call_bytes(self, path: str, body: bytes) -> tuple[int, Any, dict[str, str]]:

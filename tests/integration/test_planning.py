@@ -1,11 +1,12 @@
 """Plans of the router against what llama-server then does."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from router_stack import RouterStack
+from router_stack import ADMIN_KEY, RouterStack
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,11 @@ def test_calibrated_speeds_move_the_layers_and_say_so(stack: RouterStack) -> Non
     assert any("node1 left out" in note for note in offer["plan"]["notes"])
     status, state = stack.admin("load", {"model": "smollm2"})
     assert (status, state["report"]["offloaded"]) == (200, state["report"]["layers_total"])
+    connection, answer = stack.send("/admin/calibration", key=ADMIN_KEY, method="DELETE")
+    assert json.load(answer)["nodes"] == []
+    connection.close()
+    _, offer = stack.admin("plan", {"model": "smollm2", "nodes": ["node1", "node2"]})
+    assert [share["node"] for share in offer["plan"]["shares"]] == ["node1", "node2"]
 
 
 def test_plan_of_a_model_that_cannot_fit_is_refused_with_a_way_out(stack: RouterStack) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import ollama
 import openai
 import pytest
+from ollama_double import HOLD, ODD_FIELD
 from ollama_double import MODEL as OLLAMA_MODEL
-from ollama_double import ODD_FIELD
 from router_stack import ROUTER_KEY, RouterStack
 
 pytestmark = pytest.mark.integration
@@ -295,6 +295,15 @@ def test_body_to_a_real_ollama_and_its_answer_pass_as_they_are(stack: RouterStac
     assert len(lines) > 1 if stream else len(lines) == 1
     asked = stack.call("/asked", port=stack.ollama_port)[1]["/api/chat"]
     assert asked == json.dumps(body)
+
+
+def test_words_of_a_real_ollama_arrive_before_its_last(stack: RouterStack) -> None:
+    asked = {"model": OLLAMA_MODEL, "messages": QUESTION, "options": FEW | {HOLD: True}}
+    connection, answer = stack.send("/api/chat", asked, timeout=20)
+    assert json.loads(answer.readline())["message"]["content"]
+    assert stack.call("/go", port=stack.ollama_port)[0] == 200
+    assert json.loads(answer.readlines()[-1])["done"]
+    connection.close()
 
 
 def test_both_packages_work_with_a_real_ollama_in_the_pool(
