@@ -52,6 +52,13 @@ class Knowledge:
         self._content.calibration = calibration
         self._write()
 
+    def forget_speeds(self) -> None:
+        """Know no speeds, and keep no split that was made by them."""
+        self._content.calibration = Calibration()
+        plans = self._content.plans.items()
+        self._content.plans = {key: plan for key, plan in plans if plan.token_s is None}
+        self._write()
+
     def remember(self, key: str | None, plan: Plan, learned: Learned) -> None:
         """Keep what the log of a load that came up taught, and its split where ``key`` names it."""
         if key is not None:

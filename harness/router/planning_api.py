@@ -46,10 +46,10 @@ class PlanningApi:
         return Response(offer.model_dump_json(), media_type="application/json")
 
     async def calibration(self, request: Request) -> Response:
-        """What is known of the nodes' speeds; a POST adds measurements or replaces them, a DELETE forgets all."""
+        """What is known of the nodes' speeds; a POST adds or replaces some, a DELETE forgets all."""
         knowledge = self._planner.knowledge
         if request.method == "DELETE":
-            knowledge.calibrate(Calibration())
+            knowledge.forget_speeds()
         if request.method == "POST":
             body = await read_body(request, self._config.body_limit_bytes)
             added = Calibration.model_validate_json(body)

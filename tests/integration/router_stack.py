@@ -180,7 +180,7 @@ class RouterStack:
         port: int | None = None,
         method: str | None = None,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Send one request, by default a POST where it has a body; the answer has begun and is still to be read."""
+        """Send one request, a POST where it has a body; the answer has begun and is still to be read."""
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
         connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=timeout)
         data = body if body is None or isinstance(body, bytes) else json.dumps(body)
