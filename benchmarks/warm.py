@@ -2,14 +2,16 @@
 
     benchmarks/warm.py --model 13b-q4_0 --rounds 3 --json warm.json
 
-Each round, interleaved, every load with cold page caches on all nodes:
+Each round, interleaved, the model's file out of every page cache before each load:
 
     bare     tensor caches empty; ``llama-server --rpc`` on the head node by hand, llama.cpp's own split
     warm     tensor caches empty; ``harness warm`` (``--push``: over the links), timed
-    warmed   the router loads the model, caches filled
+    warmed   the router loads the model, caches filled; their pages as ``harness warm`` left them
+    later    the same once more, the caches out of the page caches too, as on the next day
 
 Floors, measured in the same run on the head node: ``hash`` is llama.cpp's hash (one thread) over the tensors
-that the plan caches, ``disk`` the file read cold; for ``warm`` the slowest node's wire or disk.
+that the plan caches, ``disk`` the file read cold; for ``later`` the caches as well (a lab's nodes share one
+disk); for ``warm`` the slowest node's wire or disk.
 """
 
 import argparse
@@ -54,6 +56,7 @@ class Round:
     bare: float
     warm: float
     warmed: float
+    later: float
     warm_floor: float
     """Of ``harness warm``: the slowest node's wire or disk."""
 
@@ -71,8 +74,8 @@ async def empty(inventory: Inventory, model: str) -> None:
     await make_cold(inventory.backends, inventory.head, model)
 
 
-async def forget_pages(nodes: list[Node], model: str) -> None:
-    """Drop the model and the cached tensors from the page caches; the files stay."""
+async def forget_pages(nodes: list[Node], model: str, *, caches: bool = True) -> None:
+    """Drop the model, and the cached tensors too, from the page caches; the files stay."""
     script = (
         "import glob, os, sys\n"
         "for path in [sys.argv[1], *glob.glob(sys.argv[2] + '/*')]:\n"
@@ -81,7 +84,8 @@ async def forget_pages(nodes: list[Node], model: str) -> None:
         "        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)\n"
     )
     for node in nodes:
-        await run_on(node, "python3", "-", model, str(cache_folder(node)), stdin=script, root=True)
+        folder = str(cache_folder(node)) if caches else "/nowhere"
+        await run_on(node, "python3", "-", model, folder, stdin=script, root=True)
 
 
 async def bare_load(inventory: Inventory, model: str) -> float:
@@ -95,6 +99,13 @@ async def bare_load(inventory: Inventory, model: str) -> float:
     ]
     said = await on_head(inventory, "python3", "-", *argv, stdin=HEALTH)
     return float(said.strip() or "nan")
+
+
+async def router_load(router: RouterClient, asked: LoadRequest) -> float:
+    """Exec to health of a load through the router, which then unloads."""
+    state = await router.load(asked)
+    await router.unload()
+    return state.timings.load_s if state.timings and state.timings.load_s else float("nan")
 
 
 async def timed(inventory: Inventory, *argv: str, stdin: str = "") -> float:
@@ -147,14 +158,16 @@ async def measure(inventory: Inventory, model: str, rounds: int, push: bool) -> 
             started = time.monotonic()
             _, done = await warm(inventory, router, asked, print, push=push)
             warm_s = time.monotonic() - started
-            await forget_pages(list(inventory.nodes.values()), path)
-            state = await router.load(asked)
-            await router.unload()
-            load_s = state.timings.load_s if state.timings and state.timings.load_s else float("nan")
+            nodes = list(inventory.nodes.values())
+            await forget_pages(nodes, path, caches=False)
+            warmed_s = await router_load(router, asked)
+            await forget_pages(nodes, path)
+            later_s = await router_load(router, asked)
             floor = warm_floor(inventory, done, 500 * (4 << 20) / written_s)
-            found.append(Round(bare_s, warm_s, load_s, floor))
+            found.append(Round(bare_s, warm_s, warmed_s, later_s, floor))
             print(
-                f"bare {bare_s:.1f} s, warm {warm_s:.1f} s (floor {floor:.1f}), warmed {load_s:.1f} s",
+                f"bare {bare_s:.1f} s, warm {warm_s:.1f} s (floor {floor:.1f}), warmed {warmed_s:.1f} s, "
+                f"later {later_s:.1f} s",
                 flush=True,
             )
     floor_s = max(hashed_s, disk_s)
@@ -165,6 +178,8 @@ async def measure(inventory: Inventory, model: str, rounds: int, push: bool) -> 
         "disk_s": disk_s,
         "bare_to_warmed": bare / warmed,
         "warmed_to_floor": warmed / floor_s,
+        "bare_to_later": bare / median(one.later for one in found),
+        "later_to_floor": median(one.later for one in found) / max(hashed_s, 2 * disk_s),
         "warm_to_floor": median(one.warm / one.warm_floor for one in found if one.warm_floor),
     }
 
@@ -188,6 +203,7 @@ def main() -> None:
     print(f"hashing {result['hash_s']:.1f} s, disk {result['disk_s']:.1f} s")
     print(f"bare first load / first load after warm: {result['bare_to_warmed']:.2f} (bar: at least 3)")
     print(f"first load after warm / larger of hashing and disk: {result['warmed_to_floor']:.2f} (bar: 1.5)")
+    print(f"the same with cold caches: {result['bare_to_later']:.2f} and {result['later_to_floor']:.2f}")
     print(f"harness warm / its floor: {result['warm_to_floor']:.2f} (bar: 1.3)")
 
 
