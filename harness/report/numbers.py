@@ -39,6 +39,11 @@ def rate(value: float | None) -> str:
     return DASH if value is None else f"{digits(value)} tokens/s"
 
 
+def bits(value: float) -> str:
+    """A rate of a link: Gbit/s from 1e9 bits per second on, else Mbit/s."""
+    return f"{value / 1e9:g} Gbit/s" if value >= 1e9 else f"{value / 1e6:g} Mbit/s"
+
+
 def digits(value: float) -> str:
     """Three significant digits, no exponent, thousands separated."""
     magnitude = abs(value)

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness.report import figures, numbers, strips
+from harness.report.drawing import placement_figure
 from harness.report.load import RunData
 from harness.report.sections.cluster import cluster
 from harness.report.sections.failures import ends, moments
@@ -16,6 +17,7 @@ from harness.report.sections.inference import FEW, request_rows, stages
 from harness.report.sections.loads import loads, plan_tables
 from harness.report.sections.memory import peaks
 from harness.report.sections.method import method
+from harness.report.sections.units import units
 from harness.report.sections.verdict import verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -52,11 +54,13 @@ def render(run: RunData) -> str:
 
 def _content(run: RunData) -> dict[str, Any]:
     load_rows, stage_rows, moment_rows, peak_rows = loads(run), stages(run), moments(run), peaks(run)
-    requests = request_rows(run)
+    requests, machines = request_rows(run), cluster(run)
     timed = [row for row in load_rows if row.load_s]
     return {
         "verdict": verdict(run),
-        "cluster": cluster(run),
+        "cluster": machines,
+        "units": units(run),
+        "placed_figures": [placement_figure(placed, machines.pool) for placed in machines.placements],
         "builds": sorted({f"{n.build} ({n.commit or '?'})" for n in run.manifest.nodes if n.build}),
         "loads": load_rows,
         "plans": plan_tables(run),

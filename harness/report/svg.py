@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from html import escape
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -92,6 +93,16 @@ def new_figure(canvas: Canvas, height: int) -> Figure:
     """An empty figure, ``canvas.width`` by ``height`` pixels, outside pyplot's global state."""
     layout = ConstrainedLayoutEngine(w_pad=4 / 72, h_pad=4 / 72, hspace=0, wspace=0.02)
     return Figure(figsize=(canvas.width / 72, height / 72), dpi=72, layout=layout)
+
+
+def bare_figure(canvas: Canvas, height: int) -> tuple[Figure, Axes]:
+    """A figure to draw shapes in: one unit is a pixel, counted from the upper left corner."""
+    figure = Figure(figsize=(canvas.width / 72, height / 72), dpi=72)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_xlim(0, canvas.width)
+    ax.set_ylim(height, 0)
+    ax.set_axis_off()
+    return figure, ax
 
 
 def node_colour(nodes: list[str], name: str) -> str:

@@ -216,7 +216,14 @@ class NodeFacts(Record):
     binaries: dict[str, str] = {}
     """sha256 of each installed binary, from the build manifest."""
     units: dict[str, dict[str, str]] = {}
-    """Per unit the properties that matter: ActiveState, NRestarts, ..."""
+    """Per unit the properties that matter: ActiveState, NRestarts, and what its sandbox and limits are."""
+    exposure: dict[str, float] = {}
+    """Per unit what ``systemd-analyze security`` scores it, 0 (closed) to 10 (open)."""
+    interface: str | None = None
+    """The one that carries the node's inventory address."""
+    link_bits_per_s: float | None = None
+    link_source: str | None = None
+    """``token bucket`` where tc shapes the link, ``driver`` where the card negotiated it."""
 
 
 class RunManifest(Record):

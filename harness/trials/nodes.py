@@ -102,6 +102,18 @@ async def read_state(node: Node) -> NodeState:
     return NodeState(facts, clock_offset_ns=node_ns - after, clock_error_ns=after - before)
 
 
+async def with_surroundings(node: Node, facts: NodeFacts) -> NodeFacts:
+    """The facts, with the settings and exposure of the node's units and the rate of its link.
+
+    A look of its own, for it takes about a second: the clock's offset is known no better than a look is long.
+    """
+    argument = {"units": sorted(facts.units), "address": node.address}
+    raw = await run_script(node, "surroundings.py", argument)
+    settings: dict[str, dict[str, str]] = raw.pop("settings")
+    units = {name: properties | settings.get(name, {}) for name, properties in facts.units.items()}
+    return facts.model_copy(update=raw | {"units": units})
+
+
 async def make_cold(backends: list[Node], head: Node, model_path: str) -> dict[str, Any]:
     """Empty the RPC caches and drop the model from the page cache. Only with no coordinator attached.
 

@@ -5,7 +5,7 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from harness.trials.check import check_builds, check_fit, check_models
 from harness.trials.client import RouterClient
 from harness.trials.estimate import earlier_durations, estimate
 from harness.trials.formulas import FORMULAS
-from harness.trials.nodes import NodeState, read_state
+from harness.trials.nodes import NodeState, read_state, with_surroundings
 from harness.trials.profile import Profile
 
 FREED_WITHIN_S = 3.0
@@ -64,6 +64,15 @@ async def _look(inventory: Inventory) -> dict[str, NodeState]:
     return dict(zip(inventory.nodes, states, strict=True))
 
 
+async def _complete(inventory: Inventory, states: dict[str, NodeState]) -> dict[str, NodeState]:
+    facts = await asyncio.gather(
+        *(with_surroundings(inventory.nodes[name], state.facts) for name, state in states.items())
+    )
+    return {
+        name: replace(state, facts=full) for (name, state), full in zip(states.items(), facts, strict=True)
+    }
+
+
 def _facts(states: dict[str, NodeState]) -> dict[str, NodeFacts]:
     return {name: state.facts for name, state in states.items()}
 
@@ -92,7 +101,7 @@ async def settle(options: Options, profile: Profile, inventory: Inventory, route
     earlier = earlier_durations(options.reports, options.inventory)
     seconds, known = estimate(profile, models, earlier)
     used = {name: models[name] for name in profile.models}
-    return Setting(used, states, seconds, known)
+    return Setting(used, await _complete(inventory, states), seconds, known)
 
 
 def make_manifest(

@@ -61,7 +61,8 @@ def hostile_run(target: Path) -> Path:
         manifest["nodes"] = rename(manifest["nodes"])
         node = manifest["nodes"][0]
         node |= {"commit": HOSTILE, "platform": HOSTILE, "cpu": HOSTILE, "binaries": {HOSTILE: HOSTILE}}
-        node["units"] = {HOSTILE: {"ActiveState": HOSTILE}}
+        node["units"] = {HOSTILE: {"ActiveState": HOSTILE, "User": HOSTILE, "MemoryMax": HOSTILE}}
+        node |= {"interface": HOSTILE, "link_bits_per_s": 1e9, "link_source": HOSTILE}
         manifest |= {"profile_text": HOSTILE, "inventory": HOSTILE, "command": ["harness", HOSTILE]}
         manifest["models"] = {HOSTILE: {"path": HOSTILE}}
         manifest["formulas"] = {HOSTILE: HOSTILE}

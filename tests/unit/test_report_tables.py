@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harness.errors import HarnessError
+from harness.report.drawing import placement_figure
 from harness.report.load import NodeSeries, RunData, load_run
 from harness.report.sections.cluster import cluster, layer_range
 from harness.report.sections.failures import ends, moments
@@ -13,6 +14,7 @@ from harness.report.sections.inference import stages
 from harness.report.sections.loads import loads, plan_tables
 from harness.report.sections.memory import envelope, peaks
 from harness.report.sections.method import method
+from harness.report.sections.units import units
 from harness.report.sections.verdict import verdict
 from harness.runs.pack import pack
 from tests.unit.report_runs import RECORDED, change_lines, change_manifest, copy_run
@@ -61,6 +63,36 @@ def test_same_build_with_other_binaries_is_said_out_loud(tmp_path: Path) -> None
     run = copy_run(tmp_path)
     change_manifest(run, lambda m: m["nodes"][1].update(binaries={"rpc-server": "ab" * 32}))
     assert cluster(load_run(run)).mixed
+
+
+def test_units_show_their_exposure_limits_and_restarts(tmp_path: Path) -> None:
+    run = copy_run(tmp_path)
+    rpc = {"ActiveState": "active", "SubState": "running", "NRestarts": "2", "User": "llama-rpc"}
+    limits = {"MemoryHigh": "infinity", "MemoryMax": str(2 << 30), "MemorySwapMax": str(2**64 - 1)}
+    found = {"llama-rpc-server.service": rpc | limits, "llama-router.service": {"ActiveState": "failed"}}
+    scores = {"llama-rpc-server.service": 1.0, "llama-router.service": 9.2}
+    change_manifest(run, lambda m: m["nodes"][0].update(units=found, exposure=scores))
+    router, backend = units(load_run(run))
+    assert (router.good, router.rating, router.settings) == (False, "open", [])
+    assert (backend.state, backend.restarts, backend.rating) == ("active (running)", 2, "closed")
+    assert backend.settings == [("user", "llama-rpc"), ("memory", "max 2.00 GiB")]
+
+
+def test_link_says_its_rate_and_who_says_so(tmp_path: Path) -> None:
+    run = copy_run(tmp_path)
+    change_manifest(run, lambda m: m["nodes"][0].update(link_bits_per_s=1e9, link_source="token bucket"))
+    change_manifest(run, lambda m: m["nodes"][1].update(interface="host0"))
+    rows = cluster(load_run(run)).rows
+    assert [row.link for row in rows] == ["1 Gbit/s, shaped by tc", "host0, rate not known"]
+
+
+def test_drawing_says_in_words_which_layers_each_backend_holds(recorded: RunData) -> None:
+    machines = cluster(recorded)
+    drawn = placement_figure(machines.placements[0], machines.pool)
+    for svg in (drawn.wide, drawn.narrow):
+        assert "node1: layers 1–16" in svg
+        assert "Pool on node2" in svg
+        assert "layers 17–31</text>" in svg
 
 
 def test_phases_and_rest_add_up_to_the_load_time(recorded: RunData) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from harness.planner.plan import Plan
 from harness.report.load import RunData
-from harness.report.numbers import slug
+from harness.report.numbers import bits, slug
 from harness.runs.schema import BackendBuffers, NodeFacts, Trial
 
 
@@ -25,8 +25,9 @@ class NodeRow:
     platform: str
     binaries: list[tuple[str, str]]
     """Name and full sha256."""
-    units: list[tuple[str, str, bool]]
-    """Unit, state in words, whether that is a good state."""
+    link: str
+    """Rate of the link and who says so."""
+    link_rate: float | None
 
 
 @dataclass(frozen=True)
@@ -112,18 +113,17 @@ def _node(run: RunData, node: NodeFacts) -> NodeRow:
         build=build,
         platform=node.platform or "unknown",
         binaries=sorted(node.binaries.items()),
-        units=[_unit(name, properties) for name, properties in sorted(node.units.items())],
+        link=_link(node),
+        link_rate=node.link_bits_per_s,
     )
 
 
-def _unit(name: str, properties: dict[str, str]) -> tuple[str, str, bool]:
-    state = properties.get("ActiveState", "unknown")
-    sub = properties.get("SubState")
-    words = f"{state} ({sub})" if sub and sub != state else state
-    restarts = properties.get("NRestarts", "0")
-    if restarts not in ("", "0"):
-        words += f", {restarts} restart{'s' if restarts != '1' else ''}"
-    return name.removesuffix(".service").removeprefix("llama-"), words, state == "active"
+def _link(node: NodeFacts) -> str:
+    if node.link_bits_per_s is None:
+        return f"{node.interface}, rate not known" if node.interface else "not recorded"
+    by = {"token bucket": "shaped by tc", "driver": "as its card negotiated"}
+    said = by.get(node.link_source or "", node.link_source or "")
+    return f"{bits(node.link_bits_per_s)}, {said}"
 
 
 def _uniform(nodes: list[NodeFacts]) -> tuple[str, bool]:
