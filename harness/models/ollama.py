@@ -9,6 +9,7 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,17 @@ def parse_name(text: str) -> OllamaName | None:
     return OllamaName(registry, namespace, parts[-1], tag or _TAG)
 
 
+@lru_cache(maxsize=4096)
+def same_model(name: str) -> str:
+    """What all of Ollama's spellings of one model have in common, to compare names by.
+
+    ``Story``, ``story:latest`` and ``registry.ollama.ai/library/story`` are one model; text that is no name
+    is itself.
+    """
+    parsed = parse_name(name)
+    return parsed.short.casefold() if parsed else name
+
+
 def storages() -> list[Path]:
     """Folders where Ollama may keep models on this machine, most particular first.
 
@@ -94,7 +106,7 @@ def find_model(name: OllamaName, places: list[Path]) -> OllamaModel | None:
         try:
             manifest = _descend(storage / "manifests", name.parts)
             if manifest is not None:
-                return _read_manifest(name, manifest, storage)
+                return _read_manifest(_spelled(manifest, storage), manifest, storage)
         except PermissionError as error:
             raise HarnessError(
                 f"model '{name}': no permission to read {error.filename}; run as root or join its group"
@@ -112,17 +124,21 @@ def list_models(storage: Path) -> list[OllamaModel]:
     root = storage / "manifests"
     try:
         for manifest in sorted(path for path in root.rglob("*") if path.is_file()):
-            registry, *namespace, model, tag = manifest.relative_to(root).parts
-            if not namespace:
+            if len(manifest.relative_to(root).parts) < 4:
                 continue
             with suppress(HarnessError):
-                name = OllamaName(registry, "/".join(namespace), model, tag)
-                found.append(_read_manifest(name, manifest, storage))
+                found.append(_read_manifest(_spelled(manifest, storage), manifest, storage))
     except PermissionError as error:
         raise HarnessError(
             f"no permission to read {error.filename}; run as root or join the group of Ollama's models"
         ) from error
     return found
+
+
+def _spelled(manifest: Path, storage: Path) -> OllamaName:
+    """The name as the storage writes it, whatever case it was asked for in."""
+    registry, *namespace, model, tag = manifest.relative_to(storage / "manifests").parts
+    return OllamaName(registry, "/".join(namespace), model, tag)
 
 
 def _descend(folder: Path, parts: tuple[str, ...]) -> Path | None:

@@ -58,7 +58,9 @@ class Catalogue:
         return [file for file in found if file]
 
     def find(self, name: str) -> ModelFile | None:
-        """The file of the model called ``name``; Ollama's also without ``:latest``.
+        """The file of the model called ``name``, under the name that ``files`` gives it.
+
+        Ollama's are found as Ollama finds them: also without ``:latest``, and in any case.
 
         One look at the disk, for every request asks this; two or three where Ollama's storage is looked at.
 
@@ -71,7 +73,7 @@ class Catalogue:
             return found
         full = parse_name(name) if self._ollama else None
         model = find_model(full, [self._ollama]) if full and self._ollama else None
-        return _model_file(name, model.blob) if model else None
+        return _model_file(model.name.short, model.blob) if model else None
 
     def header(self, file: ModelFile) -> GgufModel:
         """Facts from the file's header. Reads the disk the first time.

@@ -112,7 +112,7 @@ class Coordinator:
         try:
             async with self._lease:
                 start = await self._load(request, drain_s=self._config.drain_s)
-                self._asked[request.model] = request.model_copy(update={"cold": False, "deadline_s": None})
+                self._asked[start.plan.model] = request.model_copy(update={"cold": False, "deadline_s": None})
                 return start.state
         finally:
             self._pump()

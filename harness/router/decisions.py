@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.diagnosis.model import FailureClass
 from harness.errors import HarnessError
 from harness.models.gguf import GgufModel
+from harness.models.ollama import same_model
 from harness.planner.memory import compute_bytes, kv_bytes, weights
 from harness.router.catalogue import Catalogue, ModelFile
 from harness.router.config import RouterConfig
@@ -66,8 +67,10 @@ class Decider:
         return list(self._last)
 
     def models(self) -> list[str]:
-        """Every model that can be asked for."""
-        return sorted({*self._pool.models, *(file.name for file in self._catalogue.files())})
+        """Every model that can be asked for, each once, as the head node calls it where it has its file."""
+        here = [file.name for file in self._catalogue.files()]
+        known = {same_model(name) for name in here}
+        return sorted({*here, *(name for name in self._pool.models if same_model(name) not in known)})
 
     async def facts(self, model: str) -> Facts:
         """What is known of a model now."""
@@ -82,7 +85,7 @@ class Decider:
         if file is None:
             return Facts(model, need=self._pool.need(model, self._config.context), offers=offers)
         sized = await self._size(file)
-        return Facts(model, file.file_bytes, sized.need, offers, sized.sharded)
+        return Facts(model, file.file_bytes, sized.need, offers, sized.sharded, file.name)
 
     async def decide(self, model: str, *, record: bool = True) -> Decision:
         """Which way a model goes.
@@ -112,6 +115,7 @@ class Decider:
                 if facts.file_bytes is not None or facts.offers:
                     self._keep(entry)  # else nobody's model, anybody's text: it would push out the rest
             raise self._refused(model, chosen)
+        chosen = replace(chosen, model=facts.name or model)
         made = self._made[model] = _Made(chosen, entry, time.monotonic() + _FRESH_S)
         return made
 

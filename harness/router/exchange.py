@@ -159,7 +159,7 @@ class Exchange:
 
     async def _borrow(self, call: Call) -> Call:
         """Wait for the coordinator, and keep it for the call."""
-        loan = await call.held.enter_async_context(self._coordinator.lend(call.model))
+        loan = await call.held.enter_async_context(self._coordinator.lend(call.decision.model))
 
         async def explain(seen: str) -> RouterError:
             return await self._coordinator.explain(loan.start, seen)

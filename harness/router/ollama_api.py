@@ -127,9 +127,10 @@ class OllamaApi:
     async def _unload(self, asked: Json, shape: Shape) -> Response | None:
         """Unload an idle model from the coordinator; None where it is not the coordinator's."""
         model, state = model_of(asked), self._coordinator.state
-        if (await self._exchange.decide(model)).route is not Way.COORDINATOR:
+        decision = await self._exchange.decide(model)
+        if decision.route is not Way.COORDINATOR:
             return None
-        if state.phase is CoordinatorPhase.READY and state.model == model:
+        if state.phase is CoordinatorPhase.READY and state.model == decision.model:
             if busy := state.requests_in_flight:
                 raise RouterError(409, "busy", f"model '{model}' is answering {busy} other requests")
             await self._coordinator.unload(signal="SIGTERM", deadline_s=_UNLOAD_DEADLINE_S)

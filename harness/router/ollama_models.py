@@ -18,7 +18,7 @@ from harness.router.config import RouterConfig
 from harness.router.coordinator import Coordinator
 from harness.router.exchange import Exchange
 from harness.router.pool import Pool
-from harness.router.pool_server import PoolTarget
+from harness.router.pool_server import PoolTarget, canonical
 from harness.router.routing import Route as Way
 from harness.router.upstream import BROKEN, read_body, while_connected
 from harness.router.wire import Json, model_of, parse_answer, parse_object, respond
@@ -167,7 +167,9 @@ _LISTS = {"openai": "/v1/models", "ollama": "/api/tags"}
 def _listed(model: str, target: PoolTarget, answer: Json) -> Json:
     """The entry of ``model`` in a server's own list."""
     if target.kind == "ollama":
-        return next((one for one in _objects(answer.get("models")) if one.get("name") == model), {})
+        wanted = canonical("ollama", model)
+        listed = _objects(answer.get("models"))
+        return next((one for one in listed if canonical("ollama", str(one.get("name"))) == wanted), {})
     for one in _objects(answer.get("data")):
         if one.get("id") == model and isinstance(one.get("meta"), dict):
             return facts.server_entry(model, one["meta"])

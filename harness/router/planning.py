@@ -57,7 +57,8 @@ class Planner:
             RouterError: the model is unknown or cannot be read, a refused flag, an unknown node, a plan that
                 is not for this model and these backends, or a model that does not fit.
         """
-        header = await read_header(request.model, self._catalogue)
+        name, header = await read_header(request.model, self._catalogue)
+        request = request.model_copy(update={"model": name})
         check_flags(request)
         backends = chosen_backends(request, self._config)
         samples: Mapping[str, Sample] = {}

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from harness.diagnosis.model import FailureClass
 from harness.errors import HarnessError
 from harness.models.gguf import GgufModel
+from harness.models.ollama import same_model
 from harness.planner.plan import Plan
 from harness.router.catalogue import Catalogue
 from harness.router.command import refused_flags
@@ -33,20 +34,19 @@ class LoadRequest(BaseModel):
     """Drop the model's page cache on the head node first."""
 
 
-async def read_header(model: str, catalogue: Catalogue) -> GgufModel:
-    """Facts of a model's file on the head node.
+async def read_header(model: str, catalogue: Catalogue) -> tuple[str, GgufModel]:
+    """What the head node calls a model, however it was asked for, and the facts of its file.
 
     Raises:
         RouterError: the model is unknown or cannot be read.
     """
-    file = catalogue.find(model)
-    if file is None:
-        known = ", ".join(found.name for found in catalogue.files()) or "none"
-        raise RouterError(404, "unknown_model", f"no model '{model}' on the head node; it has: {known}")
     try:
-        return await asyncio.to_thread(catalogue.header, file)
+        if file := catalogue.find(model):
+            return file.name, await asyncio.to_thread(catalogue.header, file)
     except HarnessError as error:
         raise RouterError(422, FailureClass.MODEL_INVALID, str(error)) from None
+    known = ", ".join(found.name for found in catalogue.files()) or "none"
+    raise RouterError(404, "unknown_model", f"no model '{model}' on the head node; it has: {known}")
 
 
 def check_flags(request: LoadRequest) -> None:
@@ -88,7 +88,7 @@ def checked_plan(plan: Plan, request: LoadRequest, header: GgufModel, backends: 
     endpoints = {backend.endpoint for backend in backends}
     if strangers := [share.endpoint for share in plan.shares if share.endpoint not in endpoints]:
         raise RouterError(400, "bad_plan", f"the plan uses {', '.join(strangers)}: no backend of ours")
-    if plan.model != request.model or plan.model_path != str(header.path):
+    if same_model(plan.model) != same_model(request.model) or plan.model_path != str(header.path):
         raise RouterError(400, "bad_plan", f"the plan is for {plan.model} at {plan.model_path}")
-    given = {"n_gpu_layers": request.n_gpu_layers, "context": request.context}
+    given = {"model": request.model, "n_gpu_layers": request.n_gpu_layers, "context": request.context}
     return plan.model_copy(update={key: value for key, value in given.items() if value is not None})

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from harness.models.gguf import GgufModel
+from harness.models.ollama import same_model
 from harness.router.config import PoolServer
 
 Kind = Literal["openai", "ollama"]
@@ -47,7 +48,7 @@ class Seen:
 
 def canonical(kind: Kind, name: str) -> str:
     """Ollama's ``smollm2`` is ``smollm2:latest``; elsewhere a name is a name."""
-    return f"{name}:latest" if kind == "ollama" and ":" not in name.rpartition("/")[2] else name
+    return same_model(name) if kind == "ollama" else name
 
 
 @dataclass

@@ -62,6 +62,8 @@ class Facts:
     need: Need | None = None
     offers: tuple[Offer, ...] = ()
     sharded: Sharded | None = None
+    name: str = ""
+    """As the head node lists it, however it was asked for; empty where it has no file."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Decision:
     reason: str
     servers: tuple[str, ...] = ()
     """URLs of the pool servers that may be asked."""
+    model: str = ""
+    """What the head node calls the model: one name for all spellings of it."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def choose_route(
     """
     if facts.file_bytes is None and not facts.offers:
         return Refusal(404, "unknown_model", f"no model '{facts.model}'")
-    if rule := next((one for one in rules if fnmatchcase(facts.model, one.pattern)), None):
+    if rule := next((one for one in rules if _is_for(one, facts.model)), None):
         return _by_rule(facts, rule)
     everywhere = tuple(offer.server for offer in facts.offers)
     if large_model_bytes is not None and facts.file_bytes is not None and facts.offers:
@@ -112,6 +116,13 @@ def choose_route(
         reason = f"{facts.file_bytes} bytes {'>=' if large else '<'} large_model_bytes {large_model_bytes}"
         return Decision(Route.COORDINATOR, reason) if large else Decision(Route.POOL, reason, everywhere)
     return _by_memory(facts)
+
+
+def _is_for(rule: Rule, model: str) -> bool:
+    """Whether a rule's pattern matches; ``x`` and ``x:latest`` are one model, as to Ollama."""
+    bare = model.removesuffix(":latest")
+    names = {model} if ":" in bare.rpartition("/")[2] else {bare, f"{bare}:latest"}
+    return any(fnmatchcase(name, rule.pattern) for name in names)
 
 
 def _by_rule(facts: Facts, rule: Rule) -> Decision | Refusal:

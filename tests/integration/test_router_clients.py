@@ -336,3 +336,38 @@ def test_half_a_surrogate_pair_in_a_prompt_is_answered(stack: RouterStack) -> No
 def test_path_that_is_none_is_told_in_json(stack: RouterStack) -> None:
     assert stack.call("/v1/nothing")[1]["error"]["class"] == "no_such_path"
     assert stack.call("/api/pull", {"model": "x"})[0] == 404
+
+
+def ollama_storage(folder: Path, model: Path) -> Path:
+    """Ollama's storage with ``story:latest`` in it."""
+    digest = "a" * 64
+    (folder / "blobs").mkdir(parents=True)
+    (folder / "blobs" / f"sha256-{digest}").symlink_to(model)
+    manifest = folder / "manifests" / "registry.ollama.ai" / "library" / "story" / "latest"
+    manifest.parent.mkdir(parents=True)
+    layer = {
+        "mediaType": "application/vnd.ollama.image.model",
+        "digest": f"sha256:{digest}",
+        "size": model.stat().st_size,
+    }
+    manifest.write_text(json.dumps({"schemaVersion": 2, "layers": [layer]}))
+    return folder
+
+
+def test_model_of_ollamas_is_loaded_once_however_it_is_spelled(
+    llama_build: Path, smollm2: Path, tmp_path: Path
+) -> None:
+    storage = ollama_storage(tmp_path / "ollama", smollm2.resolve())
+    stack = RouterStack(llama_build, smollm2, tmp_path, ollama_models=str(storage))
+    try:
+        client = ollama.Client(stack.url, headers={"authorization": f"Bearer {ROUTER_KEY}"})
+        for name in ("story", "story:latest", "Story"):
+            assert client.chat(name, QUESTION, options=FEW).done_reason == "length"
+            assert client.show(name).details
+        assert stack.admin("load", {"model": "story"})[0] == 200
+        assert [one["model"] for one in stack.admin("starts")[1]] == ["story:latest"]
+        assert [one.model for one in client.ps().models] == ["story:latest", OLLAMA_MODEL, "tiny"]
+        assert client.generate("story", "", keep_alive=0).done_reason == "unload"
+        assert stack.admin("coordinator")[1]["phase"] == "ended"
+    finally:
+        stack.close()

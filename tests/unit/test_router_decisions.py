@@ -143,6 +143,56 @@ def test_catalogue_lists_ollamas_models_by_their_short_names(
     assert catalogue.find("big") is None
 
 
+SAME = ["user/story", "user/story:latest", "User/Story", "registry.ollama.ai/user/story:latest"]
+
+
+@pytest.mark.parametrize("name", SAME)
+async def test_every_spelling_of_an_ollama_model_is_one_model_to_the_coordinator(
+    tmp_path: Path, storage: Path, name: str
+) -> None:
+    chosen = await decider(config(tmp_path, storage)).decide(name)
+    assert (chosen.route, chosen.model) == (Route.COORDINATOR, "user/story:latest")
+
+
+@pytest.mark.parametrize("pattern", ["user/story", "user/story:latest", "user/*:latest"])
+@pytest.mark.parametrize("name", ["user/story", "user/story:latest"])
+async def test_rule_holds_for_a_model_with_and_without_latest(
+    tmp_path: Path, storage: Path, pattern: str, name: str
+) -> None:
+    rules = [{"pattern": pattern, "route": "coordinator"}]
+    pool = [OLLAMA | {"models": ["user/story"]}]
+    chosen = await decider(config(tmp_path, storage, pool=pool, routes=rules)).decide(name)
+    assert chosen.reason == f"the rule '{pattern}' sends it there"
+
+
+async def test_model_that_storage_and_pool_spell_differently_is_listed_once(
+    tmp_path: Path, storage: Path
+) -> None:
+    pool = [OLLAMA | {"models": ["User/story", "other"]}]
+    asked = decider(config(tmp_path, storage, pool=pool))
+    assert asked.models() == ["big:13b", "other", "user/story:latest"]
+
+
+async def test_plan_and_load_may_spell_a_model_differently(tmp_path: Path, storage: Path) -> None:
+    settings = config(tmp_path, storage)
+    asked = planner(settings, Catalogue(tmp_path, storage))
+    first = await asked.prepare(LoadRequest(model="user/story"))
+    again = await asked.prepare(LoadRequest(model="USER/story:latest", plan=first.plan))
+    given = first.plan.model_copy(update={"model": "user/story"})
+    third = await asked.prepare(LoadRequest(model="user/story:latest", plan=given))
+    assert first.argv == again.argv == third.argv
+
+
+async def test_model_whose_blob_is_cut_is_the_models_fault(tmp_path: Path, storage: Path) -> None:
+    for blob in (storage / "blobs").iterdir():
+        blob.write_bytes(b"GGUF")
+    with pytest.raises(RouterError, match="pull it again") as refused:
+        await planner(config(tmp_path, storage), Catalogue(tmp_path, storage)).prepare(
+            LoadRequest(model="big:13b")
+        )
+    assert (refused.value.status, refused.value.error_class) == (422, "model_invalid")
+
+
 @pytest.mark.parametrize("name", ["a/../../x:y", "../x", "x:..", "/etc/passwd", "a//b", ""])
 def test_name_cannot_lead_out_of_ollamas_storage(tmp_path: Path, storage: Path, name: str) -> None:
     assert Catalogue(tmp_path, storage).find(name) is None
