@@ -1,0 +1,147 @@
+"""Median, spread and difference of repeated measurements, each with what is not known about it.
+
+Intervals are percentile bootstraps of the median (Efron and Tibshirani, An Introduction to the Bootstrap,
+chapter 13), seeded: the same values give the same interval. Fewer than ``FEWEST`` values have none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FEWEST = 3
+"""Values below which no interval is given: it would only repeat the values."""
+FEW = 10
+"""Up to so many values are shown one by one."""
+LEVEL = 0.95
+_RESAMPLES = 2000
+_DRAWS = 2_000_000
+"""Values drawn in all: long runs get fewer resamples, of which each is steadier."""
+_SEED = 95
+_POINTS = 400
+_NORMAL_QUANTILE = 1.959964
+"""Of 97.5%."""
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Repeats of one figure, in its unit."""
+
+    values: tuple[float, ...]
+    """In the order they were measured."""
+    median: float
+    low: float | None
+    """Lower end of the median's 95% interval; None of fewer than three values."""
+    high: float | None
+
+    @property
+    def n(self) -> int:
+        """How many values there are."""
+        return len(self.values)
+
+    @property
+    def few(self) -> bool:
+        """Whether all of them should be shown."""
+        return self.n <= FEW
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of one group beside the same of another."""
+
+    ratio: float
+    """Median after / median before."""
+    low: float | None
+    """Lower end of the ratio's 95% interval; None where a group has fewer than three values."""
+    high: float | None
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether the interval leaves out 1; with too few values nobody can tell."""
+        return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Median and its interval; None of no values."""
+    if not values:
+        return None
+    data = np.asarray(values, dtype=np.float64)
+    low, high = _ends(_medians(data)) if len(data) >= FEWEST else (None, None)
+    return Spread(tuple(values), float(np.median(data)), low, high)
+
+
+def difference(before: Sequence[float], after: Sequence[float]) -> Difference | None:
+    """Ratio of two medians and its interval, the groups resampled apart.
+
+    Returns:
+        None where a group is empty, or the first one's median or a resample of it is zero.
+    """
+    if not before or not after or not np.median(before):
+        return None
+    old, new = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    ratio = float(np.median(new) / np.median(old))
+    if min(len(old), len(new)) < FEWEST:
+        return Difference(ratio, None, None)
+    size = min(_resamples(len(old)), _resamples(len(new)))
+    below = _medians(old, size)
+    if not below.all():
+        return None
+    # The second group's draws must not follow the first's: equal groups would look equal without any noise.
+    return Difference(ratio, *_ends(_medians(new, size, seed=_SEED + 1) / below))
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How a figure moves with time, in its unit per second."""
+
+    per_s: float
+    low: float
+    high: float
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether its interval leaves out standing still."""
+        return not self.low <= 0 <= self.high
+
+
+def drift(times_s: Sequence[float], values: Sequence[float]) -> Drift | None:
+    """The median of the slopes of all pairs of points, which outliers hardly move.
+
+    Theil-Sen estimator with Sen's interval (Sen, Estimates of the regression coefficient based on Kendall's
+    tau, 1968). Long series are thinned to ``_POINTS`` points, evenly.
+
+    Returns:
+        None of fewer than three points, or where all are of one moment.
+    """
+    keep = np.unique(np.linspace(0, len(values) - 1, min(len(values), _POINTS)).astype(int))
+    x = np.asarray(times_s, dtype=np.float64)[keep]
+    y = np.asarray(values, dtype=np.float64)[keep]
+    first, second = np.triu_indices(len(x), 1)
+    apart = x[second] - x[first]
+    slopes = np.sort(((y[second] - y[first])[apart != 0]) / apart[apart != 0])
+    if len(x) < FEWEST or not len(slopes):
+        return None
+    n = len(x)
+    reach = _NORMAL_QUANTILE * np.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    low = max(0, round((len(slopes) - reach) / 2) - 1)
+    high = min(len(slopes) - 1, round((len(slopes) + reach) / 2))
+    return Drift(float(np.median(slopes)), float(slopes[low]), float(slopes[high]))
+
+
+def _resamples(count: int) -> int:
+    return max(200, min(_RESAMPLES, _DRAWS // count))
+
+
+def _medians(data: Values, size: int | None = None, *, seed: int = _SEED) -> Values:
+    drawn = np.random.default_rng(seed).integers(0, len(data), (size or _resamples(len(data)), len(data)))
+    medians: Values = np.median(data[drawn], axis=1)
+    return medians
+
+
+def _ends(resampled: Values) -> tuple[float, float]:
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return float(low), float(high)
