@@ -10,6 +10,7 @@ import json
 import math
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from harness.runs.schema import (
 )
 from harness.runs.store import RunFolder
 
+FIRST_FRAME = "performance.getEntriesByName('first-contentful-paint')[0].startTime / 1e3"
 GIB = 1024**3
 SECOND = 1_000_000_000
 START = 1_800_000_000 * SECOND
@@ -179,11 +181,52 @@ def _write_samples(path: Path, per_node: int) -> None:
                     "memory.cache_bytes": used // 3,
                     "memory.swap_used_bytes": swap,
                     "memory.major_faults": np.cumsum(swap > 0),
+                    "pressure.memory_some_avg10": np.where(swap > 0, 40 * wave, 0.0),
+                    "pressure.memory_full_avg10": np.where(swap > 0, 25 * wave, 0.0),
+                    "pressure.io_some_avg10": np.abs(random_source.normal(3, 1, per_node)),
+                    "pressure.io_full_avg10": np.abs(random_source.normal(1, 0.3, per_node)),
+                    "load1": 2 * wave,
+                    "disk.read_bytes_per_s": swap / 4,
+                    "disk.written_bytes_per_s": swap / 8,
+                    "network.received_bytes_per_s": used / 60,
+                    "network.sent_bytes_per_s": used / 6000,
+                    "rpc_rss_bytes": used - used // 20,
+                    "rpc_swap_bytes": swap - swap // 20,
+                    "gpu_memory_used_bytes": pa.nulls(per_node, pa.string()),
                     "units": pa.array(['{"llama-rpc-server.service": {"active": "active"}}'] * per_node),
                 }
             )
         )
     pq.write_table(pa.concat_tables(tables).sort_by("time_ns"), path, compression="zstd")
+
+
+def opened(report: Path, repeats: int = 5) -> dict[str, object]:
+    """Seconds until chromium has laid the page out and run its script, each in a new context.
+
+    From the navigation's start to the ``load`` event, by the page's own clock, and to the frame after it.
+    """
+    path = shutil.which("chromium")
+    if path is None:
+        return {"missing": "apt-get install chromium"}
+    from playwright.sync_api import sync_playwright
+
+    loaded, drawn = [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        for _ in range(repeats):
+            context = browser.new_context(viewport={"width": 1280, "height": 900})
+            page = context.new_page()
+            page.goto(report.as_uri())
+            loaded.append(page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd / 1e3"))
+            drawn.append(page.evaluate(FIRST_FRAME))
+            context.close()
+        version = browser.version
+        browser.close()
+    return {
+        "version": version,
+        "loaded_s": [round(value, 3) for value in loaded],
+        "first_paint_s": [round(value, 3) for value in drawn],
+    }
 
 
 def main() -> None:
@@ -206,6 +249,7 @@ def main() -> None:
             "seconds": round(took, 2),
             "report_mb": round((run / "report.html").stat().st_size / 1e6, 2),
             "peak_memory_mb": round(most),
+            "chromium": opened(run / "report.html"),
         }
     print(json.dumps(figures))
 

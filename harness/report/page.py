@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from harness.report import figures, numbers, strips
+from harness.report import figures, node_figures, numbers, strips
 from harness.report.drawing import placement_figure
 from harness.report.load import RunData
 from harness.report.sections.cluster import cluster
@@ -17,6 +17,7 @@ from harness.report.sections.inference import FEW, request_rows, stages
 from harness.report.sections.loads import loads, plan_tables
 from harness.report.sections.memory import peaks
 from harness.report.sections.method import method
+from harness.report.sections.pressure import pressures
 from harness.report.sections.units import units
 from harness.report.sections.verdict import verdict
 
@@ -54,7 +55,7 @@ def render(run: RunData) -> str:
 
 def _content(run: RunData) -> dict[str, Any]:
     load_rows, stage_rows, moment_rows, peak_rows = loads(run), stages(run), moments(run), peaks(run)
-    requests, machines = request_rows(run), cluster(run)
+    requests, machines, pressure_rows = request_rows(run), cluster(run), pressures(run)
     timed = [row for row in load_rows if row.load_s]
     return {
         "verdict": verdict(run),
@@ -69,7 +70,9 @@ def _content(run: RunData) -> dict[str, Any]:
         "load_figure": figures.load_figure(timed) if timed else None,
         "peaks": peak_rows,
         "decimated": any(row.samples > MANY_SAMPLES for row in peak_rows),
-        "memory_figure": figures.memory_figure(run) if peak_rows else None,
+        "memory_figure": node_figures.memory_figure(run, peak_rows) if peak_rows else None,
+        "pressures": pressure_rows,
+        "pressure_figure": node_figures.pressure_figure(run, pressure_rows),
         "stages": stage_rows,
         "few": FEW,
         "requests": requests[:MOST_REQUESTS],

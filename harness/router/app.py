@@ -64,7 +64,7 @@ def create_app(config: RouterConfig, drain: Drain) -> ASGIApp:
             connector=connector, auto_decompress=False, read_bufsize=_READ_BUFFER
         ) as session:
             coordinator = Coordinator(config, catalogue, session, metrics, nodes)
-            decider = Decider(config, catalogue, pool, nodes, coordinator.planner)
+            decider = Decider(config, catalogue, pool, nodes, coordinator.planner, lambda: coordinator.loaded)
             await pool.start(session)
             exchange = Exchange(config, decider, pool, coordinator, session)
             admin = Admin(config, catalogue, exchange, decider, pool, coordinator, nodes)

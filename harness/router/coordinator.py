@@ -79,6 +79,12 @@ class Coordinator:
         return self._current.state if self._current else CoordinatorState(phase=CoordinatorPhase.ABSENT)
 
     @property
+    def loaded(self) -> str | None:
+        """The model that is ready to answer; None while there is none."""
+        state = self.state
+        return state.model if state.phase is CoordinatorPhase.READY else None
+
+    @property
     def starts(self) -> list[CoordinatorState]:
         """The last starts, oldest first."""
         return [start.state for start in self._starts]

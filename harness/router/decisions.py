@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +35,8 @@ class _Made:
     entry: dict[str, Any]
     until_s: float
     """On the monotonic clock."""
+    loaded: str | None
+    """What the coordinator had loaded."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,25 @@ class Decider:
     """Decides for each request, from the catalogue, the pool, the planner and the nodes' samples."""
 
     def __init__(
-        self, config: RouterConfig, catalogue: Catalogue, pool: Pool, nodes: NodeSamples, planner: Planner
+        self,
+        config: RouterConfig,
+        catalogue: Catalogue,
+        pool: Pool,
+        nodes: NodeSamples,
+        planner: Planner,
+        loaded: Callable[[], str | None],
     ) -> None:
+        """Know nothing yet.
+
+        Args:
+            loaded: the model that the coordinator can answer for at this moment.
+        """
         self._config = config
         self._catalogue = catalogue
         self._pool = pool
         self._nodes = nodes
         self._planner = planner
+        self._loaded = loaded
         self._rules = [Rule(rule.pattern, rule.route) for rule in config.routes]
         self._sized: dict[ModelFile, _Sized] = {}
         self._made: dict[str, _Made] = {}
@@ -85,7 +100,8 @@ class Decider:
         if file is None:
             return Facts(model, need=self._pool.need(model, self._config.context), offers=offers)
         sized = await self._size(file)
-        return Facts(model, file.file_bytes, sized.need, offers, sized.sharded, file.name)
+        loaded = self._loaded() == file.name
+        return Facts(model, file.file_bytes, sized.need, offers, sized.sharded, file.name, loaded)
 
     async def decide(self, model: str, *, record: bool = True) -> Decision:
         """Which way a model goes.
@@ -98,7 +114,7 @@ class Decider:
             RouterError: nobody has it (404), or it fits nowhere (507).
         """
         made = self._made.get(model)
-        if made is None or time.monotonic() > made.until_s:
+        if made is None or made.loaded != self._loaded() or time.monotonic() > made.until_s:
             made = await self._make(model, record)
         if record:
             self._keep(made.entry)
@@ -106,6 +122,7 @@ class Decider:
 
     async def _make(self, model: str, record: bool) -> _Made:
         self._made.pop(model, None)
+        loaded = self._loaded()
         facts = await self.facts(model)
         chosen = choose_route(facts, self._rules, large_model_bytes=self._config.large_model_bytes)
         entry = _entry(facts, chosen)
@@ -116,7 +133,7 @@ class Decider:
                     self._keep(entry)  # else nobody's model, anybody's text: it would push out the rest
             raise self._refused(model, chosen)
         chosen = replace(chosen, model=facts.name or model)
-        made = self._made[model] = _Made(chosen, entry, time.monotonic() + _FRESH_S)
+        made = self._made[model] = _Made(chosen, entry, time.monotonic() + _FRESH_S, loaded)
         return made
 
     def _keep(self, entry: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """The routing rule: which way a model goes. A function of facts, never of a model's name.
 
 A model goes to the pool where one of its servers can hold it, else to the coordinator where the backends
-can, else nowhere. An operator's rule for a name or a pattern comes first, then ``large_model_bytes``, if set.
+can, else nowhere. An operator's rule for a name or a pattern comes first, then what the coordinator has
+loaded, then ``large_model_bytes``, if set.
 """
 
 from collections.abc import Sequence
@@ -64,6 +65,8 @@ class Facts:
     sharded: Sharded | None = None
     name: str = ""
     """As the head node lists it, however it was asked for; empty where it has no file."""
+    loaded: bool = False
+    """The coordinator has it, ready to answer."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def choose_route(
         return Refusal(404, "unknown_model", f"no model '{facts.model}'")
     if rule := next((one for one in rules if _is_for(one, facts.model)), None):
         return _by_rule(facts, rule)
+    if facts.loaded:
+        return Decision(Route.COORDINATOR, "the coordinator has it loaded")
     everywhere = tuple(offer.server for offer in facts.offers)
     if large_model_bytes is not None and facts.file_bytes is not None and facts.offers:
         large = facts.file_bytes >= large_model_bytes

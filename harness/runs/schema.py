@@ -137,6 +137,10 @@ class Request(Record):
     server: dict[str, float] = {}
     """llama.cpp ``timings`` of this request: prompt_n, prompt_ms, predicted_n, predicted_ms, ..."""
     text: str = ""
+    token_ids: list[int] = []
+    """Of each token, where the request asked for ``logprobs``."""
+    logprobs: list[float] = []
+    """Natural logarithm of each token's probability, likewise."""
     status: int | None = None
     error: str | None = None
 

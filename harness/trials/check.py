@@ -5,7 +5,8 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.inventory import Inventory, Node
 from harness.runs.schema import NodeFacts
-from harness.trials.profile import LoadStep, Profile
+from harness.trials.profile import Profile
+from harness.trials.steps import LoadStep
 
 RUNTIME_SHARE = 1.02
 """A loaded model needs at least this much of its file: KV cache and compute buffers come on top."""

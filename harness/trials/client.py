@@ -169,8 +169,11 @@ class RouterClient:
 
     async def start(self, start_id: str) -> CoordinatorState | None:
         """State of one start, also after another has followed it."""
-        starts = [self._state(entry) for entry in await self._json("GET", "/admin/starts")]
-        return next((state for state in starts if state.start_id == start_id), None)
+        return next((state for state in await self.starts() if state.start_id == start_id), None)
+
+    async def starts(self) -> list[CoordinatorState]:
+        """States of the last starts, oldest first."""
+        return [self._state(entry) for entry in await self._json("GET", "/admin/starts")]
 
     async def log(self, start_id: str) -> str:
         """The coordinator's log of one start."""

@@ -24,6 +24,7 @@ class LoadKey:
     n_gpu_layers: int | None
     flags: tuple[str, ...]
     context: int
+    parallel: int = 1
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from harness.errors import HarnessError
 from harness.runs.read import read_manifest, read_trials
 from harness.runs.schema import Outcome
 from harness.settings import shown_path
-from harness.trials.profile import LoadStep, PoolStep, Profile, Step, UnloadStep
+from harness.trials.profile import Profile
+from harness.trials.steps import LoadStep, ParityStep, PoolStep, SoakStep, Step, UnloadStep
 
 COLD_BYTES_PER_S = 150e6
 WARM_BYTES_PER_S = 400e6
@@ -62,7 +63,11 @@ def _assumed(step: Step, size: float) -> float:
     if isinstance(step, LoadStep):
         return size / (COLD_BYTES_PER_S if step.cache == "cold" else WARM_BYTES_PER_S)
     token_s = size / DECODE_BYTES_PER_S
-    repeats = step.requests if isinstance(step, PoolStep) else step.repeats
+    if isinstance(step, ParityStep):
+        return 2 * (size / COLD_BYTES_PER_S + step.tokens * token_s)
+    if isinstance(step, SoakStep) and step.duration_s is not None:
+        return step.duration_s
+    repeats = (step.requests or 1) if isinstance(step, PoolStep | SoakStep) else step.repeats
     prompt_s = step.prompt_tokens * token_s / PROMPT_SPEEDUP
     return repeats * (step.generated_tokens * token_s + prompt_s) + min(step.prompt_tokens, 64) * token_s
 

@@ -17,5 +17,11 @@ FORMULAS = {
     "server_decode_tokens_per_s": "(predicted_n - 1) / predicted_ms of llama.cpp's timings, median over "
     "requests; llama.cpp's own predicted_per_second divides predicted_n by the time of predicted_n - 1 gaps",
     "server_prompt_tokens_per_s": "prompt_n / prompt_ms of llama.cpp's timings, median over requests",
+    "tokens_equal": "parity: greedy tokens before the first whose id differs from the coordinator's alone",
+    "largest_logprob_gap": "parity: largest difference of a token's log probability among the equal ones",
+    "rate_drift_percent_per_hour": "soak: Theil-Sen slope of the client's decode rate over the requests' "
+    "start times, in percent of their median an hour",
+    "memory_drift": "soak: Theil-Sen slope of a node's used memory over its samples, bytes an hour",
+    "restarts": "soak: coordinators started after the first, plus restarts of the backends' units",
     "peak": "highest value of the 1 Hz node samples between the trial's start and end",
 }

@@ -8,8 +8,8 @@ from harness.runs.metrics import summarise
 from harness.runs.schema import CoordinatorPhase, Outcome
 from harness.trials.context import Context, Finding, judge
 from harness.trials.coordinator import any_late, diagnose_requests, ended_state
-from harness.trials.profile import InferenceStep
 from harness.trials.requests import measure, shortfall
+from harness.trials.steps import InferenceStep
 
 
 async def run_inference(ctx: Context, trial: str, step: InferenceStep) -> Finding:
@@ -25,8 +25,13 @@ async def run_inference(ctx: Context, trial: str, step: InferenceStep) -> Findin
         generated_tokens=step.generated_tokens,
         repeats=step.repeats,
         deadline_s=step.deadline_s,
+        concurrency=step.concurrency,
     )
-    metrics = summarise(sent)
+    metrics = summarise(sent) | {
+        "prompt_tokens": float(step.prompt_tokens),
+        "generated_tokens": float(step.generated_tokens),
+        "concurrency": float(step.concurrency),
+    }
     wrong = shortfall(
         sent,
         route="coordinator",
@@ -46,13 +51,19 @@ async def run_inference(ctx: Context, trial: str, step: InferenceStep) -> Findin
     await ctx.sampler.caught_up(ended_ns)
     names = [node.name for node in ctx.inventory.backends]
     thrash = find_thrash(ctx.sampler.series.windows(names, started_ns, ended_ns))
-    answer = wrong or _figures(metrics)
+    answer = wrong or _figures(metrics) + _waiting(ctx.loaded.request.parallel, step.concurrency)
     diagnosis = diagnose_requests(state, sent, wrong) if wrong else None
     if diagnosis is None and thrash is not None:
         answer += f"; thrashed: {thrash.evidence[0].source}: {thrash.evidence[0].line}"
         diagnosis = thrash if step.expected is FailureClass.SWAP_THRASH else None
     outcome, text = judge(diagnosis, step.expected, answer)
     return Finding(outcome, text, step.expected, state, diagnosis, metrics)
+
+
+def _waiting(slots: int, streams: int) -> str:
+    return (
+        "" if streams <= slots else f"; {streams} at once on {slots} slot{'s' * (slots > 1)}: the rest waited"
+    )
 
 
 def _figures(metrics: dict[str, float]) -> str:

@@ -16,7 +16,7 @@ from harness.trials.coordinator import any_late, diagnose_requests, ended_state,
 from harness.trials.evidence import diagnose_ready, diagnose_with_nodes
 from harness.trials.lab import lab_memory_limit, stated_rate
 from harness.trials.nodes import make_cold
-from harness.trials.profile import LoadStep
+from harness.trials.steps import LoadStep
 from harness.trials.stream import ChatRequest
 
 WARM_SHARE = 0.5
@@ -27,7 +27,12 @@ async def run_load(ctx: Context, trial: str, step: LoadStep) -> Finding:
     """Unload what is up, make the caches what the step says, load, and prove it with one token."""
     nodes = ctx.backends(step.nodes)
     key = LoadKey(
-        step.model, tuple(n.name for n in nodes or ()), step.n_gpu_layers, tuple(step.flags), step.context
+        step.model,
+        tuple(n.name for n in nodes or ()),
+        step.n_gpu_layers,
+        tuple(step.flags),
+        step.context,
+        step.parallel,
     )
     if reason := _skipped(ctx, step, nodes, key):
         return Finding(Outcome.SKIPPED, reason, step.expected)
@@ -50,6 +55,7 @@ async def run_load(ctx: Context, trial: str, step: LoadStep) -> Finding:
         context=step.context,
         deadline_s=step.deadline_s,
         cold=step.cache == "cold",
+        parallel=step.parallel,
     )
     if step.starve:
         assert ctx.lab is not None  # noqa: S101 - _skipped says so
@@ -61,7 +67,7 @@ async def run_load(ctx: Context, trial: str, step: LoadStep) -> Finding:
     try:
         state = await ctx.router.load(request)
     except RouterRefusedError as refusal:
-        return await _refused(ctx, trial, step, refusal, details)
+        return await refused(ctx, trial, step.expected, refusal, details)
     return await _ready(ctx, trial, step, key, request, state, started_ns, details)
 
 
@@ -164,18 +170,23 @@ async def _canary(
     return state, None
 
 
-async def _refused(
-    ctx: Context, trial: str, step: LoadStep, refusal: RouterRefusedError, details: dict[str, Any]
+async def refused(
+    ctx: Context,
+    trial: str,
+    expected: FailureClass | None,
+    refusal: RouterRefusedError,
+    details: dict[str, Any],
 ) -> Finding:
+    """What a load that the router refused, or that did not come up, says about itself."""
     state = refusal.state
     if state is not None:
         await keep_log(ctx, state)
         await diagnose_with_nodes(ctx, state)
         record_end(ctx, trial, state)
     diagnosis = state.diagnosis if state and state.diagnosis else _from_class(refusal)
-    outcome, answer = judge(diagnosis, step.expected, str(refusal))
+    outcome, answer = judge(diagnosis, expected, str(refusal))
     metrics = _local_footprint(state) if state else {}
-    return Finding(outcome, answer, step.expected, state, diagnosis, metrics, details)
+    return Finding(outcome, answer, expected, state, diagnosis, metrics, details)
 
 
 def _from_class(refusal: RouterRefusedError) -> Diagnosis:

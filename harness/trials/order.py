@@ -5,7 +5,8 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.trials.profile import LoadStep, PoolStep, Profile, Step
+from harness.trials.profile import Profile
+from harness.trials.steps import LoadStep, ParityStep, PoolStep, Step
 
 SEEDS = 1 << 31
 
@@ -91,11 +92,11 @@ def _block(steps: Sequence[Step], earlier: frozenset[str]) -> Block:
 
 
 def _begins(step: Step) -> bool:
-    return isinstance(step, LoadStep) and step.cache == "cold"
+    return isinstance(step, ParityStep) or (isinstance(step, LoadStep) and step.cache == "cold")
 
 
 def _key(step: LoadStep) -> str:
-    return step.model_dump_json(include={"model", "nodes", "n_gpu_layers", "context", "flags"})
+    return step.model_dump_json(include={"model", "nodes", "n_gpu_layers", "context", "parallel", "flags"})
 
 
 def _after_what_they_need(turn: list[Block]) -> list[Block]:

@@ -3,8 +3,8 @@
 from harness.runs.metrics import summarise
 from harness.runs.schema import Outcome
 from harness.trials.context import Context, Finding
-from harness.trials.profile import PoolStep
 from harness.trials.requests import measure, shortfall
+from harness.trials.steps import PoolStep
 
 
 async def run_pool(ctx: Context, trial: str, step: PoolStep) -> Finding:

@@ -5,112 +5,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from harness.diagnosis.model import FailureClass
 from harness.errors import HarnessError
-from harness.lab.spec import parse_size
+from harness.trials.steps import STEPS, LoadStep, Names, ParityStep, Starve, Step, Strict, each_combination
 
 PROFILES = Path(__file__).with_name("profiles")
 
-Size = Annotated[
-    int,
-    BeforeValidator(parse_size),
-    Field(gt=0),
-    WithJsonSchema({"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string"}]}),
-]
-Names = Annotated[list[str], Field(min_length=1)]
 
-
-def _one_name(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-Nodes = Annotated[
-    Annotated[int, Field(ge=1)] | Names,
-    BeforeValidator(_one_name, json_schema_input_type=Annotated[int, Field(ge=1)] | Names | str),
-]
-"""How many backends, or which: each by its name or as one of the profile's ``node_sets``."""
-Deadline = Annotated[float, Field(gt=0, le=24 * 3600)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Starve(_Strict):
-    """Lower one lab node's memory limit for as long as the model is loaded."""
-
-    node: str
-    memory: Size = Field(description="the limit, in bytes or as 1.5G")
-
-
-class PoolStep(_Strict):
-    """Chat requests to a small model through the pool."""
-
-    kind: Literal["pool"]
-    model: str
-    requests: int = Field(3, ge=1)
-    prompt_tokens: int = Field(35, ge=1)
-    generated_tokens: int = Field(32, ge=1)
-    deadline_s: Deadline = Field(120, description="per request")
-
-
-class LoadStep(_Strict):
-    """Load a model over the backends."""
-
-    kind: Literal["load"]
-    model: str
-    cache: Literal["cold", "warm"] = "cold"
-    nodes: Nodes | None = Field(
-        None, description="backends by name or by the name of a node set, or how many; all without it"
-    )
-    n_gpu_layers: int | None = Field(None, ge=0)
-    context: int = Field(2048, ge=128)
-    flags: list[str] = []
-    starve: Starve | None = None
-    expected: FailureClass | None = None
-    deadline_s: Deadline = 900
-
-
-class InferenceStep(_Strict):
-    """Requests of one prompt length to the loaded model."""
-
-    kind: Literal["inference"]
-    model: str
-    prompt_tokens: int = Field(ge=1)
-    generated_tokens: int = Field(ge=1)
-    repeats: int = Field(1, ge=1)
-    expected: FailureClass | None = None
-    deadline_s: Deadline = Field(600, description="per request")
-
-
-class UnloadStep(_Strict):
-    """Stop the coordinator and read how it ended."""
-
-    kind: Literal["unload"]
-    model: str
-    expected: FailureClass = FailureClass.STOPPED
-    deadline_s: Deadline = 60
-
-
-Step = PoolStep | LoadStep | InferenceStep | UnloadStep
-_STEPS: dict[str, type[BaseModel]] = {
-    "pool": PoolStep,
-    "load": LoadStep,
-    "inference": InferenceStep,
-    "unload": UnloadStep,
-}
-
-
-class StopWhen(_Strict):
+class StopWhen(Strict):
     """What ends a run before its last trial."""
 
     failed: int | None = Field(None, ge=1, description="so many trials have failed")
     classes: list[FailureClass] = Field([], description="a trial has failed with one of these diagnoses")
 
 
-class Profile(_Strict):
+class Profile(Strict):
     """What a run contains, in order."""
 
     description: str = ""
@@ -127,6 +38,13 @@ class Profile(_Strict):
     )
     stop_when: StopWhen = StopWhen()
     trials: list[Annotated[Step, Field(discriminator="kind")]] = Field(min_length=1)
+
+    @field_validator("trials", mode="before")
+    @classmethod
+    def _each_combination(cls, trials: object) -> object:
+        return (
+            [one for step in trials for one in each_combination(step)] if isinstance(trials, list) else trials
+        )
 
     @property
     def models(self) -> list[str]:
@@ -181,7 +99,7 @@ def _with_nodes(profile: Profile) -> Profile:
     """The profile with the names of node sets replaced by their nodes, each node once."""
 
     def named(step: Step) -> Step:
-        if not isinstance(step, LoadStep) or not isinstance(step.nodes, list):
+        if not isinstance(step, LoadStep | ParityStep) or not isinstance(step.nodes, list):
             return step
         members = [node for name in step.nodes for node in profile.node_sets.get(name, [name])]
         return step.model_copy(update={"nodes": list(dict.fromkeys(members))})
@@ -215,7 +133,7 @@ def _explain(error: ValidationError) -> str:
     # A misspelt key is often a missing one too: the misspelling says more.
     fault = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     # ("trials", 0, "load", "repeats"): the kind is pydantic's, not a part of the file.
-    location = [part for place, part in enumerate(fault["loc"]) if place != 2 or part not in _STEPS]
+    location = [part for place, part in enumerate(fault["loc"]) if place != 2 or part not in STEPS]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if fault["type"] == "extra_forbidden":
         known = ", ".join(_model_at(fault["loc"]).model_fields)
@@ -228,5 +146,5 @@ def _model_at(location: tuple[int | str, ...]) -> type[BaseModel]:
         return Starve
     if "stop_when" in location[:-1]:
         return StopWhen
-    kinds = [part for part in location[:-1] if isinstance(part, str) and part in _STEPS]
-    return _STEPS[kinds[0]] if kinds else Profile
+    kinds = [part for part in location[:-1] if isinstance(part, str) and part in STEPS]
+    return STEPS[kinds[0]] if kinds else Profile

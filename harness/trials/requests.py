@@ -1,5 +1,9 @@
 """A batch of timed requests with prompts of one exact length."""
 
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+
 from harness.errors import HarnessError
 from harness.runs.schema import Request
 from harness.trials.context import Context
@@ -8,6 +12,93 @@ from harness.trials.stream import ChatRequest
 
 WARMUP_TOKENS = 64
 ATTEMPTS = 3
+
+
+@dataclass
+class Asker:
+    """Sends requests of one length; each is appended to the run as it ends."""
+
+    ctx: Context
+    trial: str
+    model: str
+    prompt_tokens: int
+    generated_tokens: int
+    deadline_s: float
+    sent: list[Request] = field(default_factory=list)
+
+    async def warm_up(self) -> bool:
+        """Send a short request whose figures do not count; whether it was answered.
+
+        Raises:
+            HarnessError: the model's chat template alone is longer than the prompt asked for.
+        """
+        self.ctx.say("warm-up")
+        seen = await self._ask(0, min(self.prompt_tokens, WARMUP_TOKENS), 1, warmup=True)
+        if seen.error:
+            seen.warmup = False
+            return False
+        shortest = self.ctx.sizer(self.model).shortest
+        if shortest is not None and self.prompt_tokens < shortest:
+            raise HarnessError(
+                f"{self.model}: a prompt of {self.prompt_tokens} tokens cannot be made, its chat template "
+                f"alone takes {shortest - 1}; ask for {shortest} or more in the profile"
+            )
+        return True
+
+    async def exact(self, index: int) -> Request:
+        """One request whose prompt is as long as asked.
+
+        One whose prompt the server counted otherwise is kept as a warm-up and sent again, a few times.
+        """
+        for _ in range(ATTEMPTS):
+            seen = await self._ask(index, self.prompt_tokens, self.generated_tokens, warmup=False)
+            if seen.error:
+                seen.warmup = False
+            if seen.error or not seen.warmup:
+                break
+        return seen
+
+    async def _ask(self, index: int, tokens: int, generate: int, *, warmup: bool) -> Request:
+        sizer = self.ctx.sizer(self.model)
+        count = sizer.guess(tokens)
+        seen = await self.ctx.router.chat(
+            ChatRequest(
+                self.model,
+                words(count),
+                generate,
+                self.deadline_s,
+                trial=self.trial,
+                index=index,
+                warmup=warmup,
+            )
+        )
+        if seen.prompt_tokens is not None:
+            sizer.learn(count, seen.prompt_tokens)
+            if seen.prompt_tokens != tokens:
+                seen.warmup = True
+        self.sent.append(seen)
+        self.ctx.run.append_request(seen)
+        return seen
+
+
+async def in_flight(streams: int, indices: Iterable[int], ask: Callable[[int], Awaitable[bool]]) -> None:
+    """Ask for one index after the other, ``streams`` at a time.
+
+    Args:
+        ask: whether another one should be begun after it.
+    """
+    waiting, go_on = iter(indices), True
+
+    async def stream() -> None:
+        nonlocal go_on
+        for index in waiting:
+            if not go_on:
+                return
+            go_on = await ask(index) and go_on
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(streams):
+            group.create_task(stream())
 
 
 async def measure(
@@ -19,51 +110,22 @@ async def measure(
     generated_tokens: int,
     repeats: int,
     deadline_s: float,
+    concurrency: int = 1,
 ) -> list[Request]:
-    """Send a short warm-up, then ``repeats`` requests one after the other; ends early at an error.
-
-    Every request is appended to the run as it ends. One whose prompt the server counted otherwise than asked
-    for is kept as a warm-up and sent again.
+    """Send a short warm-up, then ``repeats`` requests, ``concurrency`` at a time; ends early at an error.
 
     Raises:
         HarnessError: the model's chat template alone is longer than the prompt asked for.
     """
-    sizer = ctx.sizer(model)
-    sent: list[Request] = []
+    asker = Asker(ctx, trial, model, prompt_tokens, generated_tokens, deadline_s)
 
-    async def ask(index: int, tokens: int, generate: int, warmup: bool) -> Request:
-        count = sizer.guess(tokens)
-        seen = await ctx.router.chat(
-            ChatRequest(model, words(count), generate, deadline_s, trial=trial, index=index, warmup=warmup)
-        )
-        if seen.prompt_tokens is not None:
-            sizer.learn(count, seen.prompt_tokens)
-            if seen.prompt_tokens != tokens:
-                seen.warmup = True
-        sent.append(seen)
-        ctx.run.append_request(seen)
-        return seen
-
-    ctx.say("warm-up")
-    warm = await ask(0, min(prompt_tokens, WARMUP_TOKENS), 1, warmup=True)
-    if warm.error:
-        warm.warmup = False
-        return sent
-    if sizer.shortest is not None and prompt_tokens < sizer.shortest:
-        raise HarnessError(
-            f"{model}: a prompt of {prompt_tokens} tokens cannot be made, its chat template alone takes "
-            f"{sizer.shortest - 1}; ask for {sizer.shortest} or more in the profile"
-        )
-    for index in range(1, repeats + 1):
+    async def ask(index: int) -> bool:
         ctx.say(f"request {index} of {repeats}")
-        for _ in range(ATTEMPTS):
-            seen = await ask(index, prompt_tokens, generated_tokens, warmup=False)
-            if seen.error:
-                seen.warmup = False
-                return sent
-            if not seen.warmup:
-                break
-    return sent
+        return (await asker.exact(index)).error is None
+
+    if await asker.warm_up():
+        await in_flight(concurrency, range(1, repeats + 1), ask)
+    return asker.sent
 
 
 def shortfall(

@@ -23,11 +23,22 @@ from harness.trials.lab import lab_of
 from harness.trials.load import run_load
 from harness.trials.nodes import UNITS, read_journal
 from harness.trials.order import arrange, shuffle_seed
+from harness.trials.parity import run_parity
 from harness.trials.pool import run_pool
-from harness.trials.profile import InferenceStep, LoadStep, PoolStep, Profile, Step, load_profile
+from harness.trials.profile import Profile, load_profile
 from harness.trials.progress import RunProgress, duration
 from harness.trials.samples import Sampler
 from harness.trials.setup import Options, Setting, make_manifest, settle
+from harness.trials.soak import run_soak
+from harness.trials.steps import (
+    InferenceStep,
+    LoadStep,
+    ParityStep,
+    PoolStep,
+    SoakStep,
+    Step,
+    UnloadStep,
+)
 from harness.trials.stopper import Interrupted, Stopper
 from harness.trials.unload import run_unload
 
@@ -187,13 +198,19 @@ async def _run_trial(
 
 
 async def _act(ctx: Context, trial_id: str, step: Step) -> Finding:
-    if isinstance(step, PoolStep):
-        return await run_pool(ctx, trial_id, step)
-    if isinstance(step, LoadStep):
-        return await run_load(ctx, trial_id, step)
-    if isinstance(step, InferenceStep):
-        return await run_inference(ctx, trial_id, step)
-    return await run_unload(ctx, trial_id, step)
+    match step:
+        case PoolStep():
+            return await run_pool(ctx, trial_id, step)
+        case LoadStep():
+            return await run_load(ctx, trial_id, step)
+        case InferenceStep():
+            return await run_inference(ctx, trial_id, step)
+        case SoakStep():
+            return await run_soak(ctx, trial_id, step)
+        case ParityStep():
+            return await run_parity(ctx, trial_id, step)
+        case UnloadStep():
+            return await run_unload(ctx, trial_id, step)
 
 
 def step_title(step: Step) -> str:
@@ -206,7 +223,8 @@ def step_title(step: Step) -> str:
             parts.append(f"{step.nodes if isinstance(step.nodes, int) else len(step.nodes)}-nodes")
         return "-".join([*parts, *(["starved"] if step.starve else [])])
     if isinstance(step, InferenceStep):
-        return f"{step.model}-inference-{step.prompt_tokens}x{step.repeats}"
+        streams = f"-{step.concurrency}-streams" if step.concurrency > 1 else ""
+        return f"{step.model}-inference-{step.prompt_tokens}x{step.repeats}{streams}"
     return f"{step.model}-{step.kind}"
 
 

@@ -92,7 +92,7 @@ async def stream_chat(
         seen.error = f"no end within {ask.deadline_s:.0f} s ({len(seen.token_ns)} tokens came)"
     except aiohttp.ClientError as error:
         seen.error = f"the stream broke after {len(seen.token_ns)} tokens: {error or type(error).__name__}"
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         seen.error = f"the stream cannot be read after {len(seen.token_ns)} tokens: {error}"
     seen.done_ns = clock.now()
     if seen.error is None and seen.completion_tokens is None:
@@ -110,6 +110,9 @@ async def _read_tokens(response: aiohttp.ClientResponse, seen: Request, clock: C
             if content := (choice.get("delta") or {}).get("content"):
                 seen.token_ns.append(arrived)
                 seen.text += content
+            for token in (choice.get("logprobs") or {}).get("content") or ():
+                seen.token_ids.append(token["id"])
+                seen.logprobs.append(token["logprob"])
         if usage := data.get("usage"):
             seen.prompt_tokens = usage.get("prompt_tokens")
             seen.completion_tokens = usage.get("completion_tokens")

@@ -3,7 +3,7 @@
 from harness.runs.schema import CoordinatorState, Outcome
 from harness.trials.context import Context, Finding, judge
 from harness.trials.coordinator import stop
-from harness.trials.profile import UnloadStep
+from harness.trials.steps import UnloadStep
 
 
 async def run_unload(ctx: Context, trial: str, step: UnloadStep) -> Finding:

@@ -256,6 +256,62 @@ async def test_backend_that_dies_is_the_diagnosis_of_the_trial(bench: Bench) -> 
     assert result.outcome is Outcome.FAILED
 
 
+async def test_backends_compute_what_one_machine_computes(bench: Bench) -> None:
+    parity = {"kind": "parity", "model": "smollm2", "context": 512}
+    result, _ = await run(bench, parity, parity | {"nodes": 1})
+    trials = list(read_trials(result.folder))
+    assert [t.outcome for t in trials] == [Outcome.PASSED] * 2, "\n".join(t.answer for t in trials)
+    assert [(t.metrics["tokens_compared"], t.metrics["tokens_equal"]) for t in trials] == [(32, 32)] * 2
+    both, one = trials
+    assert (both.details["seen"]["where"], one.details["seen"]["where"]) == ("node1, node2", "node1")
+    assert both.details["reference"]["text"] == one.details["seen"]["text"] != ""
+    assert both.metrics["largest_logprob_gap"] < 0.01
+
+
+async def test_streams_share_the_slots_of_a_load(bench: Bench) -> None:
+    load = {"kind": "load", "model": "smollm2", "parallel": 2, "context": 1024}
+    asked = {
+        "kind": "inference",
+        "model": "smollm2",
+        "prompt_tokens": 35,
+        "generated_tokens": 8,
+        "repeats": 4,
+    }
+    result, _ = await run(bench, load, asked | {"concurrency": [1, 2, 3]})
+    trials = list(read_trials(result.folder))[1:]
+    assert [t.outcome for t in trials] == [Outcome.PASSED] * 3, "\n".join(t.answer for t in trials)
+    assert [t.metrics["concurrency"] for t in trials] == [1, 2, 3]
+    assert "3 at once on 2 slots: the rest waited" in trials[2].answer
+    assert "at once" not in trials[1].answer
+    sent = [r for r in read_requests(result.folder) if r.trial == trials[1].id and not r.warmup]
+    assert sorted(r.index for r in sent) == [1, 2, 3, 4]
+    first, second = sorted(sent, key=lambda one: one.sent_ns)[:2]
+    assert second.sent_ns < (first.done_ns or 0), "two were in flight at once"
+
+
+async def test_soak_counts_what_fails_and_what_restarts_and_goes_on(bench: Bench) -> None:
+    load = {"kind": "load", "model": "smollm2", "context": 512}
+    soak = {"kind": "soak", "model": "smollm2", "requests": 12, "generated_tokens": 60}
+    calm, _ = await run(bench, load, soak)
+    quiet = list(read_trials(calm.folder))[1]
+    assert (quiet.outcome, quiet.metrics["requests"], quiet.metrics["restarts"]) == (Outcome.PASSED, 12, 0)
+    assert quiet.details["rate_drift"]["low"] <= quiet.metrics["rate_drift_percent_per_hour"]
+
+    task = asyncio.create_task(run(bench, load, soak | {"requests": 40}))
+    await _tokens_flow(bench)
+    bench.stack.backends[0].kill()
+    await asyncio.sleep(1)
+    bench.stack.backends[0].start()
+    result, _ = await task
+    hurt = list(read_trials(result.folder))[1]
+    assert hurt.outcome is Outcome.FAILED
+    assert hurt.metrics["restarts"] == len(hurt.details["coordinator_starts"]) >= 1, hurt.answer
+    assert hurt.diagnosis is not None
+    assert hurt.diagnosis.failure_class is FailureClass.BACKEND_LOST, hurt.answer
+    last = list(read_requests(result.folder))[-1]
+    assert last.error is None, "the soak went on after the restart"
+
+
 async def test_run_that_is_to_stop_after_a_failure_leaves_the_rest_out_and_says_so(bench: Bench) -> None:
     pool = {"kind": "pool", "model": "tiny", "requests": 1, "prompt_tokens": 35, "generated_tokens": 4}
     wrong = {"kind": "unload", "model": "smollm2", "expected": "oom_killed"}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from harness.errors import HarnessError
 from harness.report.drawing import placement_figure
-from harness.report.load import NodeSeries, RunData, load_run
+from harness.report.load import RunData, load_run
 from harness.report.sections.cluster import cluster, layer_range
 from harness.report.sections.failures import ends, moments
 from harness.report.sections.inference import stages
@@ -16,6 +16,7 @@ from harness.report.sections.memory import envelope, peaks
 from harness.report.sections.method import method
 from harness.report.sections.units import units
 from harness.report.sections.verdict import verdict
+from harness.report.series import NodeSeries
 from harness.runs.pack import pack
 from tests.unit.report_runs import RECORDED, change_lines, change_manifest, copy_run
 

@@ -1,6 +1,6 @@
 """The facts behind a decision, from real files, doubles of the pool, and the planner."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 from harness.models.synth import synthesise
 from harness.monitor.sample import Sample
 from harness.router.catalogue import Catalogue
-from harness.router.config import RouterConfig
+from harness.router.config import RouterConfig, RouteRule
 from harness.router.decisions import Decider
 from harness.router.errors import RouterError
 from harness.router.nodes import node_samples
@@ -43,12 +43,12 @@ def config(folder: Path, storage: Path | None = None, **more: Any) -> RouterConf
     return RouterConfig.model_validate(given | more)
 
 
-def decider(settings: RouterConfig) -> Decider:
+def decider(settings: RouterConfig, loaded: Callable[[], str | None] = lambda: None) -> Decider:
     catalogue = Catalogue(settings.models_dir, settings.ollama_models)
     pool = Pool(settings.pool)
     for server in pool._servers:
         server.seen = Seen((PoolModel("big:13b", 2 * GIB, "d"),))
-    return Decider(settings, catalogue, pool, node_samples(None), planner(settings, catalogue))
+    return Decider(settings, catalogue, pool, node_samples(None), planner(settings, catalogue), loaded)
 
 
 def planner(settings: RouterConfig, catalogue: Catalogue) -> Planner:
@@ -232,3 +232,19 @@ async def test_refusal_is_never_kept(tmp_path: Path, gguf: Path) -> None:
         await ours.decide("m")
     (tmp_path / "m.gguf").symlink_to(gguf)
     assert (await ours.decide("m")).route is Route.COORDINATOR
+
+
+async def test_what_the_coordinator_has_loaded_is_answered_there_from_the_same_moment(
+    tmp_path: Path, storage: Path
+) -> None:
+    there: list[str] = []
+    settings = config(tmp_path, storage, pool=[OLLAMA | {"memory_bytes": 3 * GIB}])
+    ours = decider(settings, lambda: there[0] if there else None)
+    assert (await ours.decide("big:13b")).route is Route.POOL
+    there.append("big:13b")
+    chosen = await ours.decide("big:13b")
+    assert (chosen.route, chosen.reason) == (Route.COORDINATOR, "the coordinator has it loaded")
+    there.clear()
+    assert (await ours.decide("big:13b")).route is Route.POOL
+    ruled = settings.model_copy(update={"routes": [RouteRule(pattern="big*", route=Route.POOL)]})
+    assert (await decider(ruled, lambda: "big:13b").decide("big:13b")).route is Route.POOL, "rules come first"

@@ -9,7 +9,8 @@ from harness.runs.schema import Outcome, Trial
 from harness.trials.context import Finding
 from harness.trials.ending import RunDeadline, why_stop
 from harness.trials.order import arrange, blocks, shuffle_seed
-from harness.trials.profile import LoadStep, Profile, Step, StopWhen, load_profile, parse_profile
+from harness.trials.profile import Profile, StopWhen, load_profile, parse_profile
+from harness.trials.steps import LoadStep, Step
 
 TWO_MODELS = """
 repeats: {repeats}

@@ -9,14 +9,12 @@ from harness.diagnosis.model import FailureClass
 from harness.errors import HarnessError
 from harness.trials.profile import (
     PROFILES,
-    InferenceStep,
-    LoadStep,
     Profile,
-    UnloadStep,
     load_profile,
     parse_profile,
     schema_text,
 )
+from harness.trials.steps import InferenceStep, LoadStep, UnloadStep
 from jsonschema import Draft202012Validator
 
 
@@ -188,3 +186,28 @@ def test_schema_and_reader_agree(text: str, *, admitted: bool) -> None:
     else:
         with pytest.raises(HarnessError):
             profile(text)
+
+
+def test_lists_of_counts_are_a_trial_for_each_combination() -> None:
+    text = """
+    trials:
+      - {kind: load, model: m}
+      - {kind: inference, model: m, prompt_tokens: [35, 512], generated_tokens: 8, concurrency: [1, 2]}
+      - {kind: unload, model: m}
+    """
+    asked = [step for step in profile(text).trials if isinstance(step, InferenceStep)]
+    assert [(one.prompt_tokens, one.concurrency) for one in asked] == [(35, 1), (35, 2), (512, 1), (512, 2)]
+    assert {one.generated_tokens for one in asked} == {8}
+    assert not list(Draft202012Validator(json.loads(schema_text())).iter_errors(yaml.safe_load(text)))
+
+
+@pytest.mark.parametrize("counts", ["[]", "[0]", "[1, two]"])
+def test_list_of_counts_with_something_wrong_in_it_is_refused(counts: str) -> None:
+    text = f"trials: [{{kind: inference, model: m, prompt_tokens: {counts}, generated_tokens: 1}}]"
+    with pytest.raises(HarnessError, match="prompt_tokens"):
+        profile(text)
+
+
+def test_soak_without_an_end_is_refused() -> None:
+    with pytest.raises(HarnessError, match="duration_s, requests, or both"):
+        profile("trials: [{kind: soak, model: m}]")

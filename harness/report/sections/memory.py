@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from harness.report.load import NodeSeries, RunData
+from harness.report.load import RunData
 from harness.report.numbers import MIB
 from harness.report.sections.cluster import colour_place
+from harness.report.series import NodeSeries, Numbers
 from harness.runs.schema import Trial
 
 SWAP_BEGINS_BYTES = 4 * MIB
@@ -47,8 +48,8 @@ class Envelope:
 
     seconds: npt.NDArray[np.float64]
     """Middle of each span, since the start of the run."""
-    low: npt.NDArray[np.float64]
-    high: npt.NDArray[np.float64]
+    low: Numbers
+    high: Numbers
 
 
 def peaks(run: RunData) -> list[PeakRow]:

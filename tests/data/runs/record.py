@@ -33,8 +33,8 @@ from harness.trials.formulas import FORMULAS
 from harness.trials.inference import run_inference
 from harness.trials.load import run_load
 from harness.trials.pool import run_pool
-from harness.trials.profile import InferenceStep, LoadStep, PoolStep, UnloadStep
 from harness.trials.samples import Sampler, point
+from harness.trials.steps import InferenceStep, LoadStep, PoolStep, UnloadStep
 from harness.trials.stream import ChatRequest
 from harness.trials.unload import run_unload
 

@@ -1,0 +1,146 @@
+"""The soak trial: the same request for a long time. What drifts, what restarts, what fails?"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from harness.diagnosis.model import FailureClass
+from harness.runs.metrics import decode_rate, summarise
+from harness.runs.schema import CoordinatorState, Outcome, Request
+from harness.runs.statistics import Drift, drift
+from harness.trials.context import Context, Finding, judge
+from harness.trials.coordinator import any_late, diagnose_requests, keep_log
+from harness.trials.evidence import diagnose_with_nodes
+from harness.trials.requests import Asker, in_flight
+from harness.trials.samples import Point
+from harness.trials.steps import SoakStep
+
+HOUR_S = 3600.0
+
+
+async def run_soak(ctx: Context, trial: str, step: SoakStep) -> Finding:
+    """Ask until the time or the count is over; passes when no request failed and nothing restarted."""
+    if ctx.loaded is None or ctx.loaded.model != step.model:
+        return Finding(Outcome.SKIPPED, f"{step.model} is not loaded", step.expected)
+    first = ctx.loaded.start_id
+    asker = Asker(ctx, trial, step.model, step.prompt_tokens, step.generated_tokens, step.deadline_s)
+    started_ns = time.time_ns()
+    if await asker.warm_up():
+        begun_s = time.monotonic()
+
+        async def ask(index: int) -> bool:
+            ctx.say(f"request {index}")
+            await asker.exact(index)
+            return step.duration_s is None or time.monotonic() - begun_s < step.duration_s
+
+        await in_flight(step.concurrency, _indices(step.requests), ask)
+    ended_ns = time.time_ns()
+    await ctx.sampler.caught_up(ended_ns)
+    later = await _starts_after(ctx, first)
+    restarted = _backend_restarts(ctx, started_ns, ended_ns)
+    metrics = summarise(asker.sent) | {"restarts": float(len(later) + sum(restarted.values()))}
+    details = _drifts(ctx, asker.sent, started_ns, ended_ns) | {
+        "backend_restarts": restarted,
+        "coordinator_starts": [state.start_id for state in later],
+        "errors": dict(Counter(request.error for request in asker.sent if request.error)),
+    }
+    if rate := details["rate_drift"]:
+        metrics["rate_drift_percent_per_hour"] = rate["percent_per_hour"]
+    if later and later[-1].start_id:
+        ctx.loaded = type(ctx.loaded)(later[-1].start_id, step.model, ctx.loaded.request)
+    wrong = _wrong(asker.sent, len(later), restarted)
+    if wrong is None:
+        return Finding(Outcome.PASSED, _answer(metrics, details), step.expected, None, None, metrics, details)
+    state = await _first_end(ctx, first)
+    diagnosis = diagnose_requests(state, asker.sent, wrong)
+    if diagnosis.failure_class is FailureClass.UNKNOWN and any_late(asker.sent):
+        diagnosis = diagnosis.model_copy(update={"failure_class": FailureClass.HUNG})
+    outcome, answer = judge(diagnosis, step.expected, wrong)
+    return Finding(outcome, answer, step.expected, state, diagnosis, metrics, details)
+
+
+def _indices(requests: int | None) -> Iterator[int]:
+    index = 0
+    while requests is None or index < requests:
+        index += 1
+        yield index
+
+
+async def _starts_after(ctx: Context, first: str) -> list[CoordinatorState]:
+    """Coordinators that the router started since the one that was loaded."""
+    starts = await ctx.router.starts()
+    place = next((number for number, state in enumerate(starts) if state.start_id == first), None)
+    return starts if place is None else starts[place + 1 :]
+
+
+def _backend_restarts(ctx: Context, started_ns: int, ended_ns: int) -> dict[str, int]:
+    series = ctx.sampler.series
+    grown = {
+        node.name: series.grown(node.name, "rpc_restarts", started_ns, ended_ns)
+        for node in ctx.inventory.backends
+    }
+    return {node: count for node, count in grown.items() if count}
+
+
+async def _first_end(ctx: Context, first: str) -> CoordinatorState | None:
+    state = await ctx.router.start(first)
+    if state is None or state.exit is None:
+        return None
+    await keep_log(ctx, state)
+    await diagnose_with_nodes(ctx, state)
+    return state
+
+
+def _wrong(sent: Sequence[Request], starts: int, restarted: dict[str, int]) -> str | None:
+    failed = [request for request in sent if request.error]
+    said = []
+    if failed:
+        said.append(f"{len(failed)} of {len(sent)} requests failed, the first with: {failed[0].error}")
+    if starts:
+        said.append(f"the coordinator was started again {starts} time{'s' * (starts > 1)}")
+    if restarted:
+        said.append("restarted backends: " + ", ".join(f"{n} {count}x" for n, count in restarted.items()))
+    return "; ".join(said) or None
+
+
+def _drifts(ctx: Context, sent: Sequence[Request], started_ns: int, ended_ns: int) -> dict[str, Any]:
+    good = [(request, rate) for request in sent if not request.warmup and (rate := decode_rate(request))]
+    times = [(request.sent_ns - started_ns) / 1e9 for request, _ in good]
+    rates = [rate for _, rate in good]
+    moved = drift(times, rates)
+    nodes = [node.name for node in ctx.inventory.backends]
+    windows = ctx.sampler.series.windows(nodes, started_ns, ended_ns)
+    memory = {node: _memory_drift(points) for node, points in windows.items()}
+    middle = sorted(rates)[len(rates) // 2] if rates else 0.0
+    return {
+        "rate_drift": _per_hour("percent_per_hour", moved, 100 / middle) if moved and middle else None,
+        "memory_drift": {node: found for node, found in memory.items() if found},
+    }
+
+
+def _memory_drift(points: Iterable[Point]) -> dict[str, Any] | None:
+    held = list(points)
+    moved = drift([one.time_ns / 1e9 for one in held], [float(one.used_bytes) for one in held])
+    return _per_hour("bytes_per_hour", moved, 1.0) if moved else None
+
+
+def _per_hour(name: str, moved: Drift, scale: float) -> dict[str, Any]:
+    return {
+        name: moved.per_s * HOUR_S * scale,
+        "low": moved.low * HOUR_S * scale,
+        "high": moved.high * HOUR_S * scale,
+        "beyond_noise": moved.beyond_noise,
+    }
+
+
+def _answer(metrics: dict[str, float], details: dict[str, Any]) -> str:
+    said = [f"{metrics['requests']:.0f} requests, no error, no restart"]
+    if (rate := details["rate_drift"]) and rate["beyond_noise"]:
+        said.append(f"tokens/s drift {rate['percent_per_hour']:+.1f} % an hour")
+    for node, moved in details["memory_drift"].items():
+        if moved["beyond_noise"]:
+            said.append(f"{node}'s memory {moved['bytes_per_hour'] / 2**20:+,.0f} MiB an hour")
+    if len(said) == 1:
+        said.append("neither rate nor memory drifts beyond the noise")
+    return "; ".join(said)

@@ -1,0 +1,161 @@
+"""The steps that a profile is made of: what each kind of trial can be told."""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from harness.diagnosis.model import FailureClass
+from harness.lab.spec import parse_size
+
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    Field(gt=0),
+    WithJsonSchema({"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string"}]}),
+]
+Names = Annotated[list[str], Field(min_length=1)]
+
+
+def _one_name(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Nodes = Annotated[
+    Annotated[int, Field(ge=1)] | Names,
+    BeforeValidator(_one_name, json_schema_input_type=Annotated[int, Field(ge=1)] | Names | str),
+]
+"""How many backends, or which: each by its name or as one of the profile's ``node_sets``."""
+Deadline = Annotated[float, Field(gt=0, le=24 * 3600)]
+_ONE = {"type": "integer", "minimum": 1}
+Count = Annotated[
+    int,
+    Field(ge=1),
+    WithJsonSchema({"anyOf": [_ONE, {"type": "array", "items": _ONE, "minItems": 1}]}),
+]
+"""A number; in the file also a list of them, for a trial of each."""
+_COUNTS = ("prompt_tokens", "generated_tokens", "concurrency")
+
+
+class Strict(BaseModel):
+    """A part of a profile: a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Starve(Strict):
+    """Lower one lab node's memory limit for as long as the model is loaded."""
+
+    node: str
+    memory: Size = Field(description="the limit, in bytes or as 1.5G")
+
+
+class PoolStep(Strict):
+    """Chat requests to a small model through the pool."""
+
+    kind: Literal["pool"]
+    model: str
+    requests: int = Field(3, ge=1)
+    prompt_tokens: int = Field(35, ge=1)
+    generated_tokens: int = Field(32, ge=1)
+    deadline_s: Deadline = Field(120, description="per request")
+
+
+class LoadStep(Strict):
+    """Load a model over the backends."""
+
+    kind: Literal["load"]
+    model: str
+    cache: Literal["cold", "warm"] = "cold"
+    nodes: Nodes | None = Field(
+        None, description="backends by name or by the name of a node set, or how many; all without it"
+    )
+    n_gpu_layers: int | None = Field(None, ge=0)
+    context: int = Field(2048, ge=128, description="tokens, shared by the slots")
+    parallel: int = Field(1, ge=1, le=64, description="slots: requests that are answered at once")
+    flags: list[str] = []
+    starve: Starve | None = None
+    expected: FailureClass | None = None
+    deadline_s: Deadline = 900
+
+
+class InferenceStep(Strict):
+    """Requests of one prompt length to the loaded model."""
+
+    kind: Literal["inference"]
+    model: str
+    prompt_tokens: Count
+    generated_tokens: Count
+    concurrency: Count = Field(
+        1, description="requests in flight at once; those beyond the load's slots wait"
+    )
+    repeats: int = Field(1, ge=1, description="measured requests in all")
+    expected: FailureClass | None = None
+    deadline_s: Deadline = Field(600, description="per request")
+
+
+class SoakStep(Strict):
+    """Requests to the loaded model for a time or a count; an error ends none of the others."""
+
+    kind: Literal["soak"]
+    model: str
+    duration_s: Deadline | None = Field(None, description="no request is begun after so many seconds")
+    requests: int | None = Field(None, ge=1, description="at most so many")
+    prompt_tokens: int = Field(35, ge=1)
+    generated_tokens: int = Field(16, ge=1)
+    concurrency: int = Field(1, ge=1)
+    expected: FailureClass | None = None
+    deadline_s: Deadline = Field(600, description="per request")
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.duration_s is None and self.requests is None:
+            raise ValueError("a soak needs duration_s, requests, or both")
+        return self
+
+
+class ParityStep(Strict):
+    """The same greedy tokens over the backends as from the coordinator alone."""
+
+    kind: Literal["parity"]
+    model: str
+    nodes: Nodes | None = Field(None, description="as in a load")
+    tokens: int = Field(32, ge=1, le=1024)
+    prompt: str = Field("Name the planets of the solar system in order.", min_length=1)
+    context: int = Field(2048, ge=128)
+    flags: list[str] = Field(
+        ["--no-repack"], description="repacked weights are multiplied in another order, and round otherwise"
+    )
+    expected: FailureClass | None = None
+    deadline_s: Deadline = Field(600, description="per load and per request")
+
+
+class UnloadStep(Strict):
+    """Stop the coordinator and read how it ended."""
+
+    kind: Literal["unload"]
+    model: str
+    expected: FailureClass = FailureClass.STOPPED
+    deadline_s: Deadline = 60
+
+
+Step = PoolStep | LoadStep | InferenceStep | SoakStep | ParityStep | UnloadStep
+STEPS: dict[str, type[BaseModel]] = {
+    "pool": PoolStep,
+    "load": LoadStep,
+    "inference": InferenceStep,
+    "soak": SoakStep,
+    "parity": ParityStep,
+    "unload": UnloadStep,
+}
+
+
+def each_combination(step: object) -> Iterator[Any]:
+    """An inference step with lists of counts as one step for each combination; anything else as it is."""
+    if not isinstance(step, dict) or step.get("kind") != "inference":
+        yield step
+        return
+    lists = {name: step[name] for name in _COUNTS if isinstance(step.get(name), list) and step[name]}
+    for values in product(*lists.values()):
+        yield step | dict(zip(lists, values, strict=True))
