@@ -17,6 +17,7 @@ from harness.diagnosis.model import Evidence
 Condition = Callable[[Facts], list[Evidence] | None]
 
 _STOPPING_SIGNALS = ("SIGTERM", "SIGINT", "SIGKILL")
+_RECEIVE_FAILED = re.compile(r"\brecv failed \(")
 _BEFORE_THE_START = re.compile(r"^(?:ggml_\w+|load_backend|register_\w+| *Device \d+)\b")
 
 
@@ -97,6 +98,38 @@ def stopped_before_it_lost(facts: Facts) -> list[Evidence] | None:
     if not facts.failed or lost is None or stop is None or stop.at > lost.at:
         return None
     return [stop.evidence]
+
+
+def receive_broke_off(facts: Facts) -> list[Evidence] | None:
+    """It died of SIGABRT as a receive from a backend failed (`recv failed`), and every backend of its plan
+    still has the rpc-server that it had before: a signal breaks off a receive, a lost backend ends it"""
+    inputs = facts.inputs
+    broken = [hit for hit in facts.own.all(rpc.LOST) if _RECEIVE_FAILED.search(hit.text)]
+    planned = {share.node for share in inputs.plan.shares} if inputs.plan else set()
+    if not broken or not planned or facts.signalled != exits.ABORT or inputs.began_ns is None:
+        return None
+    began = {node: inputs.backends_began_ns.get(node) for node in planned}
+    if any(at is None or at > inputs.began_ns for at in began.values()):
+        return None
+    older = [
+        Evidence(
+            source=f"samples {node}",
+            line=f"its rpc-server runs since {(inputs.began_ns - at) / 1e9:.0f} s before the coordinator",
+        )
+        for node, at in sorted(began.items())
+        if at is not None
+    ]
+    return [broken[0].evidence, *older]
+
+
+def killed_by_somebody(facts: Facts) -> list[Evidence] | None:
+    """It died of a SIGKILL that is not ours, and its node has counted no OOM kill meanwhile"""
+    node = facts.inputs.node
+    if facts.signalled != exits.KILL or facts.ours("SIGKILL") or node is None:
+        return None
+    if facts.inputs.oom_kills.get(node) != 0:
+        return None
+    return [Evidence(source=f"samples {node}", line=f"no OOM kill on {node} while it ran")]
 
 
 def aborted_or_unknown(facts: Facts) -> list[Evidence] | None:

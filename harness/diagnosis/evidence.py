@@ -58,6 +58,10 @@ class Inputs:
     """Properties of ``llama-rpc-server.service`` by node: ActiveState, NRestarts, Result."""
     oom_kills: Mapping[str, int] = field(default_factory=dict)
     """OOM kills since the process was started, by node."""
+    began_ns: int | None = None
+    """When the process was started, UTC."""
+    backends_began_ns: Mapping[str, int] = field(default_factory=dict)
+    """When the rpc-server that each node has after the end was started, UTC."""
     plan: Plan | None = None
     report: LoadReport | None = None
     """What the log says of the load; needed for ``not_distributed`` only."""

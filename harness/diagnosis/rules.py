@@ -140,6 +140,7 @@ RULES: tuple[Rule, ...] = (
         when_.stopped_before_it_lost,
         LLAMA_SERVER,
     ),
+    Rule(_C.STOPPED_BUSY, _LIKELY, _BUSY, when=when_.receive_broke_off, process=LLAMA_SERVER),
     Rule(_C.BACKEND_LOST, _CERTAIN, _WHY_BACKEND, (rpc.LOST,), when_.failed, LLAMA_SERVER),
     Rule(
         _C.BACKEND_LOST,
@@ -269,6 +270,12 @@ RULES: tuple[Rule, ...] = (
         (ends.STOPPING,),
         when_.exit_code_0,
         LLAMA_SERVER,
+    ),
+    Rule(
+        _C.STOPPED,
+        _LIKELY,
+        "Neither the harness nor the kernel killed it: find who did (last, sudo's and the nodes' journals).",
+        when=when_.killed_by_somebody,
     ),
     Rule(
         _C.STOPPED,

@@ -32,6 +32,7 @@ from harness.router.restarts import Failure
 from harness.router.start import Start
 from harness.router.steps import Steps
 from harness.router.turns import Grant, Load, Situation, next_step
+from harness.router.witness import Witness
 from harness.runs.schema import CoordinatorPhase, CoordinatorState
 
 _KEPT_STARTS = 20
@@ -68,7 +69,8 @@ class Coordinator:
         self.planner = Planner(config, catalogue, backends.samples)
         self._queue = RequestQueue(config.queue_limit)
         self._recovery = Recovery(config, backends, self._steps, metrics)
-        self._launcher = Launcher(config, session, self.url, metrics, self._ended)
+        witness = Witness(config, nodes)
+        self._launcher = Launcher(config, session, self.url, metrics, witness, self._ended)
         watcher = Watcher(config, session, self.url, backends, self._steps)
         self._hold = Hold(self._let_go)
         self._keeper = Keeper(config, watcher, self._launcher, self._lease)

@@ -21,6 +21,7 @@ from harness.router.process import ServerProcess
 from harness.router.sockets import port_taken
 from harness.router.start import Start
 from harness.router.verdict import diagnose_end, diagnose_load
+from harness.router.witness import Witness
 from harness.runs.schema import CoordinatorPhase
 
 _KILL_WAIT_S = 10
@@ -44,12 +45,14 @@ class Launcher:
         session: aiohttp.ClientSession,
         url: str,
         metrics: Metrics,
+        witness: Witness,
         on_end: Callable[[Start], None],
     ) -> None:
         self._config = config
         self._session = session
         self._url = url
         self._metrics = metrics
+        self._witness = witness
         self._on_end = on_end
         self._watches: set[asyncio.Task[None]] = set()
 
@@ -125,6 +128,7 @@ class Launcher:
         start.save()
         log("coordinator started", start=start.id, pid=process.pid, argv=start.state.argv)
         self._metrics.coordinator_started()
+        await self._witness.began(start)
         watch = asyncio.create_task(self._watch(start, process), context=Context())
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
@@ -132,7 +136,8 @@ class Launcher:
 
     async def _watch(self, start: Start, process: ServerProcess) -> None:
         await process.ended()
-        start.finish(await asyncio.to_thread(diagnose_end, start))
+        seen = await self._witness.tell(start)
+        start.finish(await asyncio.to_thread(diagnose_end, start, seen))
         self._metrics.coordinator_ended(start.state.diagnosis)
         log(
             "coordinator ended",

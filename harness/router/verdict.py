@@ -4,6 +4,7 @@ from harness.diagnosis.classify import classify
 from harness.diagnosis.evidence import Inputs
 from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
 from harness.router.start import Start
+from harness.router.witness import Testimony
 
 _DECIDED_HERE = {
     FailureClass.HUNG: "Look at the log's last line and at the backends' own state; "
@@ -26,23 +27,28 @@ def diagnose_load(start: Start, failure: FailureClass, message: str) -> Diagnosi
             advice=_DECIDED_HERE[failure],
         )
     if failure is FailureClass.NOT_DISTRIBUTED:
-        return classify(_inputs(start, running=True))
+        return classify(_inputs(start, Testimony(), running=True))
     return None
 
 
-def diagnose_end(start: Start) -> Diagnosis:
-    """The diagnosis of a coordinator that has ended, from its exit, our signals and its log."""
-    return classify(_inputs(start, running=False))
+def diagnose_end(start: Start, seen: Testimony) -> Diagnosis:
+    """The diagnosis of a coordinator that has ended, from its exit, our signals, its log and its nodes."""
+    return classify(_inputs(start, seen, running=False))
 
 
-def _inputs(start: Start, *, running: bool) -> Inputs:
-    process = start.process
+def _inputs(start: Start, seen: Testimony, *, running: bool) -> Inputs:
+    process, head = start.process, seen.head or "head"
     return Inputs(
+        node=head,
         running=running,
         argv=start.state.argv,
         exit=process.exit if process else None,
         signals=process.signals if process else (),
         logs={"server.log": start.log_path} if start.log_path.exists() else {},
+        journal={head: [seen.oom_line]} if seen.oom_line else {},
+        oom_kills={} if seen.oom_kills is None else {head: seen.oom_kills},
+        began_ns=start.timings.exec_ns,
+        backends_began_ns=seen.backends_began_ns,
         plan=start.plan,
         report=start.state.report,
         expect_distributed=start.plan.distributed,

@@ -69,7 +69,11 @@ def _inputs(run: Path, manifest: RunManifest, series: Series, state: Coordinator
         exit=state.exit,
         signals=state.signals,
         logs={log.name: log} if log.exists() else {},
-        oom_kills={name: series.grown(name, "oom_kills", started_ns, ended_ns) or 0 for name in names},
+        oom_kills={
+            name: kills
+            for name in names
+            if (kills := series.grown(name, "oom_kills", started_ns, ended_ns)) is not None
+        },
         units={
             name: {"NRestarts": str(restarts)}
             for name in names

@@ -101,8 +101,9 @@ async def _ended(ctx: Context, state: CoordinatorState, ended: ExitStatus, looks
             if (restarts := series.grown(node.name, "rpc_restarts", started_ns, ended.time_ns))
         },
         oom_kills={
-            node.name: series.grown(node.name, "oom_kills", started_ns, ended.time_ns) or 0
+            node.name: kills
             for node in _nodes(ctx)
+            if (kills := series.grown(node.name, "oom_kills", started_ns, ended.time_ns)) is not None
         },
         builds=builds(looks),
         backends=_backends(ctx, state, looks, 0),

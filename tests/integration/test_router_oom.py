@@ -13,8 +13,10 @@ CGROUP = Path("/sys/fs/cgroup/memory")
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(
-        os.geteuid() != 0 or not (CGROUP / "memory.limit_in_bytes").exists(),
-        reason="needs root and a memory cgroup (v1) to starve one process",
+        os.geteuid() != 0
+        or not (CGROUP / "memory.limit_in_bytes").exists()
+        or not os.access("/dev/kmsg", os.R_OK),
+        reason="needs root, the kernel's log and a memory cgroup (v1) to starve one process",
     ),
 ]
 
@@ -52,4 +54,7 @@ def test_coordinator_killed_for_memory_is_replaced_and_its_request_answered(
     (lost,) = [start for start in stack.admin("starts")[1] if start["start_id"] == before["start_id"]]
     assert lost["exit"]["signal"] == 9
     assert lost["signals"] == []
+    assert lost["diagnosis"]["class"] == "oom_killed", lost["diagnosis"]
+    line = lost["diagnosis"]["evidence"][0]["line"]
+    assert f"Killed process {before['pid']} (llama-server)" in line
     assert stack.router.poll() is None

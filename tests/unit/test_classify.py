@@ -200,3 +200,50 @@ def test_log_cut_anywhere_still_gives_a_class(name: str, part: float) -> None:
     cut = lines[: int(len(lines) * part)]
     diagnosis = classify(recorded(name, logs={"cut.log": cut}, report=parse_load_log(cut)))
     assert diagnosis.failure_class in FailureClass
+
+
+def two_nodes() -> Plan:
+    shares = [
+        BackendShare(
+            node=node,
+            endpoint=f"127.0.0.1:{port}",
+            available_bytes=1,
+            weight=1,
+            layers=10,
+            model_bytes=1,
+            kv_bytes=1,
+            compute_bytes=1,
+        )
+        for node, port in (("node1", 51001), ("node2", 51002))
+    ]
+    return Plan(model="m", model_path="/m.gguf", file_bytes=1, layers_total=31, shares=shares)
+
+
+BEGAN = 100 * 10**9
+OLDER = {"node1": BEGAN - 60 * 10**9, "node2": BEGAN - 5 * 10**9}
+
+
+def test_stop_by_somebody_is_no_lost_backend_where_every_backend_lived_on() -> None:
+    given: dict[str, Any] = {"signals": [], "plan": two_nodes(), "began_ns": BEGAN}
+    diagnosis = classify(recorded("stopped_busy", **given, backends_began_ns=OLDER))
+    assert (diagnosis.failure_class, diagnosis.confidence) == ("stopped_busy", Confidence.LIKELY)
+    assert [one.line for one in diagnosis.evidence[1:3]] == [
+        "its rpc-server runs since 60 s before the coordinator",
+        "its rpc-server runs since 5 s before the coordinator",
+    ]
+    assert diagnosis.ruled_out[0].startswith("backend_lost")
+    for others in ({}, OLDER | {"node2": BEGAN + 1}, {"node1": OLDER["node1"]}):
+        found = classify(recorded("stopped_busy", **given, backends_began_ns=others))
+        assert found.failure_class == "backend_lost", others
+
+
+def test_connection_that_its_backend_closed_is_a_lost_backend_though_its_process_lives() -> None:
+    found = recorded("backend_lost", plan=two_nodes(), began_ns=BEGAN, backends_began_ns=OLDER)
+    assert classify(found).failure_class == "backend_lost"
+
+
+def test_kill_that_is_neither_ours_nor_the_kernels_is_somebodys() -> None:
+    diagnosis = classify(recorded("killed", node="node2", oom_kills={"node2": 0}))
+    assert (diagnosis.failure_class, diagnosis.confidence) == ("stopped", Confidence.LIKELY)
+    assert diagnosis.evidence[0].line == "no OOM kill on node2 while it ran"
+    assert "Neither the harness nor the kernel" in diagnosis.advice

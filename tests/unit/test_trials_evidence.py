@@ -107,7 +107,7 @@ def test_kills_from_before_the_start_explain_nothing(tmp_path: Path) -> None:
     state = ended(signal=9)
     asyncio.run(evidence.diagnose_with_nodes(context(tmp_path, log="loading\n"), state))
     assert state.diagnosis is not None
-    assert state.diagnosis.failure_class is FailureClass.UNKNOWN
+    assert state.diagnosis.failure_class is FailureClass.STOPPED
 
 
 @pytest.mark.usefixtures("looks")

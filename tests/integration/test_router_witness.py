@@ -1,0 +1,116 @@
+"""Ends of a coordinator that only its nodes can explain: somebody stopped or killed it, or a backend died."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from harness.monitor.processes import ProcessTable
+from harness.monitor.sample import Memory, RpcSocket, Sample, Source
+from harness.monitor.store import connection_options, latest_key
+from redis_server import RedisServer
+from router_stack import RouterStack, wait_for
+
+pytestmark = pytest.mark.integration
+
+
+class MonitorsDouble:
+    """What two nodes' monitors would publish, each of its own rpc-server: here both are on one machine."""
+
+    def __init__(self, server: RedisServer, stack: RouterStack) -> None:
+        self._client = redis.Redis(**connection_options(server.settings("llama-monitor")))
+        self._stack = stack
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        table = ProcessTable()
+        while not self._over.wait(0.2):
+            every = {process.pid: process for process in table.read()}
+            for number, backend in enumerate(self._stack.backends, 1):
+                own = [every[backend.process.pid]] if backend.process.pid in every else []
+                memory = Memory(
+                    source=Source.PROC,
+                    total_bytes=4 << 30,
+                    available_bytes=4 << 30,
+                    used_bytes=0,
+                    cache_bytes=0,
+                    swap_total_bytes=0,
+                    swap_used_bytes=0,
+                    major_faults=0,
+                    oom_kills=7,
+                )
+                node = f"node{number}"
+                sample = Sample(
+                    time_ns=time.time_ns(),
+                    node=node,
+                    memory=memory,
+                    cpu_s=1,
+                    processes=own,
+                    rpc=RpcSocket(listening=bool(own), backlog=0),
+                )
+                self._client.set(latest_key(node), sample.model_dump_json(), px=5000)
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self._client.close()
+
+
+@pytest.fixture
+def stack(llama_build: Path, smollm2: Path, tmp_path: Path) -> Iterator[RouterStack]:
+    server = RedisServer(tmp_path)
+    server.start()
+    made = RouterStack(
+        llama_build, smollm2, tmp_path, redis=server.settings("llama-reader").model_dump(mode="json")
+    )
+    monitors = MonitorsDouble(server, made)
+    idle = 'llama_router_backend_state{node="node1",state="idle"} 1.0'
+    wait_for(lambda: idle in made.call("/metrics")[1], 10, "the nodes' samples")
+    yield made
+    monitors.close()
+    made.close()
+    server.kill()
+
+
+def end_of_a_busy_coordinator(stack: RouterStack, end: Callable[[int], None]) -> dict[str, Any]:
+    """Its diagnosis, once it has been ended in the middle of an answer that the client gets all the same."""
+    ask = {"model": "smollm2", "prompt": "One two", "max_tokens": 150, "ignore_eos": True}
+    assert stack.call("/v1/completions", ask | {"max_tokens": 1})[0] == 200
+    _, before = stack.admin("coordinator")
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(stack.call, "/v1/completions", ask)
+        wait_for(lambda: stack.admin("coordinator")[1]["requests_in_flight"] == 1, 20, "request in flight")
+        time.sleep(0.3)
+        end(before["pid"])
+        assert asked.result()[0] == 200
+    (lost,) = [start for start in stack.admin("starts")[1] if start["start_id"] == before["start_id"]]
+    assert lost["signals"] == []
+    return dict(lost["diagnosis"])
+
+
+def test_coordinator_that_somebody_stops_was_stopped_and_lost_no_backend(stack: RouterStack) -> None:
+    found = end_of_a_busy_coordinator(stack, lambda pid: os.kill(pid, signal.SIGTERM))
+    assert found["class"] == "stopped_busy", found
+    assert "Somebody other than the harness" in found["advice"]
+
+
+def test_coordinator_that_somebody_kills_was_stopped(stack: RouterStack) -> None:
+    found = end_of_a_busy_coordinator(stack, lambda pid: os.kill(pid, signal.SIGKILL))
+    assert found["class"] == "stopped", found
+    assert found["evidence"][0]["line"] == "no OOM kill on node1 while it ran"
+
+
+def test_backend_that_is_killed_is_still_a_lost_backend(stack: RouterStack) -> None:
+    def kill(pid: int) -> None:
+        stack.backends[1].kill()
+        stack.backends[1].start()
+
+    assert end_of_a_busy_coordinator(stack, kill)["class"] == "backend_lost"
