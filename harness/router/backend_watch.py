@@ -17,7 +17,11 @@ _ASK_S = 5.0
 
 
 class BackendWatch:
-    """Knows whether a backend is there. Connects only to those that the caller holds and that are idle."""
+    """Knows whether a backend is there. Connects only to those that the caller holds and that are idle.
+
+    ``NodeSamples`` is what the nodes' monitors say, to whoever asks and never by connecting; this is what one
+    who holds the backends may do besides: ask them, and wait for them.
+    """
 
     def __init__(self, nodes: NodeSamples) -> None:
         self._nodes = nodes

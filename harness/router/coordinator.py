@@ -15,6 +15,7 @@ from harness.router.backend_watch import BackendWatch
 from harness.router.catalogue import Catalogue
 from harness.router.config import RouterConfig
 from harness.router.errors import RouterError
+from harness.router.forgotten import Forgotten
 from harness.router.hold import Hold
 from harness.router.keeper import Keeper
 from harness.router.launch import Launcher, drop_page_cache
@@ -68,7 +69,8 @@ class Coordinator:
         backends = BackendWatch(nodes)
         self.planner = Planner(config, catalogue, backends.samples)
         self._queue = RequestQueue(config.queue_limit)
-        self._recovery = Recovery(config, backends, self._steps, metrics)
+        forgotten = Forgotten(nodes, config.address)
+        self._recovery = Recovery(config, backends, forgotten, self._steps, metrics)
         witness = Witness(config, nodes)
         self._launcher = Launcher(config, session, self.url, metrics, witness, self._ended)
         watcher = Watcher(config, session, self.url, backends, self._steps)
@@ -341,6 +343,8 @@ class Coordinator:
         room_ns = time.time_ns()
         if current and current.running:
             await self._launcher.stop(current, f"{plan.model} is to be loaded", idle_s=drain_s)
+        if not for_requests:  # recovery has looked, and planned without them
+            await self._recovery.check(plan)
         if request.cold:
             await asyncio.to_thread(drop_page_cache, Path(plan.model_path))
         if self._closing:

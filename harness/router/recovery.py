@@ -6,9 +6,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from harness.diagnosis.model import FailureClass
+from harness.planner.plan import Plan
 from harness.router.backend_watch import BackendWatch
 from harness.router.config import Backend, RouterConfig
 from harness.router.errors import RouterError
+from harness.router.forgotten import Forgotten
 from harness.router.metrics import Metrics
 from harness.router.plans import LoadRequest
 from harness.router.restarts import Failure, RestartBudget, pause_s
@@ -40,9 +42,17 @@ _CALLED_OFF = 409
 class Recovery:
     """Loads for requests, through failures, as far as the budget of restarts allows."""
 
-    def __init__(self, config: RouterConfig, backends: BackendWatch, steps: Steps, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        backends: BackendWatch,
+        forgotten: Forgotten,
+        steps: Steps,
+        metrics: Metrics,
+    ) -> None:
         self._config = config
         self._backends = backends
+        self._forgotten = forgotten
         self._steps = steps
         self._metrics = metrics
         self.budget = RestartBudget(config.restart_budget, config.restart_window_s)
@@ -108,9 +118,22 @@ class Recovery:
         wanted = request.nodes or [backend.node for backend in self._config.backends]
         backends = [backend for backend in self._config.backends if backend.node in wanted]
         self._leased(backends)
-        absent = await self._backends.absent(backends, self._config.backend_wait_s)
+        absent = await self._forgotten.among(backends)
+        others = [backend for backend in backends if backend.node not in absent]
+        absent |= await self._backends.absent(others, self._config.backend_wait_s)
         self._steps("backends", model=request.model, absent=absent)
         return absent
+
+    async def check(self, plan: Plan) -> None:
+        """Refuse a load that would wait behind a connection which nobody has any more.
+
+        Raises:
+            RouterError: a backend of the plan serves one (503).
+        """
+        planned = {share.node for share in plan.shares if share.layers}
+        backends = [backend for backend in self._config.backends if backend.node in planned]
+        if found := await self._forgotten.among(backends):
+            raise self._missing(found, "then load again")
 
     def _leased(self, backends: list[Backend]) -> None:
         """Refuse backends that something else on this machine is connected to.

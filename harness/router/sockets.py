@@ -55,6 +55,12 @@ def connected(endpoints: Sequence[str]) -> list[str]:
     return [endpoint for endpoint in endpoints if not remotes.isdisjoint(_written(endpoint))]
 
 
+def has_connection(local: str, remote: str) -> bool:
+    """Whether this machine knows of a connection between two endpoints, be it one that is being closed."""
+    own, other = _written(local), _written(remote)
+    return any(row.local in own and row.remote in other for row in _rows())
+
+
 def _listeners(port: int) -> set[str]:
     return {row.inode for row in _rows() if row.state == _LISTEN and row.local.endswith(f":{port:04X}")}
 

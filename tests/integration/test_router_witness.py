@@ -27,6 +27,8 @@ class MonitorsDouble:
         self._client = redis.Redis(**connection_options(server.settings("llama-monitor")))
         self._stack = stack
         self._over = threading.Event()
+        self.peers: dict[str, str] = {}
+        """By node, whom its rpc-server serves."""
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -54,7 +56,7 @@ class MonitorsDouble:
                     memory=memory,
                     cpu_s=1,
                     processes=own,
-                    rpc=RpcSocket(listening=bool(own), backlog=0),
+                    rpc=RpcSocket(listening=bool(own), backlog=0, peer=self.peers.get(node)),
                 )
                 self._client.set(latest_key(node), sample.model_dump_json(), px=5000)
 
@@ -65,7 +67,7 @@ class MonitorsDouble:
 
 
 @pytest.fixture
-def stack(llama_build: Path, smollm2: Path, tmp_path: Path) -> Iterator[RouterStack]:
+def watched(llama_build: Path, smollm2: Path, tmp_path: Path) -> Iterator[tuple[RouterStack, MonitorsDouble]]:
     server = RedisServer(tmp_path)
     server.start()
     made = RouterStack(
@@ -74,10 +76,15 @@ def stack(llama_build: Path, smollm2: Path, tmp_path: Path) -> Iterator[RouterSt
     monitors = MonitorsDouble(server, made)
     idle = 'llama_router_backend_state{node="node1",state="idle"} 1.0'
     wait_for(lambda: idle in made.call("/metrics")[1], 10, "the nodes' samples")
-    yield made
+    yield made, monitors
     monitors.close()
     made.close()
     server.kill()
+
+
+@pytest.fixture
+def stack(watched: tuple[RouterStack, MonitorsDouble]) -> RouterStack:
+    return watched[0]
 
 
 def end_of_a_busy_coordinator(stack: RouterStack, end: Callable[[int], None]) -> dict[str, Any]:
@@ -114,3 +121,34 @@ def test_backend_that_is_killed_is_still_a_lost_backend(stack: RouterStack) -> N
         stack.backends[1].start()
 
     assert end_of_a_busy_coordinator(stack, kill)["class"] == "backend_lost"
+
+
+def test_backend_that_serves_a_connection_which_nobody_has_is_named_before_a_load_waits_for_it(
+    watched: tuple[RouterStack, MonitorsDouble],
+) -> None:
+    stack, monitors = watched
+    monitors.peers["node2"] = "127.0.0.1:1"
+    state = 'llama_router_backend_state{node="node2",state="busy"} 1.0'
+    wait_for(lambda: state in stack.call("/metrics")[1], 10, "the sample that says so")
+    status, refused = stack.admin("load", {"model": "smollm2"})
+    assert (status, refused["error"]["class"]) == (503, "backend_unreachable")
+    assert "node2: its rpc-server still serves 127.0.0.1:1, a connection that" in refused["error"]["message"]
+    assert "systemctl restart llama-rpc-server" in refused["error"]["message"]
+    assert stack.admin("starts")[1] == [], "nothing was started for it"
+    ask = {"model": "smollm2", "prompt": "One two", "max_tokens": 1}
+    assert stack.call("/v1/completions", ask)[0] == 200
+    shares = stack.admin("coordinator")[1]["plan"]["shares"]
+    assert [share["node"] for share in shares] == ["node1"], "a request is served without it"
+
+
+def test_backend_that_a_coordinator_has_just_left_is_not_taken_for_forgotten(
+    watched: tuple[RouterStack, MonitorsDouble],
+) -> None:
+    stack, monitors = watched
+    monitors.peers["node2"] = "127.0.0.1:1"
+    state = 'llama_router_backend_state{node="node2",state="busy"} 1.0'
+    wait_for(lambda: state in stack.call("/metrics")[1], 10, "the sample that says so")
+    with ThreadPoolExecutor(1) as threads:
+        loading = threads.submit(stack.admin, "load", {"model": "smollm2"})
+        monitors.peers.clear()
+        assert loading.result()[0] == 200

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 
-from harness.router.sockets import connected, listens_itself, port_taken
+from harness.router.sockets import connected, has_connection, listens_itself, port_taken
 
 
 def test_listener_is_seen_and_known_by_its_process() -> None:
@@ -32,3 +32,16 @@ def test_backend_that_somebody_is_connected_to_is_in_use() -> None:
         with socket.socket(socket.AF_INET6) as client:
             client.connect(("::ffff:127.0.0.1", port))
             assert connected([f"127.0.0.1:{port}"]) == [f"127.0.0.1:{port}"]
+
+
+def test_connection_is_known_by_both_its_ends_and_while_it_is_closed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        remote = f"127.0.0.1:{server.getsockname()[1]}"
+        client = socket.create_connection(server.getsockname())
+        local = f"127.0.0.1:{client.getsockname()[1]}"
+        assert has_connection(local, remote)
+        assert not has_connection(local, "127.0.0.1:9")
+        assert not has_connection("127.0.0.1:9", remote)
+        client.close()
+        assert has_connection(local, remote), "closed on this side, not on the other"
+        server.accept()[0].close()
