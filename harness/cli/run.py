@@ -9,19 +9,33 @@ from harness.cli.options import InventoryOption
 from harness.errors import HarnessError
 from harness.settings import DEFAULT_INVENTORY, REPORTS
 
-KINDS = ("benchmark", "schema")
+KINDS = ("benchmark", "founding", "schema")
 INTERRUPTED_STATUS = 130
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="benchmark; or schema: print the JSON schema of profiles.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="benchmark: a profile; founding: the founding report's questions; schema: of profiles."
+        ),
+    ],
     profile: Annotated[
-        str, typer.Option(help="smoke, default or full; or the path of a profile of your own.")
+        str, typer.Option(help="smoke, default, full or another shipped one; or the path of one of your own.")
     ] = "default",
     inventory: InventoryOption = DEFAULT_INVENTORY,
     reports: Annotated[Path, typer.Option(help="Folder in which the run's folder is made.")] = REPORTS,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Shuffle the trials with this seed, as an earlier run did.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="NAME=MODEL: put a model in place of one that the profile names.")
+    ] = None,
+    pins: Annotated[
+        str | None, typer.Option(help="Builds to try in turns, what runs now first: 6751,6792.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with a run that was cut short: its name, or last.")
     ] = None,
 ) -> None:
     """Load and exercise models through the router, watch every node, and write a report.
@@ -46,9 +60,18 @@ def command(
     from harness.trials.setup import Options
     from harness.trials.stopper import Interrupted
 
+    options = Options(
+        "founding" if what == "founding" else profile,
+        inventory,
+        reports,
+        seed,
+        resume=resume,
+        models=_pairs(model or []),
+        pins=_builds(pins),
+    )
     with RunProgress(Console()) as progress:
         try:
-            result = asyncio.run(run_benchmark(Options(profile, inventory, reports, seed), progress))
+            result = asyncio.run(run_benchmark(options, progress))
         except Interrupted:
             progress.say("Stopped before the first trial; nothing was written.")
             raise typer.Exit(INTERRUPTED_STATUS) from None
@@ -60,3 +83,20 @@ def command(
         raise typer.Exit(INTERRUPTED_STATUS)
     if result.outcome is not Outcome.PASSED:
         raise typer.Exit(1)
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    found = {}
+    for pair in given:
+        name, equals, model = pair.partition("=")
+        if not (name and equals and model):
+            raise HarnessError(f"--model {pair}: give NAME=MODEL, say 13b=codellama:13b")
+        found[name] = model
+    return found
+
+
+def _builds(pins: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(pin.strip().removeprefix("b")) for pin in pins.split(",")) if pins else ()
+    except ValueError:
+        raise HarnessError(f"--pins {pins}: give build numbers, say 6751,6792") from None

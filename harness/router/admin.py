@@ -17,6 +17,7 @@ from harness.router.decisions import Decider
 from harness.router.discovery import find_backends, known_backends, spoken_protocol
 from harness.router.errors import RouterError
 from harness.router.exchange import Exchange
+from harness.router.lease import RunLease
 from harness.router.nodes import NodeSamples
 from harness.router.plans import LoadRequest
 from harness.router.pool import Pool
@@ -58,6 +59,15 @@ class HoldRequest(BaseModel):
     """How long answers in flight may take."""
 
 
+class LeaseRequest(BaseModel):
+    """Body of ``POST`` and ``DELETE /admin/lease``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    owner: str = Field(min_length=1, max_length=200)
+    seconds: float = Field(30, gt=0, le=600)
+
+
 class Admin:
     """Handlers of ``/admin``."""
 
@@ -78,6 +88,16 @@ class Admin:
         self._pool = pool
         self._coordinator = coordinator
         self._nodes = nodes
+        self._lease = RunLease()
+
+    async def lease(self, request: Request) -> Response:
+        """Take, renew (``POST``) or give back (``DELETE``) the right to measure on this cluster."""
+        asked = LeaseRequest.model_validate_json(await read_body(request, self._config.body_limit_bytes))
+        if request.method == "DELETE":
+            self._lease.give(asked.owner)
+        else:
+            self._lease.take(asked.owner, asked.seconds)
+        return JSONResponse({})
 
     async def load(self, request: Request) -> Response:
         """Load a model as asked; answers when it is ready."""

@@ -114,6 +114,7 @@ def _add_admin(app: Starlette, admin: Admin) -> None:
         Route("/admin/hold", admin.hold, methods=["POST"]),
         Route("/admin/resume", admin.resume, methods=["POST"]),
         Route("/admin/coordinator", admin.coordinator),
+        Route("/admin/lease", admin.lease, methods=["POST", "DELETE"]),
         Route("/admin/starts", admin.starts),
         Route("/admin/queue", admin.queue),
         Route("/admin/failures", admin.failures),

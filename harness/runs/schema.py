@@ -230,6 +230,28 @@ class NodeFacts(Record):
     """``token bucket`` where tc shapes the link, ``driver`` where the card negotiated it."""
 
 
+class Verdict(StrEnum):
+    """The answer to a question, in a word."""
+
+    YES = "yes"
+    NO = "no"
+    PARTLY = "partly"
+    UNKNOWN = "unknown"
+
+
+class Question(Record):
+    """What the run was to find out, and what it found."""
+
+    id: str
+    text: str
+    answer: str
+    """One sentence with its figures; of an unknown one, why it is not known."""
+    verdict: Verdict
+    trials: list[str] = []
+    """Ids of the trials that are the evidence."""
+    figures: dict[str, float] = {}
+
+
 class RunManifest(Record):
     """``run.json``: what was run, where, with what."""
 
@@ -251,6 +273,12 @@ class RunManifest(Record):
     """Per model: path, bytes, sha256 or shape, architecture, quantisation, ``real`` or ``synthetic``."""
     formulas: dict[str, str] = Field(default_factory=dict)
     estimate_s: float | None = None
+    questions: list[Question] = []
+    """Answered when the run ends."""
+    steps: dict[str, Any] = {}
+    """The profile as it ran, models and nodes put in, trials in order: what ``--resume`` goes on with."""
+    resumed_ns: list[int] = []
+    """When the run was taken up again after it had been cut short."""
     seed: int | None = None
     """Of the shuffle of the trials; None where they ran in the profile's order."""
     stopped: str | None = None

@@ -1,5 +1,6 @@
 """Before anything is touched: are the models there, is it one build everywhere, and can the models fit?"""
 
+from collections.abc import Sequence
 from typing import Any
 
 from harness.errors import HarnessError
@@ -18,7 +19,7 @@ def check_models(profile: Profile, known: dict[str, dict[str, Any]], url: str) -
     Raises:
         HarnessError: one is not.
     """
-    for name in profile.models:
+    for name in profile.model_names:
         if name not in known:
             raise HarnessError(
                 f"router at {url} has no model '{name}'; it has: {', '.join(sorted(known)) or 'none'}. "
@@ -53,6 +54,18 @@ def check_builds(inventory: Inventory, facts: dict[str, NodeFacts]) -> None:
         )
 
 
+def check_pins(pins: Sequence[int], build: int | None) -> None:
+    """The first of the builds that are to be tried in turns is the one that runs.
+
+    Raises:
+        HarnessError: it is another one, or there is nothing to compare it with.
+    """
+    if pins and (pins[0] != build or len(set(pins)) < 2):
+        raise HarnessError(
+            f"--pins {','.join(map(str, pins))}: give the build that runs now first ({build}), then another"
+        )
+
+
 def _shared(node: Node, there: NodeFacts, head: NodeFacts) -> bool:
     """Whether the node's build was made once for it and the head node."""
     return there.platform == head.platform and not node.variables.get("llama_cpp_build_per_node")
@@ -76,7 +89,7 @@ def check_fit(
         HarnessError: one is, with the bytes that are missing.
     """
     for step in profile.trials:
-        if isinstance(step, LoadStep) and step.starve is None and step.n_gpu_layers is None:
+        if isinstance(step, LoadStep) and not (step.starve or step.may_not_fit) and step.n_gpu_layers is None:
             _check_load(step, inventory, facts, int(models[step.model]["file_bytes"]))
 
 

@@ -156,6 +156,18 @@ class RouterClient:
         body = {"signal": "SIGTERM", "deadline_s": deadline_s}
         return self._state(await self._json("POST", "/admin/unload", body, deadline_s=deadline_s + 30))
 
+    async def lease(self, owner: str, seconds: float) -> None:
+        """Take or renew the right to measure on this cluster.
+
+        Raises:
+            RouterRefusedError: another run has it.
+        """
+        await self._json("POST", "/admin/lease", {"owner": owner, "seconds": seconds})
+
+    async def give_back(self, owner: str) -> None:
+        """End the lease, if it is ours."""
+        await self._json("DELETE", "/admin/lease", {"owner": owner})
+
     async def coordinator(self) -> CoordinatorState:
         """State of the current or last coordinator."""
         return self._state(await self._json("GET", "/admin/coordinator"))

@@ -69,6 +69,13 @@ class Context:
             return everyone[:wanted] if wanted <= len(everyone) else None
         return everyone if wanted is None else [self.inventory.node(name) for name in wanted]
 
+    def backend_restarts(self, start_ns: int, end_ns: int) -> dict[str, int]:
+        """How often each backend's unit was started anew in a window; those that stayed up are left out."""
+        series = self.sampler.series
+        names = [node.name for node in self.inventory.backends]
+        grown = {name: series.grown(name, "rpc_restarts", start_ns, end_ns) for name in names}
+        return {name: count for name, count in grown.items() if count}
+
     def event(self, time_ns: int, kind: str, trial: str | None, node: str | None = None, **data: Any) -> None:
         """Append an event to the run."""
         self.run.append_event(Event(time_ns=time_ns, kind=kind, trial=trial, node=node, data=data))

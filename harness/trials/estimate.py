@@ -10,7 +10,7 @@ from harness.runs.read import read_manifest, read_trials
 from harness.runs.schema import Outcome
 from harness.settings import shown_path
 from harness.trials.profile import Profile
-from harness.trials.steps import LoadStep, ParityStep, PoolStep, SoakStep, Step, UnloadStep
+from harness.trials.steps import LoadStep, ParityStep, PinStep, PoolStep, SoakStep, Step, UnloadStep
 
 COLD_BYTES_PER_S = 150e6
 WARM_BYTES_PER_S = 400e6
@@ -22,6 +22,8 @@ UNKNOWN_BYTES = 500e6
 """Taken for a pool's model whose file the router does not see."""
 STEP_S = 5.0
 STARVED_SLOWDOWN = 5.0
+PIN_S = 120.0
+"""To change all nodes over to a build that a cache has."""
 
 
 def assumptions() -> str:
@@ -60,6 +62,8 @@ def estimate(
 def _assumed(step: Step, size: float) -> float:
     if isinstance(step, UnloadStep):
         return 0.0
+    if isinstance(step, PinStep):
+        return PIN_S
     if isinstance(step, LoadStep):
         return size / (COLD_BYTES_PER_S if step.cache == "cold" else WARM_BYTES_PER_S)
     token_s = size / DECODE_BYTES_PER_S

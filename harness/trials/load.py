@@ -1,6 +1,7 @@
 """The load trial: a model put over the backends, from cold caches or warm ones."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from harness.diagnosis.classify import classify
@@ -9,6 +10,7 @@ from harness.diagnosis.loadlog import missing_backends
 from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
 from harness.errors import HarnessError
 from harness.inventory import Node
+from harness.planner.plan import Plan
 from harness.runs.schema import CoordinatorState, Outcome
 from harness.trials.client import LoadRequest, RouterRefusedError
 from harness.trials.context import Context, Finding, Loaded, LoadKey, judge
@@ -16,9 +18,11 @@ from harness.trials.coordinator import any_late, diagnose_requests, ended_state,
 from harness.trials.evidence import diagnose_ready, diagnose_with_nodes
 from harness.trials.lab import lab_memory_limit, stated_rate
 from harness.trials.nodes import make_cold
-from harness.trials.steps import LoadStep
+from harness.trials.steps import LoadStep, Starve
 from harness.trials.stream import ChatRequest
 
+REFUSED = "refused"
+"""In the details of a load that the router refused: the class of its refusal."""
 WARM_SHARE = 0.5
 """A warm load that moves this much of what the cold one moved found nothing in the caches."""
 
@@ -26,29 +30,54 @@ WARM_SHARE = 0.5
 async def run_load(ctx: Context, trial: str, step: LoadStep) -> Finding:
     """Unload what is up, make the caches what the step says, load, and prove it with one token."""
     nodes = ctx.backends(step.nodes)
-    key = LoadKey(
-        step.model,
-        tuple(n.name for n in nodes or ()),
-        step.n_gpu_layers,
-        tuple(step.flags),
-        step.context,
-        step.parallel,
-    )
+    key = load_key(step, nodes or ())
     if reason := _skipped(ctx, step, nodes, key):
         return Finding(Outcome.SKIPPED, reason, step.expected)
     assert nodes is not None  # noqa: S101 - _skipped says so
     ctx.say("unloading what is up")
     await stop(ctx, trial)
     details: dict[str, Any] = {"cache": step.cache, "nodes": [node.name for node in nodes]}
+    if isinstance(step.nodes, int):
+        details["wanted_nodes"] = step.nodes
     if step.cache == "cold":
         ctx.say("emptying caches")
         path = str(ctx.models[step.model]["path"])
         made = await make_cold(ctx.inventory.backends, ctx.inventory.head, path)
         details["made_cold"] = made
         _warn_of_warm_pages(ctx, trial, made)
-    request = LoadRequest(
+    request = load_request(step, nodes, _plan(ctx, step, key))
+    if step.starve:
+        starve(ctx, step.starve)
+        details["starved"] = step.starve.model_dump()
+    ctx.say("loading")
+    started_ns = time.time_ns()
+    try:
+        state = await ctx.router.load(request)
+    except RouterRefusedError as refusal:
+        details[REFUSED] = refusal.failure_class
+        if step.may_not_fit and refusal.failure_class == "does_not_fit":
+            return Finding(Outcome.SKIPPED, f"it does not fit: {refusal}", step.expected, details=details)
+        return await refused(ctx, trial, step.expected, refusal, details)
+    return await _ready(ctx, trial, step, key, request, state, started_ns, details)
+
+
+def load_key(step: LoadStep, nodes: Sequence[Node]) -> LoadKey:
+    """What makes another load the same as this one."""
+    return LoadKey(
+        step.model,
+        tuple(node.name for node in nodes),
+        step.n_gpu_layers,
+        tuple(step.flags),
+        step.context,
+        step.parallel,
+    )
+
+
+def load_request(step: LoadStep, nodes: Sequence[Node], plan: Plan | None) -> LoadRequest:
+    """What the router is asked for."""
+    return LoadRequest(
         model=step.model,
-        plan=_plan(ctx, step, key),
+        plan=plan,
         nodes=[node.name for node in nodes],
         n_gpu_layers=step.n_gpu_layers,
         flags=tuple(step.flags),
@@ -57,18 +86,18 @@ async def run_load(ctx: Context, trial: str, step: LoadStep) -> Finding:
         cold=step.cache == "cold",
         parallel=step.parallel,
     )
-    if step.starve:
-        assert ctx.lab is not None  # noqa: S101 - _skipped says so
-        ctx.starved.add(ctx.lab.machine(step.starve.node).name)
-        lab_memory_limit(ctx.lab, step.starve.node, step.starve.memory)
-        details["starved"] = step.starve.model_dump()
-    ctx.say("loading")
-    started_ns = time.time_ns()
-    try:
-        state = await ctx.router.load(request)
-    except RouterRefusedError as refusal:
-        return await refused(ctx, trial, step.expected, refusal, details)
-    return await _ready(ctx, trial, step, key, request, state, started_ns, details)
+
+
+def starve(ctx: Context, wanted: Starve) -> None:
+    """Lower a lab machine's memory limit; ``feed_again`` gives it back.
+
+    Raises:
+        HarnessError: this inventory has no lab that is up here, or no such machine.
+    """
+    if ctx.lab is None:
+        raise HarnessError("only a lab's machine can be starved; leave 'starve' out")
+    ctx.starved.add(ctx.lab.machine(wanted.node).name)
+    lab_memory_limit(ctx.lab, wanted.node, wanted.memory)
 
 
 def _skipped(ctx: Context, step: LoadStep, nodes: list[Node] | None, key: LoadKey) -> str | None:
@@ -83,7 +112,7 @@ def _skipped(ctx: Context, step: LoadStep, nodes: list[Node] | None, key: LoadKe
     return None
 
 
-def _plan(ctx: Context, step: LoadStep, key: LoadKey) -> Any:
+def _plan(ctx: Context, step: LoadStep, key: LoadKey) -> Plan | None:
     """A warm load repeats the earlier split; a starved one keeps the split made before the node shrank."""
     return ctx.plans.get(key) if step.cache == "warm" or step.starve else None
 

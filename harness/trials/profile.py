@@ -1,6 +1,7 @@
 """Profiles: the YAML files that say what a run contains."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,11 +22,27 @@ class StopWhen(Strict):
     classes: list[FailureClass] = Field([], description="a trial has failed with one of these diagnoses")
 
 
+class Ask(Strict):
+    """A question that the run is to answer from its trials."""
+
+    ask: Literal["answers", "fits", "loads", "stays_up", "pins"]
+    model: str | None = None
+    nodes: int | None = Field(None, ge=1, description="of fits: over so many backends")
+    times: int | None = Field(None, ge=1, description="of answers: so many requests at least")
+
+
 class Profile(Strict):
     """What a run contains, in order."""
 
     description: str = ""
     extends: str | None = Field(None, description="a shipped profile whose trials come first")
+    models: dict[str, str] = Field(
+        {},
+        description="names for models, to be used in trials; harness run --model NAME=MODEL changes them",
+    )
+    questions: list[Ask] = Field(
+        [], description="what the run is to answer; without it, what its trials can tell"
+    )
     node_sets: dict[str, Names] = Field({}, description="names for backends, to be used in nodes of a load")
     repeats: int = Field(1, ge=1, le=1000, description="how many times all trials run, round by round")
     order: Literal["given", "shuffled"] = Field(
@@ -47,13 +64,16 @@ class Profile(Strict):
         )
 
     @property
-    def models(self) -> list[str]:
+    def model_names(self) -> list[str]:
         """Names of the models that the trials use, each once, in order."""
         return list(dict.fromkeys(step.model for step in self.trials))
 
 
-def load_profile(name: str) -> tuple[str, str, Profile]:
+def load_profile(name: str, models: Mapping[str, str] | None = None) -> tuple[str, str, Profile]:
     """A profile by the name of a shipped one or by its path.
+
+    Args:
+        models: put in place of those that the profile's ``models`` names.
 
     Returns:
         Its name, its text and its content (with the trials of what it extends, node sets put in their place).
@@ -62,7 +82,7 @@ def load_profile(name: str) -> tuple[str, str, Profile]:
         HarnessError: there is no such profile, or a key or value in it is wrong.
     """
     found, text, profile = _load(name, ())
-    return found, text, _with_nodes(profile)
+    return found, text, _with_nodes(_with_models(found, profile, models or {}))
 
 
 def _load(name: str, extending: tuple[Path, ...]) -> tuple[str, str, Profile]:
@@ -92,7 +112,25 @@ def _extended(base: Profile, profile: Profile) -> Profile:
     """The trials and node sets of both; every other key from the profile, where it says one."""
     own = {name: getattr(profile, name) for name in profile.model_fields_set}
     trials, sets = [*base.trials, *profile.trials], base.node_sets | profile.node_sets
-    return base.model_copy(update={**own, "trials": trials, "node_sets": sets})
+    models = base.models | profile.models
+    return base.model_copy(update={**own, "trials": trials, "node_sets": sets, "models": models})
+
+
+def _with_models(name: str, profile: Profile, models: Mapping[str, str]) -> Profile:
+    """The profile with the names of its models replaced by the models."""
+    if unknown := [alias for alias in models if alias not in profile.models]:
+        known = ", ".join(profile.models) or "none"
+        raise HarnessError(f"profile {name} has no name '{unknown[0]}' for a model; it has: {known}")
+    known_as = profile.models | dict(models)
+
+    trials = [
+        step.model_copy(update={"model": known_as.get(step.model, step.model)}) for step in profile.trials
+    ]
+    questions = [
+        ask.model_copy(update={"model": known_as.get(ask.model or "", ask.model)})
+        for ask in profile.questions
+    ]
+    return profile.model_copy(update={"models": known_as, "trials": trials, "questions": questions})
 
 
 def _with_nodes(profile: Profile) -> Profile:

@@ -4,36 +4,40 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.inventory import Inventory, load_inventory
 from harness.runs.lock import inventory_lock
 from harness.runs.pack import pack
+from harness.runs.read import read_requests
 from harness.runs.schema import Outcome, RunManifest, Trial
-from harness.runs.store import RunFolder, run_name
+from harness.runs.store import RunFolder
+from harness.trials.begin import Begun, announce, begin, open_folder, outcome_of
 from harness.trials.client import RouterClient, router_address
 from harness.trials.context import Context, Finding
 from harness.trials.coordinator import feed_again, stop
 from harness.trials.ending import RunDeadline, why_stop
-from harness.trials.estimate import assumptions, step_signature
+from harness.trials.estimate import step_signature
 from harness.trials.inference import run_inference
 from harness.trials.lab import lab_of
+from harness.trials.lease import cluster_lease
 from harness.trials.load import run_load
 from harness.trials.nodes import UNITS, read_journal
-from harness.trials.order import arrange, shuffle_seed
 from harness.trials.parity import run_parity
+from harness.trials.pin import run_pin
 from harness.trials.pool import run_pool
-from harness.trials.profile import Profile, load_profile
-from harness.trials.progress import RunProgress, duration
+from harness.trials.progress import RunProgress
+from harness.trials.questions import RESTARTS, answered
+from harness.trials.resume import take_up
 from harness.trials.samples import Sampler
-from harness.trials.setup import Options, Setting, make_manifest, settle
+from harness.trials.setup import Options, Setting, settle
 from harness.trials.soak import run_soak
 from harness.trials.steps import (
     InferenceStep,
     LoadStep,
     ParityStep,
+    PinStep,
     PoolStep,
     SoakStep,
     Step,
@@ -65,34 +69,20 @@ async def run_benchmark(options: Options, progress: RunProgress) -> RunResult:
         HarnessError: it cannot start; nothing was written then.
         Interrupted: a signal came before the first trial.
     """
-    name, text, profile = load_profile(options.profile)
-    seed = shuffle_seed(profile, options.seed)
-    profile = profile.model_copy(update={"trials": arrange(profile, seed)})
-    inventory = load_inventory(options.inventory)
+    begun, inventory = begin(options), load_inventory(options.inventory)
     stopper = Stopper()
-    started = datetime.now(UTC)
-    run = run_name(started, name)
-    with stopper.installed(), inventory_lock(options.inventory, run):
-        async with RouterClient(router_address(inventory)) as router:
-            setting = await stopper.run(settle(options, profile, inventory, router))
-            _announce(progress, name, profile, setting, seed)
-            folder = RunFolder.create(options.reports, run)
-            manifest = make_manifest(run, name, text, options, setting, seed)
-            folder.write_manifest(manifest)
+    with stopper.installed(), inventory_lock(options.inventory, begun.run):
+        async with (
+            RouterClient(router_address(inventory)) as router,
+            cluster_lease(router, options.reports / begun.run),
+        ):
+            setting = await stopper.run(settle(options, begun.profile, inventory, router))
+            announce(progress.say, options, begun, setting)
+            folder, manifest = open_folder(begun, options, setting)
             with contextlib.closing(folder):
-                ctx = _context(inventory, router, folder, setting, manifest.started_ns, progress)
-                return await _run_all(ctx, profile, setting, manifest, stopper, progress)
-
-
-def _announce(progress: RunProgress, name: str, profile: Profile, setting: Setting, seed: int | None) -> None:
-    known = setting.estimates_known
-    basis = f"{known} of {len(profile.trials)} trials timed in earlier runs" if known else assumptions()
-    total = sum(setting.estimates_s)
-    progress.say(f"Profile {name}: {len(profile.trials)} trials, about {duration(total)} ({basis})")
-    if profile.deadline_s is not None and total > profile.deadline_s:
-        progress.say(f"warning: the run ends after {duration(profile.deadline_s)}, its deadline")
-    if seed is not None:
-        progress.say(f"Order shuffled with seed {seed} (--seed {seed} gives it again)")
+                since_ns = manifest.resumed_ns[-1] if manifest.resumed_ns else manifest.started_ns
+                ctx = _context(inventory, router, folder, setting, since_ns, progress)
+                return await _run_all(ctx, begun, setting, manifest, stopper, progress)
 
 
 def _context(
@@ -124,15 +114,18 @@ def _context(
 
 async def _run_all(
     ctx: Context,
-    profile: Profile,
+    begun: Begun,
     setting: Setting,
     manifest: RunManifest,
     stopper: Stopper,
     progress: RunProgress,
 ) -> RunResult:
-    trials: list[Trial] = []
+    profile, trials = begun.profile, list(begun.done)
     stopped: str | None = None
-    ctx.event(manifest.started_ns, "run_start", None, profile=manifest.profile)
+    if begun.earlier:
+        ctx.event(time.time_ns(), "resumed", None, done=len(trials))
+    else:
+        ctx.event(manifest.started_ns, "run_start", None, profile=manifest.profile)
     for name, offset in setting.clock_offset_ns.items():
         if offset:
             ctx.event(
@@ -141,7 +134,9 @@ async def _run_all(
     ctx.sampler.begin()
     deadline = RunDeadline(profile.deadline_s)
     try:
-        for number, step in enumerate(profile.trials, start=1):
+        if begun.earlier:
+            await stopper.run(take_up(ctx, begun.earlier))
+        for number, step in list(enumerate(profile.trials, start=1))[len(trials) :]:
             trial_id = f"{number:02d}-{step_title(step)}"
             progress.begin(number, len(profile.trials), trial_id, setting.estimates_s[number - 1])
             trial = await _run_trial(ctx, trial_id, step, stopper, deadline)
@@ -157,8 +152,9 @@ async def _run_all(
                 progress.say(f"Stopped: {stopped}")
                 break
     finally:
-        manifest = manifest.model_copy(update={"stopped": stopped})
-        outcome = _outcome(trials, len(profile.trials))
+        asked = answered(profile, trials, list(read_requests(ctx.run.path)))
+        manifest = manifest.model_copy(update={"stopped": stopped, "questions": asked})
+        outcome = outcome_of(trials, len(profile.trials))
         await _finish(ctx, manifest, outcome, stopper, progress)
     return RunResult(ctx.run.path, outcome, trials)
 
@@ -177,6 +173,8 @@ async def _run_trial(
     ended_ns = time.time_ns()
     if finding.outcome is not Outcome.INTERRUPTED:
         await ctx.sampler.caught_up(ended_ns)
+    if restarted := ctx.backend_restarts(started_ns, ended_ns):
+        finding.details[RESTARTS] = restarted
     trial = Trial(
         id=trial_id,
         kind=step.kind,
@@ -209,6 +207,8 @@ async def _act(ctx: Context, trial_id: str, step: Step) -> Finding:
             return await run_soak(ctx, trial_id, step)
         case ParityStep():
             return await run_parity(ctx, trial_id, step)
+        case PinStep():
+            return await run_pin(ctx, trial_id, step)
         case UnloadStep():
             return await run_unload(ctx, trial_id, step)
 
@@ -225,15 +225,9 @@ def step_title(step: Step) -> str:
     if isinstance(step, InferenceStep):
         streams = f"-{step.concurrency}-streams" if step.concurrency > 1 else ""
         return f"{step.model}-inference-{step.prompt_tokens}x{step.repeats}{streams}"
+    if isinstance(step, PinStep):
+        return f"pin-{step.build}"
     return f"{step.model}-{step.kind}"
-
-
-def _outcome(trials: list[Trial], planned: int) -> Outcome:
-    if any(trial.outcome is Outcome.INTERRUPTED for trial in trials):
-        return Outcome.INTERRUPTED
-    if len(trials) < planned or any(trial.outcome is Outcome.FAILED for trial in trials):
-        return Outcome.FAILED
-    return Outcome.PASSED
 
 
 async def _finish(

@@ -5,7 +5,8 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from harness.errors import HarnessError
 from harness.inventory import Inventory
 from harness.runs.schema import NodeFacts, RunManifest
 from harness.settings import REPOSITORY, shown_path
-from harness.trials.check import check_builds, check_fit, check_models
+from harness.trials.check import check_builds, check_fit, check_models, check_pins
 from harness.trials.client import RouterClient
 from harness.trials.estimate import earlier_durations, estimate
 from harness.trials.formulas import FORMULAS
@@ -33,6 +34,12 @@ class Options:
     reports: Path
     seed: int | None = None
     """Shuffle with this seed, whatever the profile says."""
+    resume: str | None = None
+    """A run to go on with, instead of a new one."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """In place of those that the profile's ``models`` names."""
+    pins: tuple[int, ...] = ()
+    """Builds to try in turns, the first of which runs now."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ async def settle(options: Options, profile: Profile, inventory: Inventory, route
     await router.unload()
     states = await _look(inventory)
     check_builds(inventory, _facts(states))
+    check_pins(options.pins, _facts(states)[inventory.head.name].build)
     try:
         check_fit(profile, inventory, _facts(states), models)
     except HarnessError:
@@ -100,7 +108,7 @@ async def settle(options: Options, profile: Profile, inventory: Inventory, route
         check_fit(profile, inventory, _facts(states), models)
     earlier = earlier_durations(options.reports, options.inventory)
     seconds, known = estimate(profile, models, earlier)
-    used = {name: models[name] for name in profile.models}
+    used = {name: models[name] for name in profile.model_names}
     return Setting(used, await _complete(inventory, states), seconds, known)
 
 

@@ -38,10 +38,9 @@ async def run_soak(ctx: Context, trial: str, step: SoakStep) -> Finding:
     ended_ns = time.time_ns()
     await ctx.sampler.caught_up(ended_ns)
     later = await _starts_after(ctx, first)
-    restarted = _backend_restarts(ctx, started_ns, ended_ns)
+    restarted = ctx.backend_restarts(started_ns, ended_ns)
     metrics = summarise(asker.sent) | {"restarts": float(len(later) + sum(restarted.values()))}
     details = _drifts(ctx, asker.sent, started_ns, ended_ns) | {
-        "backend_restarts": restarted,
         "coordinator_starts": [state.start_id for state in later],
         "errors": dict(Counter(request.error for request in asker.sent if request.error)),
     }
@@ -72,15 +71,6 @@ async def _starts_after(ctx: Context, first: str) -> list[CoordinatorState]:
     starts = await ctx.router.starts()
     place = next((number for number, state in enumerate(starts) if state.start_id == first), None)
     return starts if place is None else starts[place + 1 :]
-
-
-def _backend_restarts(ctx: Context, started_ns: int, ended_ns: int) -> dict[str, int]:
-    series = ctx.sampler.series
-    grown = {
-        node.name: series.grown(node.name, "rpc_restarts", started_ns, ended_ns)
-        for node in ctx.inventory.backends
-    }
-    return {node: count for node, count in grown.items() if count}
 
 
 async def _first_end(ctx: Context, first: str) -> CoordinatorState | None:

@@ -76,6 +76,9 @@ class LoadStep(Strict):
     parallel: int = Field(1, ge=1, le=64, description="slots: requests that are answered at once")
     flags: list[str] = []
     starve: Starve | None = None
+    may_not_fit: bool = Field(
+        False, description="whether it fits is the question: a refusal for want of memory is an answer"
+    )
     expected: FailureClass | None = None
     deadline_s: Deadline = 900
 
@@ -140,13 +143,24 @@ class UnloadStep(Strict):
     deadline_s: Deadline = 60
 
 
-Step = PoolStep | LoadStep | InferenceStep | SoakStep | ParityStep | UnloadStep
+class PinStep(Strict):
+    """Change every node over to another build, as playbooks/upgrade.yml does."""
+
+    kind: Literal["pin"]
+    model: str = Field(description="of the trials that follow; the change is of all nodes")
+    build: int = Field(ge=1)
+    expected: FailureClass | None = None
+    deadline_s: Deadline = Field(3600, description="a build that no cache has is made first")
+
+
+Step = PoolStep | LoadStep | InferenceStep | SoakStep | ParityStep | PinStep | UnloadStep
 STEPS: dict[str, type[BaseModel]] = {
     "pool": PoolStep,
     "load": LoadStep,
     "inference": InferenceStep,
     "soak": SoakStep,
     "parity": ParityStep,
+    "pin": PinStep,
     "unload": UnloadStep,
 }
 

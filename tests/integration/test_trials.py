@@ -348,14 +348,7 @@ async def test_ctrl_c_unloads_and_keeps_what_there_is(bench: Bench) -> None:
     long = {"kind": "inference", "model": "smollm2", "prompt_tokens": 35, "generated_tokens": 2000}
     profile = bench.profile({"kind": "load", "model": "smollm2", "context": 4096}, long)
     reports = bench.folder / "reports"
-    harness = Path(sys.executable).with_name("harness")
-    process = await asyncio.create_subprocess_exec(
-        *(str(harness), "run", "benchmark", "--profile", profile, "--inventory", str(bench.inventory)),
-        *("--reports", str(reports)),
-        env=os.environ | bench.environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
+    process = await _typed(bench, "--profile", profile)
     await _tokens_flow(bench)
     process.send_signal(signal.SIGINT)
     shown, _ = await asyncio.wait_for(process.communicate(), 90)
@@ -365,6 +358,58 @@ async def test_ctrl_c_unloads_and_keeps_what_there_is(bench: Bench) -> None:
     assert [t.outcome for t in read_trials(folder)] == [Outcome.PASSED, Outcome.INTERRUPTED]
     assert (folder / "trials.parquet").exists()
     assert "exit" in [event.kind for event in read_events(folder)], "the coordinator was stopped, and said so"
+
+
+async def test_run_killed_in_the_middle_goes_on_where_it_was(bench: Bench) -> None:
+    pool = {"kind": "pool", "model": "tiny", "requests": 1, "prompt_tokens": 35, "generated_tokens": 4}
+    long = {"kind": "inference", "model": "smollm2", "prompt_tokens": 35, "generated_tokens": 300}
+    load = {"kind": "load", "model": "smollm2", "context": 1024}
+    profile = bench.profile(pool, load, long | {"repeats": 2}, {"kind": "unload", "model": "smollm2"})
+    process = await _typed(bench, "--profile", profile)
+    await _tokens_flow(bench)
+    process.kill()
+    await process.communicate()
+    (folder,) = (bench.folder / "reports").iterdir()
+    before = [trial.model_dump() for trial in read_trials(folder)]
+    assert [trial["kind"] for trial in before] == ["pool", "load"]
+    assert read_manifest(folder).outcome is None
+
+    other = await _typed(bench, "--profile", profile, "--reports", str(bench.folder / "elsewhere"))
+    shown, _ = await asyncio.wait_for(other.communicate(), 60)
+    assert other.returncode == 1
+    assert f"run {folder.name}" in shown.decode(), "the cluster is still leased to the run that was killed"
+
+    again = await _typed(bench, "--resume", "last")
+    shown, _ = await asyncio.wait_for(again.communicate(), 180)
+    assert again.returncode == 0, shown.decode()
+    assert "2 of 4 trials are done" in shown.decode()
+    trials = list(read_trials(folder))
+    assert [trial.model_dump() for trial in trials[:2]] == before
+    assert [(t.kind, t.outcome) for t in trials[2:]] == [
+        ("inference", Outcome.PASSED),
+        ("unload", Outcome.PASSED),
+    ]
+    sent = [r.index for r in read_requests(folder) if r.trial == trials[2].id and not r.warmup]
+    assert sent == [1, 2], "nothing is left of the trial that was cut short"
+    manifest = read_manifest(folder)
+    assert manifest.outcome is Outcome.PASSED
+    assert len(manifest.resumed_ns) == 1
+    answers = {one.text: (one.verdict, one.answer) for one in manifest.questions}
+    assert answers["Does smollm2 answer without a crash?"] == ("yes", "2 of 2 requests were answered")
+    assert [event.kind for event in read_events(folder)].count("resumed") == 1
+    assert (folder / "report.html").exists()
+
+
+async def _typed(bench: Bench, *arguments: str) -> asyncio.subprocess.Process:
+    """``harness run benchmark`` on the bench's inventory, as a process of its own."""
+    harness = Path(sys.executable).with_name("harness")
+    reports = () if "--reports" in arguments else ("--reports", str(bench.folder / "reports"))
+    return await asyncio.create_subprocess_exec(
+        *(str(harness), "run", "benchmark", "--inventory", str(bench.inventory), *reports, *arguments),
+        env=os.environ | bench.environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
 
 
 async def _tokens_flow(bench: Bench) -> None:

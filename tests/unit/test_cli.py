@@ -25,8 +25,11 @@ def inventory(tmp_path: Path) -> Path:
         ("lab up --inventory {inventory} --nodes 3", r"--nodes 3: inventory .* has 2 nodes \(node1, node2\)"),
         ("lab up --inventory {absent}", "no inventory at .*absent"),
         ("watch --inventory {inventory}", "group 'head' holds 0 nodes; it must hold exactly one"),
-        ("run soak", "nothing called 'soak' can be run; known: benchmark, schema"),
-        ("run benchmark --profile nightly", "no profile 'nightly'; shipped ones: default, full, smoke"),
+        ("run soak", "nothing called 'soak' can be run; known: benchmark, founding, schema"),
+        (
+            "run benchmark --profile nightly",
+            "no profile 'nightly'; shipped ones: default, founding, full, smoke",
+        ),
         ("release show 1234", "llama.cpp 1234 is not in the release catalogue, which has 6666, "),
         ("release fetch 6751 --source svn", "no source 'svn'; there are: pypi, git, archive"),
         (

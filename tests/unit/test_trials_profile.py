@@ -69,11 +69,11 @@ def test_own_profile_is_read_by_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.yml"
     path.write_text("trials: [{kind: pool, model: smollm2}]")
     name, _, content = load_profile(str(path))
-    assert (name, content.models) == ("mine", ["smollm2"])
+    assert (name, content.model_names) == ("mine", ["smollm2"])
 
 
 def test_unknown_profile_names_the_shipped_ones() -> None:
-    with pytest.raises(HarnessError, match="no profile 'nightly'; shipped ones: default, full, smoke"):
+    with pytest.raises(HarnessError, match="no profile 'nightly'; shipped ones: default, founding"):
         load_profile("nightly")
 
 
@@ -154,7 +154,7 @@ def test_profile_keeps_what_it_extends_says_and_it_does_not(tmp_path: Path) -> N
         f"extends: {tmp_path}/base.yml\nrepeats: 2\ntrials: [{{kind: pool, model: n}}]"
     )
     mine = load_profile(str(tmp_path / "mine.yml"))[2]
-    assert (mine.repeats, mine.order, mine.deadline_s, mine.models) == (2, "shuffled", 60, ["m", "n"])
+    assert (mine.repeats, mine.order, mine.deadline_s, mine.model_names) == (2, "shuffled", 60, ["m", "n"])
 
 
 def _validator() -> Draft202012Validator:
