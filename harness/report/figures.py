@@ -19,6 +19,7 @@ from harness.report.svg import (
     MUTED,
     PAPER,
     PHASES,
+    SWAP,
     Canvas,
     Picture,
     new_figure,
@@ -97,7 +98,7 @@ def timeline_figure(run: RunData, moments: Sequence[Moment]) -> Picture:
             style = MARKERS.get(moment.kind)
             if style and moment.trial in rows:
                 when = (moment.time_ns - run.start_ns) / 1e9
-                lift = 0.33 if moment.kind == "signal" else 0.0
+                lift = {"signal": 0.33, "fault": -0.33}.get(moment.kind, 0.0)
                 ax.plot(when, rows[moment.trial] - lift, linestyle="none", clip_on=False, **style)  # type: ignore[arg-type]
         ax.set_ylim(len(run.trials) - 0.4, -0.75 if canvas.narrow else -0.6)
         clock_axis(ax, run, canvas)
@@ -110,11 +111,15 @@ def timeline_figure(run: RunData, moments: Sequence[Moment]) -> Picture:
 
     marks = sum(m.kind in MARKERS for m in moments)
     return picture(
-        "timeline", "Timeline of the run", f"{len(run.trials)} trials with {marks} signals and exits.", draw
+        "timeline",
+        "Timeline of the run",
+        f"{len(run.trials)} trials with {marks} signals, exits and faults.",
+        draw,
     )
 
 
 MARKERS: dict[str, dict[str, object]] = {
     "signal": {"marker": "v", "markersize": 8, "color": ACCENT},
+    "fault": {"marker": "D", "markersize": 7, "color": SWAP},
     "exit": {"marker": "X", "markersize": 8, "color": INK},
 }

@@ -11,15 +11,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from harness.report import figures, node_figures, numbers, strips
 from harness.report.drawing import placement_figure
 from harness.report.load import RunData
+from harness.report.scaling import panels, scaling_figure
 from harness.report.sections.cluster import cluster
 from harness.report.sections.failures import ends, moments
-from harness.report.sections.inference import FEW, request_rows, stages
+from harness.report.sections.inference import request_rows, stages
+from harness.report.sections.kinds import faults, parities, soaks
 from harness.report.sections.loads import loads, plan_tables
 from harness.report.sections.memory import peaks
 from harness.report.sections.method import method
 from harness.report.sections.pressure import pressures
 from harness.report.sections.units import units
 from harness.report.sections.verdict import verdict
+from harness.report.soak_figure import soak_figure
+from harness.runs.statistics import FEW
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = (
@@ -56,6 +60,7 @@ def render(run: RunData) -> str:
 def _content(run: RunData) -> dict[str, Any]:
     load_rows, stage_rows, moment_rows, peak_rows = loads(run), stages(run), moments(run), peaks(run)
     requests, machines, pressure_rows = request_rows(run), cluster(run), pressures(run)
+    soak_rows = soaks(run)
     timed = [row for row in load_rows if row.load_s]
     return {
         "verdict": verdict(run),
@@ -77,9 +82,12 @@ def _content(run: RunData) -> dict[str, Any]:
         "few": FEW,
         "requests": requests[:MOST_REQUESTS],
         "request_count": len(requests),
-        "inference_figure": strips.inference_figure(stage_rows)
-        if any(s.ttft_s for s in stage_rows)
-        else None,
+        "inference_figure": strips.inference_figure(stage_rows) if any(s.ttft for s in stage_rows) else None,
+        "scaling_figure": scaling_figure(panels(stage_rows)),
+        "parities": parities(run),
+        "soaks": soak_rows,
+        "soak_figure": soak_figure(soak_rows),
+        "faults": faults(run),
         "ends": ends(run),
         "moments": moment_rows,
         "timeline_figure": figures.timeline_figure(run, moment_rows) if run.trials else None,

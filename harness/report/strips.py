@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from harness.report.numbers import rate, seconds
 from harness.report.sections.inference import StageRow
 from harness.report.svg import ACCENT, INK, SWAP, Canvas, Picture, new_figure, picture, short
+from harness.runs.statistics import Spread
 
 FEW_DOTS = 24
 MOST_TICKS = 160
@@ -19,7 +20,7 @@ Values = npt.NDArray[np.float64]
 
 def inference_figure(stages: Sequence[StageRow]) -> Picture:
     """TTFT, gaps between tokens and decode rate: every value where there are few, medians as bars."""
-    drawn = [s for s in stages if s.ttft_s]
+    drawn = [s for s in stages if s.ttft]
 
     def draw(canvas: Canvas) -> Figure:
         row = 26 if canvas.narrow else 34
@@ -29,10 +30,10 @@ def inference_figure(stages: Sequence[StageRow]) -> Picture:
         else:
             figure = new_figure(canvas, row * len(drawn) + 76)
             axes = figure.subplots(1, 3, sharey=True)
-        panels = (
-            ("time to first token (s)", [s.ttft_s for s in drawn]),
-            ("gap between tokens, ITL (ms)", [[g * 1000 for g in s.itl_s] for s in drawn]),
-            ("decode rate (tokens/s)", [s.client_rates for s in drawn]),
+        panels: Sequence[tuple[str, Sequence[Sequence[float]]]] = (
+            ("time to first token (s)", [held(s.ttft) for s in drawn]),
+            ("gap between tokens, ITL (ms)", [[g * 1000 for g in s.gaps] for s in drawn]),
+            ("decode rate (tokens/s)", [held(s.client) for s in drawn]),
         )
         for ax, (title, values) in zip(axes, panels, strict=True):
             _strips(ax, values, filled=True)
@@ -44,14 +45,25 @@ def inference_figure(stages: Sequence[StageRow]) -> Picture:
                 [short(s.short_label if canvas.narrow else s.label, canvas, 26, 17) for s in drawn]
             )
             ax.tick_params(axis="y", labelcolor=INK)
-        _strips(axes[2], [s.server_rates for s in drawn], filled=False)
+        _strips(axes[2], [held(s.server) for s in drawn], filled=False)
         return figure
 
     spoken = "; ".join(
-        f"{s.label}: median TTFT {seconds(s.ttft)}, ITL {seconds(s.itl)}, {rate(s.client_rate)}"
+        f"{s.label}: median TTFT {seconds(middle(s.ttft))}, ITL {seconds(middle(s.itl))}, "
+        f"{rate(middle(s.client))}"
         for s in drawn
     )
     return picture("inference", "Time to first token, gaps and decode rate", f"{spoken}.", draw)
+
+
+def held(found: Spread | None) -> Sequence[float]:
+    """Every value; none where there is no spread."""
+    return found.values if found else ()
+
+
+def middle(found: Spread | None) -> float | None:
+    """The median, where there is one."""
+    return found.median if found else None
 
 
 def _strips(ax: Axes, rows: Sequence[Sequence[float]], *, filled: bool) -> None:
@@ -79,8 +91,8 @@ def _strips(ax: Axes, rows: Sequence[Sequence[float]], *, filled: bool) -> None:
             ax.scatter(ordered, height, s=26.0, color=ACCENT, alpha=0.75, linewidths=0)
         else:
             _ticks(ax, place, _thinned(ordered))
-        middle = float(np.median(ordered))
-        ax.plot([middle, middle], [place - 0.34, place + 0.34], color=INK, linewidth=1.8)
+        centre = float(np.median(ordered))
+        ax.plot([centre, centre], [place - 0.34, place + 0.34], color=INK, linewidth=1.8)
 
 
 def _ticks(ax: Axes, place: int, values: Values) -> None:

@@ -78,6 +78,7 @@ def hostile_run(target: Path) -> Path:
 
     change_manifest(run, spoil_manifest)
     change_lines(run, "trials", spoil_trial)
+    add_hostile_kinds(run)
     change_lines(
         run, "requests", lambda r: r.update(text=HOSTILE, error=HOSTILE if r["index"] == 2 else None)
     )
@@ -85,6 +86,22 @@ def hostile_run(target: Path) -> Path:
     change_lines(run, "events", lambda e: e.update(kind="warning", data={"message": HOSTILE}))
     spoil_logs(run)
     return run
+
+
+def add_hostile_kinds(run: Path) -> None:
+    """A parity, a soak and a fault trial whose details are hostile."""
+    path = run / "trials.jsonl"
+    like = json.loads(path.read_text().splitlines()[2])
+    answer = {"text": HOSTILE, "where": HOSTILE}
+    drift = {"bytes_per_hour": 1.0, "low": HOSTILE, "high": None}
+    for kind, details in (
+        ("parity", {"reference": answer, "seen": answer | {"text": f"other {HOSTILE}"}}),
+        ("soak", {"errors": {HOSTILE: 1}, "rate_drift": HOSTILE, "memory_drift": {HOSTILE: drift}}),
+        ("fault", {"fault": HOSTILE, "node": HOSTILE, "moment": HOSTILE, "injected_ns": HOSTILE}),
+    ):
+        trial = like | {"id": f"{kind}{HOSTILE}", "kind": kind, "details": details, "expected": HOSTILE}
+        with path.open("a") as stream:
+            stream.write(json.dumps(trial) + "\n")
 
 
 def spoil_logs(run: Path) -> None:

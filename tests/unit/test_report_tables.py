@@ -125,7 +125,7 @@ def test_client_and_server_count_the_same_gaps(recorded: RunData) -> None:
     row = next(r for r in stages(recorded) if r.trial.startswith("05"))
     assert row.apart is not None
     assert abs(row.apart) < 0.1
-    assert len(row.itl_s) == 2 * 15
+    assert len(row.gaps) == 2 * 15
 
 
 def test_every_end_has_its_class_and_the_line_that_decides(recorded: RunData) -> None:

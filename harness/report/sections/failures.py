@@ -74,6 +74,11 @@ def moments(run: RunData) -> list[Moment]:
             note(event.time_ns, event.kind, event.trial, event.node, _event_text(event))
     for trial in run.trials:
         state = trial.coordinator
+        injected = trial.details.get("injected_ns")
+        told = any(m.kind == "fault" and m.trial == trial.id for m in found.values())
+        if isinstance(injected, int) and not told:
+            text = f"{trial.details.get('fault')} injected"
+            note(injected, "fault", trial.id, str(trial.details.get("node") or ""), text)
         for sent in state.signals if state else []:
             note(
                 sent.time_ns,

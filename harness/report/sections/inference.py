@@ -6,9 +6,7 @@ from harness.report.load import RunData
 from harness.report.numbers import centre, quantile, slug
 from harness.runs.metrics import decode_rate, server_decode_rate, stage_rate
 from harness.runs.schema import Request
-
-FEW = 12
-"""Up to this many values, all are shown."""
+from harness.runs.statistics import Spread, spread
 
 
 @dataclass(frozen=True)
@@ -41,62 +39,46 @@ class StageRow:
     model: str
     route: str
     prompt: int | None
+    concurrency: int
+    """Requests in flight at once."""
     requests: int
     errors: int
-    ttft_s: list[float]
-    itl_s: list[float]
-    tpot_s: list[float]
-    client_rates: list[float]
-    server_rates: list[float]
+    ttft: Spread | None
+    """Seconds."""
+    gaps: list[float]
+    """Every gap between tokens, seconds."""
+    itl: Spread | None
+    """Of each request's median gap: the gaps within one request hang together, and say less than they are."""
+    itl_p95: float | None
+    """95th percentile of the gaps, seconds."""
+    tpot: Spread | None
+    client: Spread | None
+    """Decode rate as the client saw it, tokens/s."""
+    server: Spread | None
+    """The same as the server counted it."""
     output_rate: float | None
     """Output tokens of all requests / wall time from the first sent to the last token."""
 
     @property
     def label(self) -> str:
-        """Model and prompt length, for an axis."""
-        return f"{self.model}, {self.prompt} in" if self.prompt else self.model
+        """Model, prompt length and concurrency, for an axis."""
+        return ", ".join([self.model, *self._told()])
 
     @property
     def short_label(self) -> str:
         """The same with what tells the rows apart in front, for a narrow axis."""
-        return f"{self.prompt} in, {self.model}" if self.prompt else self.model
+        return ", ".join([*self._told(), self.model])
 
-    @property
-    def ttft(self) -> float | None:
-        """Median TTFT, seconds."""
-        return centre(self.ttft_s)
-
-    @property
-    def itl(self) -> float | None:
-        """Median gap, seconds."""
-        return centre(self.itl_s)
-
-    @property
-    def itl_p95(self) -> float | None:
-        """95th percentile of the gaps, seconds."""
-        return quantile(self.itl_s, 0.95)
-
-    @property
-    def tpot(self) -> float | None:
-        """Median TPOT, seconds."""
-        return centre(self.tpot_s)
-
-    @property
-    def client_rate(self) -> float | None:
-        """Median decode rate as the client saw it, tokens/s."""
-        return centre(self.client_rates)
-
-    @property
-    def server_rate(self) -> float | None:
-        """Median decode rate as the server counted it, tokens/s."""
-        return centre(self.server_rates)
+    def _told(self) -> list[str]:
+        length = [f"{self.prompt} in"] if self.prompt else []
+        return [*length, f"{self.concurrency} at once"] if self.concurrency > 1 else length
 
     @property
     def apart(self) -> float | None:
-        """(client - server) / server of the decode rate."""
-        if not self.client_rate or not self.server_rate:
+        """(client - server) / server of the decode rate's medians."""
+        if not self.client or not self.server or not self.server.median:
             return None
-        return (self.client_rate - self.server_rate) / self.server_rate
+        return (self.client.median - self.server.median) / self.server.median
 
 
 def stages(run: RunData) -> list[StageRow]:
@@ -105,12 +87,13 @@ def stages(run: RunData) -> list[StageRow]:
     for request in run.requests:
         if not request.warmup:
             groups.setdefault((request.trial, request.prompt_tokens), []).append(request)
+    streams = {t.id: int(t.metrics.get("concurrency", 1)) for t in run.trials}
     seen: set[str] = set()
     rows = []
     for (trial, prompt), members in groups.items():
         anchor = slug(trial) if trial not in seen else f"{slug(trial)}-{prompt}"
         seen.add(trial)
-        rows.append(_stage(trial, anchor, prompt, members))
+        rows.append(_stage(trial, anchor, prompt, streams.get(trial, 1), members))
     return rows
 
 
@@ -119,21 +102,27 @@ def request_rows(run: RunData) -> list[RequestRow]:
     return [_request(request) for request in run.requests]
 
 
-def _stage(trial: str, anchor: str, prompt: int | None, requests: list[Request]) -> StageRow:
+def _stage(
+    trial: str, anchor: str, prompt: int | None, concurrency: int, requests: list[Request]
+) -> StageRow:
     good = [r for r in requests if r.error is None and r.token_ns]
+    gaps = [gap for r in good for gap in r.itl_s]
     return StageRow(
         trial=trial,
         anchor=anchor,
         model=requests[0].model,
         route=requests[0].route,
         prompt=prompt,
+        concurrency=concurrency,
         requests=len(requests),
         errors=len(requests) - len(good),
-        ttft_s=[r.ttft_s for r in good if r.ttft_s is not None],
-        itl_s=[gap for r in good for gap in r.itl_s],
-        tpot_s=[r.tpot_s for r in good if r.tpot_s is not None],
-        client_rates=[x for r in good if (x := decode_rate(r)) is not None],
-        server_rates=[x for r in good if (x := server_decode_rate(r)) is not None],
+        ttft=spread([r.ttft_s for r in good if r.ttft_s is not None]),
+        gaps=gaps,
+        itl=spread([gap for r in good if (gap := centre(r.itl_s)) is not None]),
+        itl_p95=quantile(gaps, 0.95),
+        tpot=spread([r.tpot_s for r in good if r.tpot_s is not None]),
+        client=spread([x for r in good if (x := decode_rate(r)) is not None]),
+        server=spread([x for r in good if (x := server_decode_rate(r)) is not None]),
         output_rate=stage_rate(good),
     )
 

@@ -101,7 +101,15 @@ def question(trial: Trial, prompt_tokens: int | None = None) -> str:
         "pool": f"Does the pool answer with {trial.model}, and how fast?",
         "inference": f"How fast does {trial.model} answer{length} over the backends?",
         "unload": f"Does the coordinator of {trial.model} end when asked?",
+        "parity": f"Does {trial.model} say the same over the backends as on one node?",
+        "soak": f"Does {trial.model} keep answering, at the same speed and in the same memory?",
+        "fault": _fault_question(trial),
     }.get(trial.kind, f"{trial.model}: {trial.kind}")
+
+
+def _fault_question(trial: Trial) -> str:
+    fault, node = trial.details.get("fault", "a fault"), trial.details.get("node")
+    return f"Is {fault}{f' on {node}' if node else ''} told for what it is?"
 
 
 def _load_question(trial: Trial) -> str:
@@ -149,6 +157,8 @@ def _evidence(run: RunData, trial: Trial) -> list[tuple[str, str]]:
     links: list[tuple[str, str]] = []
     if trial.kind == "load" and trial.coordinator:
         links.append(("load", f"load-{anchor}"))
+    if trial.kind in ("parity", "soak", "fault"):
+        links.append((trial.kind, f"{trial.kind}-{anchor}"))
     if any(r.trial == trial.id and not r.warmup for r in run.requests):
         links.append(("requests", f"inference-{anchor}"))
     if trial.diagnosis or (trial.coordinator and trial.coordinator.diagnosis):
