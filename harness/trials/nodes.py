@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from harness.runs.schema import NodeFacts
 from harness.settings import NODE_LLAMA_CPP, NODE_RPC_CACHE
 
 REMOTE = Path(__file__).with_name("remote")
+_IMPORTS_COMMON = re.compile(r"^from harness\.trials\.remote\.common import .*\n", re.MULTILINE)
+_FUTURE = "from __future__ import annotations\n"
 UNITS = ("llama-rpc-server", "llama-node-monitor", "llama-pool-server", "llama-router")
 
 
@@ -73,6 +76,14 @@ async def run_on(
     return done
 
 
+def source_of(script: str) -> str:
+    """Text of a script in ``remote/``, what it imports of the folder's ``common.py`` before it."""
+    text = (REMOTE / script).read_text()
+    if not _IMPORTS_COMMON.search(text):
+        return text
+    return (REMOTE / "common.py").read_text() + _IMPORTS_COMMON.sub("", text.replace(_FUTURE, ""))
+
+
 async def run_script(
     node: Node, script: str, argument: dict[str, Any], deadline_s: float = 60, root: bool = False
 ) -> Any:
@@ -81,7 +92,7 @@ async def run_script(
     Raises:
         HarnessError: the node cannot be reached or the script failed.
     """
-    source = (REMOTE / script).read_text()
+    source = source_of(script)
     argv = ("python3", "-", json.dumps(argument))
     done = await run_on(node, *argv, stdin=source, deadline_s=deadline_s, root=root)
     if done.code != 0:

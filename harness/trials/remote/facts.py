@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import time
 from typing import Any
+
+from harness.trials.remote.common import properties
 
 LAB_CGROUP = pathlib.Path("/run/llama-lab/cgroup")
 
@@ -44,10 +45,7 @@ def processor() -> str | None:
 def unit(name: str) -> dict[str, str]:
     """Properties of one systemd unit; empty where it is not installed."""
     wanted = "LoadState,ActiveState,SubState,NRestarts,MainPID,UnitFileState,Result"
-    shown = subprocess.run(
-        ["systemctl", "show", name, "--property", wanted], stdout=subprocess.PIPE, text=True
-    ).stdout
-    values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    values = properties(name, wanted)
     return values if values.get("LoadState") == "loaded" else {}
 
 

@@ -9,24 +9,18 @@ import json
 import os
 import pathlib
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from harness.trials.remote.common import build_of, output, properties, state_and_cpu_s
+
 PROGRAMS = ("rpc-server", "ggml-rpc-server", "llama-server")
 SMALLEST_CACHED = 10 << 20
 """rpc-server keeps no tensor that is smaller, in bytes."""
+UNIT = "ActiveState,SubState,Result,NRestarts,MainPID,ExecMainCode,ExecMainStatus"
 NAME = re.compile(r"^[0-9a-f]{16}$")
-
-
-def output(*argv: str) -> str:
-    """What a command prints; empty where it is not there."""
-    try:
-        return subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
-    except OSError:
-        return ""
 
 
 def processes() -> Iterator[dict[str, Any]]:
@@ -37,26 +31,18 @@ def processes() -> Iterator[dict[str, Any]]:
             program = pathlib.Path(str((folder / "exe").resolve()).replace(" (deleted)", ""))
             if program.name not in PROGRAMS:
                 continue
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        ticks = int(fields[11]) + int(fields[12])
+        state, cpu_s = state_and_cpu_s(int(folder.name))
+        if state is None:
+            continue
         yield {
             "program": program.name,
             "pid": int(folder.name),
-            "state": fields[0],
-            "cpu_s": ticks / os.sysconf("SC_CLK_TCK"),
-            "build": manifest(program.parent.parent),
+            "state": state,
+            "cpu_s": cpu_s,
+            "build": build_of(program.parent.parent),
         }
-
-
-def manifest(folder: pathlib.Path) -> str | None:
-    """Build and commit in the build's manifest: ``6751 (01d2bdc2b)``."""
-    try:
-        content = json.loads((folder / "manifest.json").read_text())
-        return f"{content['build']} ({content['commit']})"
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def connections(port: int) -> Iterator[dict[str, Any]]:
@@ -91,13 +77,6 @@ def cache(folder: str) -> dict[str, Any] | None:
     }
 
 
-def unit(name: str) -> dict[str, str]:
-    """Properties of a unit."""
-    wanted = "ActiveState,SubState,Result,NRestarts,MainPID,ExecMainCode,ExecMainStatus"
-    shown = output("systemctl", "show", name, "--property", wanted)
-    return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
-
-
 def main(argument: dict[str, Any]) -> None:
     """Look, look again at the CPU times after ``window_s`` seconds, and print what was seen."""
     before = {process["pid"]: process["cpu_s"] for process in processes()}
@@ -107,7 +86,7 @@ def main(argument: dict[str, Any]) -> None:
         "processes": seen,
         "connections": list(connections(argument["port"])),
         "cache": cache(argument["cache"]),
-        "unit": unit(argument["unit"]),
+        "unit": properties(argument["unit"], UNIT),
     }
     print(json.dumps(look))
 

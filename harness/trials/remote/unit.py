@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import time
 from typing import Any
+
+from harness.trials.remote.common import build_of, output, properties, state_and_cpu_s
 
 LAB_KERNEL_LOG = pathlib.Path("/run/llama-lab/kernel.log")
 PROPERTIES = (
@@ -20,32 +21,14 @@ PROPERTIES = (
 )
 
 
-def output(*argv: str) -> str:
-    """What a command prints; empty where it cannot be run."""
-    try:
-        shown = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return shown.stdout.decode(errors="replace")
-
-
-def stat(pid: int) -> tuple[str | None, float]:
-    """State letter and CPU seconds of a process; nothing where there is none."""
-    try:
-        after_name = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None, 0.0
-    return after_name[0], (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def process(pid: int, look_s: float) -> dict[str, Any]:
     """A process's state, and the CPU seconds that it uses while it is looked at."""
-    state, before = stat(pid) if pid else (None, 0.0)
+    state, before = state_and_cpu_s(pid) if pid else (None, 0.0)
     if state is None:
         return {"state": None, "cpu_s": None, "window_s": 0.0}
     begun = time.monotonic()
     time.sleep(look_s)
-    state, after = stat(pid)
+    state, after = state_and_cpu_s(pid)
     return {"state": state, "cpu_s": after - before, "window_s": time.monotonic() - begun}
 
 
@@ -63,15 +46,6 @@ def full_disk(folder: str) -> str | None:
         return None
     free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
     return f"{folder}: {free} bytes free of {size}" if free < 1 << 20 else None
-
-
-def build(folder: str) -> str | None:
-    """Build and commit of the installed llama.cpp."""
-    try:
-        manifest = json.loads((pathlib.Path(folder) / "current" / "manifest.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return f"{manifest.get('build')} ({manifest.get('commit')})"
 
 
 def lab_kernel_log() -> list[str]:
@@ -93,17 +67,16 @@ def lab_kernel_log() -> list[str]:
 
 def main(argument: dict[str, Any]) -> None:
     """Print everything."""
-    shown = output("systemctl", "show", argument["unit"], "--property", PROPERTIES)
-    properties = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    shown = properties(argument["unit"], PROPERTIES)
     kept = ("-o", "short-iso-precise", "--no-pager", "-n", str(argument["lines"]))
     found = {
-        "properties": properties,
+        "properties": shown,
         "journal": output("journalctl", "-u", argument["unit"], *kept).splitlines(),
         "kernel": output("journalctl", "--dmesg", *kept).splitlines() + lab_kernel_log(),
         "peer": peer(argument["port"]),
         "full_disk": full_disk(argument["cache"]),
-        "build": build(argument["llama_cpp"]),
-        "process": process(int(properties.get("MainPID") or 0), argument["look_s"]),
+        "build": build_of(pathlib.Path(argument["llama_cpp"]) / "current"),
+        "process": process(int(shown.get("MainPID") or 0), argument["look_s"]),
     }
     print(json.dumps(found))
 
