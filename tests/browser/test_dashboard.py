@@ -1,14 +1,17 @@
 """The dashboard of a real router with real backends, in Debian's chromium, at phone and desktop widths."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.router.dashboard.attempts import FREE
 from playwright.sync_api import Browser, Page, expect
 from router_stack import ADMIN_KEY, RouterStack, listens, wait_for
 from tests.browser.dashboard_page import log_in, problems
@@ -100,6 +103,48 @@ def test_lost_coordinator_is_shown_with_its_diagnosis(page: Page, stack: RouterS
     load(stack)
     os.kill(stack.admin("coordinator")[1]["pid"], signal.SIGKILL)
     expect(page.locator("#failures .bad").first).not_to_be_empty(timeout=30_000)
+    expect(page.locator("#failures .outcome").first).to_have_text("not started again since")
+    body = {"model": "smollm2", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    assert stack.call("/v1/chat/completions", body)[0] == 200
+    again = re.compile(r"^started again: ready \d+\.\d s after the failure$")
+    expect(page.locator("#failures .outcome").first).to_have_text(again)
+
+
+def test_waiting_requests_are_shown_with_their_places(page: Page, stack: RouterStack) -> None:
+    """Two that wait for a model that cannot be loaded while a backend is stopped."""
+    stack.reset()
+    body = {"model": "smollm2", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    stack.backends[0].signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            asked = [threads.submit(stack.call, "/v1/chat/completions", body) for _ in range(2)]
+            rows = page.locator("#queue tbody tr")
+            expect(page.locator("#queue-count")).to_have_text("2 waiting", timeout=20_000)
+            expect(rows.locator("[data-name='Place']")).to_have_text(["1", "2"])
+            expect(rows.locator("[data-name='Model']")).to_have_text(["smollm2", "smollm2"])
+            expect(rows.locator("[data-name='Waits for']").first).to_contain_text(" s")
+            stack.backends[0].signal(signal.SIGCONT)
+            assert [one.result()[0] for one in asked] == [200, 200]
+    finally:
+        stack.backends[0].signal(signal.SIGCONT)
+    expect(page.locator("#queue")).to_have_text("nobody waits")
+
+
+def test_client_that_guesses_keys_is_made_to_wait(chromium: Browser, stack: RouterStack) -> None:
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(f"{stack.url}/dashboard")
+    form, tries = {"key": "not-the-key-of-admins"}, 0
+    while (answer := page.request.post(f"{stack.url}/dashboard/login", form=form)).status == 401:
+        tries += 1
+        assert tries < 4 * FREE, "each try makes the next wait longer"
+    assert answer.status == 429
+    assert tries > FREE
+    wait_s = int(answer.headers["retry-after"])
+    assert f"Too many tries. Try again in {wait_s} s." in answer.text()
+    page.wait_for_timeout(wait_s * 1000 + 100)
+    log_in(page, stack)
+    context.close()
 
 
 def test_hostile_text_runs_no_script(page: Page, stack: RouterStack) -> None:

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 from harness.monitor.state import BackendState, State
+from harness.router.dashboard.attempts import FREE, LONGEST_S, Attempts
 from harness.router.dashboard.feed import Feed
+from harness.router.dashboard.outcome import outcome
 from harness.router.dashboard.session import LASTS_S, Sessions
 from harness.router.dashboard.snapshot import shown_state
 from harness.router.dashboard.tail import log_tail
+from harness.router.restarts import Failure
+from harness.runs.schema import CoordinatorPhase, CoordinatorState, LoadTimings
 
 KEY = "the-key-of-admins-only"
 
@@ -118,3 +122,64 @@ def test_log_tail_is_bounded_and_shows_no_control_characters(tmp_path: Path) -> 
     assert lines[0] == "line \N{REPLACEMENT CHARACTER}[31mred"
     assert lines[-1] == "y" * 400
     assert log_tail(tmp_path / "none") == log_tail(None) == []
+
+
+def test_client_that_fails_often_waits_longer_each_time_and_keeps_nobody_else_out() -> None:
+    clock = Clock()
+    attempts = Attempts(clock)
+    for _ in range(FREE):
+        assert attempts.wait_s("a") == 0
+        attempts.failed("a")
+    assert attempts.wait_s("a") == 0
+    for pause in (1, 2, 4, 8):
+        attempts.failed("a")
+        assert attempts.wait_s("a") == pause
+        clock.now += pause
+        assert attempts.wait_s("a") == 0
+    assert attempts.wait_s("b") == 0
+    for _ in range(100):
+        attempts.failed("a")
+    assert attempts.wait_s("a") == LONGEST_S
+    attempts.succeeded("a")
+    attempts.failed("a")
+    assert attempts.wait_s("a") == 0
+
+
+def test_old_failures_are_forgotten_and_their_number_is_bounded() -> None:
+    clock = Clock()
+    attempts = Attempts(clock)
+    for _ in range(FREE + 3):
+        attempts.failed("a")
+    clock.now += 3600
+    attempts.failed("a")
+    assert attempts.wait_s("a") == 0
+    for number in range(2000):
+        attempts.failed(f"10.0.0.{number}")
+    assert len(attempts._failures) <= 1024
+
+
+SECOND = 10**9
+LOST = Failure(
+    time_ns=100 * SECOND, start_id="x", model="m", failure_class="backend_lost", message="it ended"
+)
+
+
+def started(at_s: int, ready_s: int | None = None, **state: object) -> CoordinatorState:
+    timings = LoadTimings(requested_ns=at_s * SECOND, ready_ns=ready_s and ready_s * SECOND)
+    given = {"phase": CoordinatorPhase.ENDED, "model": "m", "timings": timings} | state
+    return CoordinatorState.model_validate(given)
+
+
+@pytest.mark.parametrize(
+    ("starts", "said"),
+    [
+        ([], "not started again since"),
+        ([started(90, 95)], "not started again since"),
+        ([started(101, 103, model="other")], "not started again since"),
+        ([started(90, 95), started(101, 112)], "started again: ready 12.0 s after the failure"),
+        ([started(101, phase=CoordinatorPhase.STARTING)], "is being started again"),
+        ([started(101)], "started again: failed (unknown)"),
+    ],
+)
+def test_failure_is_shown_with_what_came_of_it(starts: list[CoordinatorState], said: str) -> None:
+    assert outcome(LOST, starts) == said

@@ -75,6 +75,7 @@
     card.append(name, make("p", one.message));
     for (const line of one.evidence) card.append(make("p", line, "muted"));
     if (one.advice && one.advice !== one.message) card.append(make("p", one.advice));
+    card.append(make("p", one.outcome, "outcome"));
     return card;
   }
   function cards(id, rows, build, empty) {

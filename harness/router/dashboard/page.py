@@ -1,5 +1,6 @@
 """The handlers of ``/dashboard``: a login, one page, and the events that fill it."""
 
+import logging
 import secrets
 import time
 from importlib.resources import files
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from harness.router.dashboard.attempts import Attempts
 from harness.router.dashboard.feed import Feed
 from harness.router.dashboard.session import COOKIE, LASTS_S, Sessions
 from harness.router.dashboard.snapshot import Snapshots, Sources
@@ -30,6 +32,7 @@ class Dashboard:
 
     def __init__(self, sources: Sources, admin_key: str) -> None:
         self._sessions = Sessions(admin_key, time.time)
+        self._attempts = Attempts(time.monotonic)
         self.feed = Feed(Snapshots(sources).take)
 
     @property
@@ -51,12 +54,17 @@ class Dashboard:
         return _html("page.html", script="page.js") if self._known(request) else _login_form("", 200)
 
     async def login(self, request: Request) -> Response:
-        """Begin a session for the admin key that the form brings."""
+        """Begin a session for the admin key that the form brings; who has failed often waits before."""
+        client = request.client.host if request.client else ""
+        if wait_s := self._attempts.wait_s(client):
+            return _login_form(f"Too many tries. Try again in {wait_s} s.", 429, retry_after_s=wait_s)
         form = parse_qs((await read_body(request, _FORM_BYTES)).decode(errors="replace"))
         token = self._sessions.begin(form.get("key", [""])[0])
         if token is None:
-            log("dashboard login refused")
+            self._attempts.failed(client)
+            log("dashboard login refused", level=logging.WARNING, client=client)
             return _login_form("That is not the admin key.", 401)
+        self._attempts.succeeded(client)
         answer = RedirectResponse(_PATH, 303, _HEADERS)
         secure = request.url.scheme == "https"
         answer.set_cookie(
@@ -81,8 +89,11 @@ class Dashboard:
         return StreamingResponse(self.feed.events(), media_type="text/event-stream", headers=_HEADERS)
 
 
-def _login_form(problem: str, status: int) -> Response:
-    return _html("login.html", status=status, problem=problem)
+def _login_form(problem: str, status: int, *, retry_after_s: int | None = None) -> Response:
+    answer = _html("login.html", status=status, problem=problem)
+    if retry_after_s:
+        answer.headers["retry-after"] = str(retry_after_s)
+    return answer
 
 
 def _html(name: str, *, script: str | None = None, status: int = 200, problem: str = "") -> Response:

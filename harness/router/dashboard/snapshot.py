@@ -6,11 +6,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from harness.models.ollama import same_model
 from harness.monitor.sample import Sample
 from harness.monitor.state import BackendState, age_s
 from harness.router.catalogue import Catalogue
 from harness.router.config import RouterConfig
 from harness.router.coordinator import Coordinator
+from harness.router.dashboard.outcome import outcome
 from harness.router.dashboard.tail import log_tail
 from harness.router.decisions import Decider
 from harness.router.errors import RouterError
@@ -70,7 +72,10 @@ class Snapshots:
             "backends": await self._backends(state),
             "pool": self._from.pool.state,
             "decisions": [_decision(one) for one in self._from.decider.last[: -_DECISIONS - 1 : -1]],
-            "failures": [_failure(one) for one in coordinator.failures[: -_FAILURES - 1 : -1]],
+            "failures": [
+                _failure(one) | {"outcome": outcome(one, coordinator.starts)}
+                for one in coordinator.failures[: -_FAILURES - 1 : -1]
+            ],
             "log": {"start": state.start_id, "lines": await asyncio.to_thread(log_tail, log_path)},
         }
         return json.dumps(shown, separators=(",", ":"))
@@ -78,7 +83,7 @@ class Snapshots:
     async def _list_models(self) -> list[dict[str, Any]]:
         files = {file.name: file.file_bytes for file in await asyncio.to_thread(self._from.catalogue.files)}
         listed = []
-        for name in sorted({*files, *self._from.pool.models}):
+        for name in self._from.decider.models():
             entry: dict[str, Any] = {"name": name, "file_bytes": files.get(name)}
             try:
                 chosen = await self._from.decider.decide(name, record=False)
@@ -95,7 +100,7 @@ class Snapshots:
             layers = ", ".join(f"{share.node} ({share.layers} layers)" for share in state.plan.shares)
             places.append(f"{'loaded' if state.phase is CoordinatorPhase.READY else 'loading'}: {layers}")
         for server in self._from.pool.state:
-            if name in server["models"]:
+            if same_model(name) in map(same_model, server["models"]):
                 places.append(f"pool of {server['node']}{_held(server, name)}")
         return places or ["disk of the head node"]
 
