@@ -7,6 +7,7 @@ import typer
 from harness.cli import (
     cache,
     calibrate,
+    compare,
     deploy,
     diagnose,
     discover,
@@ -16,6 +17,7 @@ from harness.cli import (
     release,
     report,
     run,
+    runs,
     warm,
     watch,
 )
@@ -31,6 +33,7 @@ app.add_typer(lab.app, name="lab")
 app.add_typer(cache.app, name="cache")
 app.add_typer(model.app, name="model")
 app.add_typer(release.app, name="release")
+app.add_typer(runs.app, name="runs")
 app.command("deploy")(deploy.command)
 app.command("discover")(discover.command)
 app.command("plan")(plan.command)
@@ -38,6 +41,7 @@ app.command("calibrate")(calibrate.command)
 app.command("warm")(warm.command)
 app.command("run")(run.command)
 app.command("report")(report.command)
+app.command("compare")(compare.command)
 app.command("diagnose")(diagnose.command)
 app.command("watch")(watch.command)
 

@@ -1,7 +1,7 @@
 """``harness report``: the HTML page of a run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,11 +11,22 @@ from harness.settings import REPORTS
 
 def command(
     run: Annotated[str, typer.Argument(help="Run folder, a name under reports/, or `latest`.")],
+    output: Annotated[
+        Literal["html", "markdown"],
+        typer.Option("--format", help="html: a page in the run's folder; markdown: the short status."),
+    ] = "html",
 ) -> None:
-    """Write report.html into a run's folder: one file that holds everything it shows."""
+    """Write report.html, one file that holds all it shows, into a run's folder; or print the short status."""
+    folder = find_run(run, REPORTS)
+    if output == "markdown":
+        from harness.report.load import load_run
+        from harness.report.markdown import render_markdown
+
+        typer.echo(render_markdown(load_run(folder)), nl=False)
+        return
     from harness.report import write_report
 
-    typer.echo(write_report(find_run(run, REPORTS)))
+    typer.echo(write_report(folder))
 
 
 def find_run(run: str, reports: Path) -> Path:

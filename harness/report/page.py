@@ -22,6 +22,7 @@ from harness.report.sections.method import method
 from harness.report.sections.pressure import pressures
 from harness.report.sections.units import units
 from harness.report.sections.verdict import verdict
+from harness.report.since import since_last
 from harness.report.soak_figure import soak_figure
 from harness.runs.statistics import FEW
 
@@ -44,7 +45,7 @@ def render(run: RunData) -> str:
     script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             run=run,
@@ -64,6 +65,7 @@ def _content(run: RunData) -> dict[str, Any]:
     timed = [row for row in load_rows if row.load_s]
     return {
         "verdict": verdict(run),
+        "since": since_last(run),
         "cluster": machines,
         "units": units(run),
         "placed_figures": [placement_figure(placed, machines.pool) for placed in machines.placements],
@@ -100,7 +102,8 @@ def _clean(value: object) -> object:
     return numbers.printable(value) if type(value) is str else value
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates with everything that they show escaped and freed of control characters."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=_clean
     )

@@ -1,0 +1,197 @@
+"""Runs side by side: what counts as worse, what as noise, and what as another trial."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.cli import main
+from harness.errors import HarnessError
+from harness.report.load import load_run
+from harness.report.markdown import render_markdown, safe
+from harness.report.since import since_last
+from harness.runs.compare import RunFigures, compare, figures_of, read_figures, slower, tried, untold
+from harness.runs.schema import Outcome, Request, RunManifest, Trial
+from tests.unit.report_runs import HOSTILE, RECORDED, change_lines, change_manifest, copy_run, hostile_run
+
+INFERENCE = {"kind": "inference", "model": "m", "prompt_tokens": 35, "generated_tokens": 8, "repeats": 5}
+
+
+def manifest(run: str, **more: Any) -> RunManifest:
+    base: dict[str, Any] = {"run": run, "profile": "p", "profile_text": "", "inventory": "i", "started_ns": 0}
+    return RunManifest.model_validate({**base, "harness_version": "1", "command": [], **more})
+
+
+def figures(run: str, rates: list[float], *, outcome: Outcome = Outcome.PASSED, **step: Any) -> RunFigures:
+    """A run of one inference trial, a request at each rate."""
+    asked = {**INFERENCE, **step}
+    base: dict[str, Any] = {"id": "01-x", "kind": "inference", "model": "m", "started_ns": 0, "ended_ns": 1}
+    details = {"step": json.dumps(asked)}
+    trial = Trial.model_validate({**base, "outcome": outcome, "answer": "", "details": details})
+    requests = [
+        Request(
+            trial="01-x",
+            index=index,
+            route="coordinator",
+            model="m",
+            sent_ns=0,
+            token_ns=[10**9, 10**9 + round(1e9 / rate)],
+            completion_tokens=2,
+        )
+        for index, rate in enumerate(rates)
+    ]
+    return figures_of(manifest(run), [trial], requests)
+
+
+STEADY = [10.0, 10.1, 9.9, 10.05, 9.95]
+
+
+def verdicts(*runs: RunFigures) -> dict[str, str]:
+    return {one.figure.name: one.verdict for one in compare(runs).changes}
+
+
+def test_lower_rate_is_worse_a_higher_one_better_and_a_close_one_noise() -> None:
+    before = figures("a", STEADY)
+    slow = verdicts(before, figures("b", [rate * 0.8 for rate in STEADY]))
+    assert (slow["decode_tokens_per_s"], slow["tpot_s"], slow["ttft_s"]) == ("worse", "worse", "same")
+    assert verdicts(before, figures("b", [rate * 1.3 for rate in STEADY]))["decode_tokens_per_s"] == "better"
+    assert verdicts(before, figures("b", [rate * 1.001 for rate in STEADY]))["decode_tokens_per_s"] == "same"
+
+
+def test_regressions_come_first_and_only_those_beyond_the_share_fail() -> None:
+    found = compare([figures("a", STEADY), figures("b", [rate * 0.8 for rate in STEADY])])
+    assert found.changes[0].verdict == "worse"
+    assert {one.figure.name for one in slower(found, 0.05)} == {"decode_tokens_per_s", "tpot_s"}
+    assert slower(found, 0.5) == []
+    assert found.changes[0].worse_by == pytest.approx(0.25)
+
+
+def test_two_values_are_never_told_from_noise() -> None:
+    found = compare([figures("a", [10.0, 10.1]), figures("b", [1.0, 1.1])])
+    assert slower(found, 0.05) == []
+    assert untold(found) == len(found.changes) > 0
+
+
+def test_other_lengths_are_another_trial_but_repeats_and_new_keys_are_not() -> None:
+    assert compare([figures("a", STEADY), figures("b", STEADY, prompt_tokens=512)]).changes == []
+    assert compare([figures("a", STEADY), figures("b", STEADY, repeats=3, concurrency=1)]).changes != []
+    assert tried(figures("a", STEADY).trials[0]) == "inference m generated_tokens 8 prompt_tokens 35"
+
+
+def test_trial_that_fails_now_is_worse_and_has_no_figures() -> None:
+    found = compare([figures("a", STEADY), figures("b", STEADY, outcome=Outcome.FAILED)])
+    assert found.changes == []
+    ((change),) = found.outcomes
+    assert (change.before, change.after, change.worse) == ("1 passed", "1 failed", True)
+
+
+def test_other_surroundings_are_named() -> None:
+    node = {"name": "n", "address": "10.0.0.1", "groups": [], "build": 6751}
+    runs = [
+        RunFigures(manifest("a", nodes=[node]), [], {}),
+        RunFigures(manifest("b", nodes=[{**node, "build": 6792}], inventory="other"), [], {}),
+    ]
+    assert compare(runs).surroundings == [
+        "b: inventory other, not i",
+        "b: llama.cpp of n 6792, not 6751",
+    ]
+
+
+def later_run(target: Path, change: Any = None) -> Path:
+    """The recorded run and, a day later, one that is the same but for ``change`` of its requests."""
+    copy_run(target)
+    copied = copy_run(target / "x")
+    later = copied.rename(target / "later")
+
+    def rename(content: dict[str, Any]) -> None:
+        content["run"], content["started_ns"] = "later", content["started_ns"] + 86400 * 10**9
+
+    change_manifest(later, rename)
+    if change:
+        change_lines(later, "requests", change)
+    return later
+
+
+def slow_down(request: dict[str, Any]) -> None:
+    tokens = request["token_ns"]
+    request["token_ns"] = [tokens[0] + 3 * (one - tokens[0]) for one in tokens]
+
+
+def test_page_of_two_runs_holds_every_change_and_ci_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = later_run(tmp_path, slow_down)
+    page = tmp_path / "page.html"
+    typed = ["compare", str(tmp_path / RECORDED.name), str(later), "--output", str(page)]
+    monkeypatch.setattr("sys.argv", ["harness", *typed])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert "worse" in page.read_text()
+    monkeypatch.setattr("sys.argv", ["harness", *typed, "--fail-if-slower", "5%"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr()
+    slow = [line for line in told.err.splitlines() if "worse than" in line]
+    assert (ended.value.code == 1) is bool(slow)
+    assert slow or "fewer than three values" in told.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{run}"], "give two runs at least"),
+        (["{run}", "{run}"], "cannot be compared with itself"),
+        (["{run}", "nowhere"], "no run 'nowhere'"),
+        (["{run}", "{run}", "--fail-if-slower", "much"], "--fail-if-slower much: give a percentage"),
+    ],
+)
+def test_wrong_comparison_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = [argument.format(run=RECORDED) for argument in arguments]
+    monkeypatch.setattr("sys.argv", ["harness", "compare", *typed])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_report_says_what_changed_since_the_last_run(tmp_path: Path) -> None:
+    assert since_last(load_run(later_run(tmp_path / "same"))) is not None
+    same = since_last(load_run(tmp_path / "same" / "later"))
+    assert same is not None
+    assert (same.run, same.rows, same.outcomes) == (RECORDED.name, [], [])
+    assert same.compared > 0
+    assert since_last(load_run(tmp_path / "same" / RECORDED.name)) is None, "nothing came before it"
+
+
+def test_markdown_has_the_founding_reports_parts_and_every_trial(tmp_path: Path) -> None:
+    text = render_markdown(load_run(copy_run(tmp_path)))
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
+        "Summary",
+        "Test results",
+        "Issues found",
+        "Recommendations",
+    ]
+    for line in (RECORDED / "trials.jsonl").read_text().splitlines():
+        assert safe(json.loads(line)["id"]) in text
+
+
+def test_hostile_text_stays_text_in_markdown(tmp_path: Path) -> None:
+    text = render_markdown(load_run(hostile_run(tmp_path)))
+    fenced = re.compile(r"^(`{3,})\n.*?\n\1$", re.MULTILINE | re.DOTALL)
+    outside = fenced.sub("", text)
+    assert "<script" not in re.sub(r"\\<", "", outside)
+    assert "\x1b" not in text
+    assert safe(HOSTILE) in outside
+    assert safe("# a *b* [c](d) `e` <f> _g_ h_i") == "# a \\*b\\* \\[c\\](d) \\`e\\` \\<f\\> \\_g\\_ h_i"
+
+
+def test_comparison_with_itself_through_the_library_is_all_noise() -> None:
+    run = figures("a", STEADY)
+    assert set(verdicts(run, run).values()) == {"same"}
+    with pytest.raises(HarnessError, match=r"run\.json"):
+        read_figures(Path("/nowhere"))
