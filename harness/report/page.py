@@ -38,6 +38,8 @@ SECTIONS = (
 )
 MOST_REQUESTS = 300
 MANY_SAMPLES = 420
+MOST_EVIDENCE = 12
+"""Trials named under a question's answer; the others are counted."""
 
 
 def render(run: RunData) -> str:
@@ -66,6 +68,7 @@ def _content(run: RunData) -> dict[str, Any]:
     return {
         "verdict": verdict(run),
         "since": since_last(run),
+        "most_evidence": MOST_EVIDENCE,
         "cluster": machines,
         "units": units(run),
         "placed_figures": [placement_figure(placed, machines.pool) for placed in machines.placements],
@@ -93,7 +96,7 @@ def _content(run: RunData) -> dict[str, Any]:
         "ends": ends(run),
         "moments": moment_rows,
         "timeline_figure": figures.timeline_figure(run, moment_rows) if run.trials else None,
-        "method": method(run),
+        "method": method(run, pressure_rows),
     }
 
 

@@ -65,7 +65,9 @@ def hostile_run(target: Path) -> Path:
         node |= {"interface": HOSTILE, "link_bits_per_s": 1e9, "link_source": HOSTILE}
         manifest |= {"profile_text": HOSTILE, "inventory": HOSTILE, "command": ["harness", HOSTILE]}
         manifest["models"] = {HOSTILE: {"path": HOSTILE}}
-        manifest["formulas"] = {HOSTILE: HOSTILE}
+        manifest |= {"formulas": {HOSTILE: HOSTILE}, "stopped": HOSTILE, "steps": {HOSTILE: HOSTILE}}
+        asked = {"id": HOSTILE, "text": HOSTILE, "answer": HOSTILE, "verdict": "no", "trials": [HOSTILE]}
+        manifest["questions"] = [asked]
 
     def spoil_trial(trial: dict[str, Any]) -> None:
         trial |= {"model": f"{trial['model']}{HOSTILE}", "answer": HOSTILE, "id": f"{trial['id']}{HOSTILE}"}
@@ -73,6 +75,8 @@ def hostile_run(target: Path) -> Path:
             if diagnosis := holder.get("diagnosis"):
                 diagnosis |= {"advice": HOSTILE, "ruled_out": [HOSTILE]}
                 diagnosis["evidence"].append({"source": HOSTILE, "line": HOSTILE})
+        if trial["coordinator"]:
+            trial["coordinator"]["argv"] = [HOSTILE]
         for key in ("coordinator", "peak"):
             trial[key] = rename(trial[key])
 

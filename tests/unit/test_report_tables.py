@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harness.errors import HarnessError
+from harness.report import write_report
 from harness.report.drawing import placement_figure
 from harness.report.load import RunData, load_run
 from harness.report.sections.cluster import cluster, layer_range
@@ -40,6 +41,36 @@ def test_verdict_counts_and_asks(recorded: RunData) -> None:
         == "How fast does smollm2-sharded answer prompts of 48 tokens over the backends?"
     )
     assert found.rows[9].mark.symbol == "✕"
+
+
+def test_questions_stand_on_top_and_lead_to_their_trials(tmp_path: Path) -> None:
+    run = copy_run(tmp_path)
+    ids = [trial.id for trial in load_run(run).trials]
+    asked = [
+        {"id": "q1", "text": "Does it load?", "answer": "in 1.1 s", "verdict": "yes", "trials": ids[1:2]},
+        {"id": "q2", "text": "Does it stay up?", "answer": "no", "verdict": "partly", "trials": ["gone"]},
+    ]
+    change_manifest(run, lambda m: m.update(questions=asked))
+    first, second = verdict(load_run(run)).questions
+    assert (first.mark.word, first.evidence) == ("yes", [(f"2 {ids[1]}", f"trial-{ids[1]}")])
+    assert (second.mark.symbol, second.evidence) == ("◐", [("gone", None)])
+    page = write_report(run).read_text()
+    assert page.index("Does it load?") < page.index("Trial by trial")
+    assert f'<a href="#trial-{ids[1]}">2 {ids[1]}</a>' in page
+
+
+def test_method_says_how_the_trials_ran_and_how_to_run_them_again(tmp_path: Path) -> None:
+    run = copy_run(tmp_path)
+    change_manifest(run, lambda m: m.update(command=["harness", "run", "full"], seed=7, stopped="deadline"))
+    found = method(load_run(run))
+    assert found.command == "harness run full --seed 7"
+    assert dict(found.ran)["Order"] == "shuffled with seed 7"
+    assert dict(found.ran)["Repeats"].startswith("2 to 3 measured requests a trial; 8 warm-ups")
+    assert dict(found.ran)["Left out"] == "deadline"
+    assert len(found.flags) == 4
+    assert all("--tensor-split" in line or "-ngl" in line for _, line in found.flags)
+    change_manifest(run, lambda m: m.update(command=["harness", "run", "full", "--seed", "7"]))
+    assert method(load_run(run)).command == "harness run full --seed 7"
 
 
 def test_layers_are_counted_from_one_without_gaps(recorded: RunData) -> None:

@@ -38,6 +38,8 @@ class PressureRow:
     rpc_swap: float | None
     gpu_used: float | None
     gpu_total: float | None
+    clock_offset: float | None
+    """Seconds from the head node's clock at their largest."""
 
 
 def pressures(run: RunData) -> list[PressureRow]:
@@ -73,6 +75,7 @@ def _pressure(run: RunData, series: NodeSeries, cpus: int | None) -> PressureRow
         rpc_swap=_highest(series.known("rpc_swap")),
         gpu_used=_highest(series.known("gpu_used")),
         gpu_total=_highest(series.known("gpu_total")),
+        clock_offset=_farthest(series.known("clock_offset")),
     )
 
 
@@ -94,3 +97,9 @@ def _highest(values: Numbers | None) -> float | None:
     if values is None or not len(values) or np.all(np.isnan(values)):
         return None
     return float(np.nanmax(values))
+
+
+def _farthest(values: Numbers | None) -> float | None:
+    if values is None or not len(values) or np.all(np.isnan(values)):
+        return None
+    return float(values[int(np.nanargmax(np.abs(values)))])

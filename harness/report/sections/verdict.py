@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from harness.report.load import RunData
 from harness.report.numbers import rate, seconds, size, slug
-from harness.runs.schema import Outcome, Trial
+from harness.runs.schema import Outcome, Question, Trial
+from harness.runs.schema import Verdict as Answer
 
 MARKS = {
     Outcome.PASSED: ("✓", "passed"),
@@ -12,6 +13,7 @@ MARKS = {
     Outcome.SKIPPED: ("–", "skipped"),
     Outcome.INTERRUPTED: ("‖", "interrupted"),
 }
+ANSWERS = {Answer.YES: "✓", Answer.NO: "✕", Answer.PARTLY: "◐", Answer.UNKNOWN: "?"}
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,24 @@ class VerdictRow:
 
 
 @dataclass(frozen=True)
+class QuestionRow:
+    """One of the run's questions."""
+
+    anchor: str
+    text: str
+    answer: str
+    mark: Mark
+    evidence: list[tuple[str, str | None]]
+    """Name of each trial that answers it, and the anchor where this run holds that trial."""
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """The whole run in one sentence, then trial by trial."""
+    """The whole run in one sentence, then question by question, then trial by trial."""
 
     mark: Mark
     headline: str
+    questions: list[QuestionRow]
     rows: list[VerdictRow]
 
 
@@ -53,13 +68,28 @@ def verdict(run: RunData) -> Verdict:
     rows = [_row(run, number, trial) for number, trial in enumerate(run.trials, 1)]
     counts = {outcome: sum(t.outcome is outcome for t in run.trials) for outcome in Outcome}
     overall = run.manifest.outcome or Outcome.INTERRUPTED
-    return Verdict(mark(overall), _headline(run, counts), rows)
+    asked = [_question_row(run, number, one) for number, one in enumerate(run.manifest.questions, 1)]
+    return Verdict(mark(overall), _headline(run, counts), asked, rows)
 
 
 def mark(outcome: Outcome) -> Mark:
     """Symbol and word of an outcome."""
     symbol, word = MARKS[outcome]
     return Mark(outcome.value, symbol, word)
+
+
+def _question_row(run: RunData, number: int, one: Question) -> QuestionRow:
+    numbers = {trial.id: place for place, trial in enumerate(run.trials, 1)}
+    return QuestionRow(
+        anchor=f"question-{number}",
+        text=one.text,
+        answer=one.answer,
+        mark=Mark(f"answer-{one.verdict.value}", ANSWERS[one.verdict], one.verdict.value),
+        evidence=[
+            (f"{numbers[trial]} {trial}", f"trial-{slug(trial)}") if trial in numbers else (trial, None)
+            for trial in one.trials
+        ],
+    )
 
 
 def _headline(run: RunData, counts: dict[Outcome, int]) -> str:
