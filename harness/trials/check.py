@@ -5,9 +5,10 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.inventory import Inventory, Node
+from harness.lab.spec import LabSpec
 from harness.runs.schema import NodeFacts
 from harness.trials.profile import Profile
-from harness.trials.steps import LoadStep
+from harness.trials.steps import FaultStep, LoadStep
 
 RUNTIME_SHARE = 1.02
 """A loaded model needs at least this much of its file: KV cache and compute buffers come on top."""
@@ -52,6 +53,30 @@ def check_builds(inventory: Inventory, facts: dict[str, NodeFacts]) -> None:
             f"{node.name} runs {seen} and {head.name} runs {wanted}: a coordinator and its backends must be "
             f"of one build; deploy again (harness deploy --inventory {inventory.path})"
         )
+
+
+_NEEDS_A_LAB = ("starve-into-swap",)
+
+
+def check_faults(profile: Profile, inventory: Inventory, lab: LabSpec | None) -> None:
+    """Nobody's machines are hurt without their consent, and no fault is asked for that cannot be caused.
+
+    Raises:
+        HarnessError: the nodes are no lab and the profile does not allow faults, a fault needs a lab, or a
+            node is none of the backends.
+    """
+    steps = [step for step in profile.trials if isinstance(step, FaultStep)]
+    if steps and lab is None and not profile.faults_allowed:
+        raise HarnessError(
+            f"the profile causes faults ({steps[0].fault} on {steps[0].node}) and this inventory is no lab "
+            "that is up here; 'faults_allowed: true' in the profile says that its machines may be hurt"
+        )
+    names = [node.name for node in inventory.backends]
+    for step in steps:
+        if lab is None and step.fault in _NEEDS_A_LAB:
+            raise HarnessError(f"{step.fault} can be caused in a lab alone; take it out of the profile")
+        if step.node not in names:
+            raise HarnessError(f"{step.fault}: no backend '{step.node}'; there are: {', '.join(names)}")
 
 
 def check_pins(pins: Sequence[int], build: int | None) -> None:

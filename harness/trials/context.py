@@ -56,6 +56,8 @@ class Context:
     cold_wire_bytes: dict[LoadKey, float] = field(default_factory=dict)
     """What each cold load of this run moved: the measure of a warm one."""
     sizers: dict[str, PromptSizer] = field(default_factory=dict)
+    rates: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By model, bytes per second that the head node reads and hashes its file at."""
     starved: set[str] = field(default_factory=set)
 
     def sizer(self, model: str) -> PromptSizer:

@@ -10,7 +10,16 @@ from harness.runs.read import read_manifest, read_trials
 from harness.runs.schema import Outcome
 from harness.settings import shown_path
 from harness.trials.profile import Profile
-from harness.trials.steps import LoadStep, ParityStep, PinStep, PoolStep, SoakStep, Step, UnloadStep
+from harness.trials.steps import (
+    FaultStep,
+    LoadStep,
+    ParityStep,
+    PinStep,
+    PoolStep,
+    SoakStep,
+    Step,
+    UnloadStep,
+)
 
 COLD_BYTES_PER_S = 150e6
 WARM_BYTES_PER_S = 400e6
@@ -22,6 +31,8 @@ UNKNOWN_BYTES = 500e6
 """Taken for a pool's model whose file the router does not see."""
 STEP_S = 5.0
 STARVED_SLOWDOWN = 5.0
+FAULT_S = 20.0
+"""From the injection until the backend serves again."""
 PIN_S = 120.0
 """To change all nodes over to a build that a cache has."""
 
@@ -64,6 +75,8 @@ def _assumed(step: Step, size: float) -> float:
         return 0.0
     if isinstance(step, PinStep):
         return PIN_S
+    if isinstance(step, FaultStep):
+        return size / COLD_BYTES_PER_S + FAULT_S
     if isinstance(step, LoadStep):
         return size / (COLD_BYTES_PER_S if step.cache == "cold" else WARM_BYTES_PER_S)
     token_s = size / DECODE_BYTES_PER_S

@@ -8,6 +8,9 @@ FORMULAS = {
     "wire_bytes": "received bytes of the backends' interfaces over the load (counters of the node samples); "
     "the head node's own backend is reached over loopback and not counted",
     "wire_floor_s": "8 * wire_bytes / stated link rate of the head node",
+    "disk_floor_s": "size of the model's file / rate of reading 128 MiB of it cold on the head node",
+    "hash_floor_s": "bytes of the model on backends / rate of llama.cpp's hash on one of the head node's "
+    "processors",
     "ttft_s": "first non-empty token - request sent",
     "itl_s": "gaps between successive tokens, pooled over requests",
     "tpot_s": "(E2E - TTFT) / (n - 1), n = usage.completion_tokens",
@@ -22,6 +25,7 @@ FORMULAS = {
     "rate_drift_percent_per_hour": "soak: Theil-Sen slope of the client's decode rate over the requests' "
     "start times, in percent of their median an hour",
     "memory_drift": "soak: Theil-Sen slope of a node's used memory over its samples, bytes an hour",
+    "found_after_s": "fault: injection -> the first look whose diagnosis is the injected cause",
     "restarts": "soak: coordinators started after the first, plus restarts of the backends' units",
     "peak": "highest value of the 1 Hz node samples between the trial's start and end",
 }

@@ -17,7 +17,7 @@ async def run_inference(ctx: Context, trial: str, step: InferenceStep) -> Findin
     if ctx.loaded is None or ctx.loaded.model != step.model:
         return Finding(Outcome.SKIPPED, f"{step.model} is not loaded", step.expected)
     started_ns = time.time_ns()
-    sent = await measure(
+    sent, hopeless = await measure(
         ctx,
         trial,
         step.model,
@@ -52,7 +52,9 @@ async def run_inference(ctx: Context, trial: str, step: InferenceStep) -> Findin
     names = [node.name for node in ctx.inventory.backends]
     thrash = find_thrash(ctx.sampler.series.windows(names, started_ns, ended_ns))
     answer = wrong or _figures(metrics) + _waiting(ctx.loaded.request.parallel, step.concurrency)
-    diagnosis = diagnose_requests(state, sent, wrong) if wrong else None
+    diagnosis = hopeless or (diagnose_requests(state, sent, wrong) if wrong else None)
+    if hopeless:
+        answer = "; ".join(f"{one.source}: {one.line}" for one in hopeless.evidence)
     if diagnosis is None and thrash is not None:
         answer += f"; thrashed: {thrash.evidence[0].source}: {thrash.evidence[0].line}"
         diagnosis = thrash if step.expected is FailureClass.SWAP_THRASH else None

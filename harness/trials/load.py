@@ -1,7 +1,7 @@
 """The load trial: a model put over the backends, from cold caches or warm ones."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.diagnosis.classify import classify
@@ -16,10 +16,12 @@ from harness.trials.client import LoadRequest, RouterRefusedError
 from harness.trials.context import Context, Finding, Loaded, LoadKey, judge
 from harness.trials.coordinator import any_late, diagnose_requests, ended_state, keep_log, record_end, stop
 from harness.trials.evidence import diagnose_ready, diagnose_with_nodes
+from harness.trials.floors import load_floors, measured_rates
 from harness.trials.lab import lab_memory_limit, stated_rate
 from harness.trials.nodes import make_cold
 from harness.trials.steps import LoadStep, Starve
 from harness.trials.stream import ChatRequest
+from harness.trials.thrash import ends_thrash
 
 REFUSED = "refused"
 """In the details of a load that the router refused: the class of its refusal."""
@@ -49,16 +51,20 @@ async def run_load(ctx: Context, trial: str, step: LoadStep) -> Finding:
     if step.starve:
         starve(ctx, step.starve)
         details["starved"] = step.starve.model_dump()
+    rates = await measured_rates(ctx, step.model)
     ctx.say("loading")
     started_ns = time.time_ns()
     try:
-        state = await ctx.router.load(request)
+        async with ends_thrash(ctx) as watch:
+            state = await ctx.router.load(request)
     except RouterRefusedError as refusal:
+        if watch.found:
+            return await _hopeless(ctx, trial, step, refusal, watch.found, details)
         details[REFUSED] = refusal.failure_class
         if step.may_not_fit and refusal.failure_class == "does_not_fit":
             return Finding(Outcome.SKIPPED, f"it does not fit: {refusal}", step.expected, details=details)
         return await refused(ctx, trial, step.expected, refusal, details)
-    return await _ready(ctx, trial, step, key, request, state, started_ns, details)
+    return await _ready(ctx, trial, step, key, request, state, started_ns, details, rates)
 
 
 def load_key(step: LoadStep, nodes: Sequence[Node]) -> LoadKey:
@@ -126,6 +132,7 @@ async def _ready(
     state: CoordinatorState,
     started_ns: int,
     details: dict[str, Any],
+    rates: Mapping[str, float],
 ) -> Finding:
     ended_ns = time.time_ns()
     if state.start_id is None or state.plan is None:
@@ -142,6 +149,8 @@ async def _ready(
     await keep_log(ctx, state)
     await ctx.sampler.caught_up(ended_ns)
     metrics = _metrics(ctx, state) | _wire(ctx, state, started_ns, ended_ns, details)
+    metrics |= load_floors(rates, metrics)
+    details["rates_bytes_per_s"] = dict(rates)
     if gap:
         diagnosis = _with_log(ctx, state, gap)
         metrics |= _local_footprint(state)
@@ -197,6 +206,24 @@ async def _canary(
         offset = ctx.clock_offset_ns.get(ctx.inventory.head.name, 0)
         state.timings.canary_ns = seen.token_ns[0] + offset
     return state, None
+
+
+async def _hopeless(
+    ctx: Context,
+    trial: str,
+    step: LoadStep,
+    refusal: RouterRefusedError,
+    found: Diagnosis,
+    details: dict[str, Any],
+) -> Finding:
+    """A load that was ended because it thrashed and stood still."""
+    state = refusal.state
+    if state is not None:
+        await keep_log(ctx, state)
+        record_end(ctx, trial, state)
+    told = "; ".join(f"{one.source}: {one.line}" for one in found.evidence)
+    outcome, answer = judge(found, step.expected, told)
+    return Finding(outcome, answer, step.expected, state, found, details=details)
 
 
 async def refused(

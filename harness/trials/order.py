@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.trials.profile import Profile
-from harness.trials.steps import LoadStep, ParityStep, PinStep, PoolStep, Step
+from harness.trials.steps import FaultStep, LoadStep, ParityStep, PinStep, PoolStep, Step
 
 SEEDS = 1 << 31
 
@@ -92,7 +92,9 @@ def _block(steps: Sequence[Step], earlier: frozenset[str]) -> Block:
 
 
 def _begins(step: Step) -> bool:
-    return isinstance(step, ParityStep | PinStep) or (isinstance(step, LoadStep) and step.cache == "cold")
+    return isinstance(step, ParityStep | FaultStep | PinStep) or (
+        isinstance(step, LoadStep) and step.cache == "cold"
+    )
 
 
 def _key(step: LoadStep) -> str:

@@ -9,7 +9,7 @@ from harness.trials.steps import PoolStep
 
 async def run_pool(ctx: Context, trial: str, step: PoolStep) -> Finding:
     """Send the requests; passes when each came back whole, from the pool."""
-    sent = await measure(
+    sent, _ = await measure(
         ctx,
         trial,
         step.model,

@@ -43,6 +43,9 @@ class Profile(Strict):
     questions: list[Ask] = Field(
         [], description="what the run is to answer; without it, what its trials can tell"
     )
+    faults_allowed: bool = Field(
+        False, description="on machines that are no lab, faults are caused only where this says so"
+    )
     node_sets: dict[str, Names] = Field({}, description="names for backends, to be used in nodes of a load")
     repeats: int = Field(1, ge=1, le=1000, description="how many times all trials run, round by round")
     order: Literal["given", "shuffled"] = Field(

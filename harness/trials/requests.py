@@ -1,14 +1,17 @@
 """A batch of timed requests with prompts of one exact length."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
+from harness.diagnosis.model import Diagnosis
 from harness.errors import HarnessError
 from harness.runs.schema import Request
 from harness.trials.context import Context
 from harness.trials.prompt import words
 from harness.trials.stream import ChatRequest
+from harness.trials.thrash import ends_thrash
 
 WARMUP_TOKENS = 64
 ATTEMPTS = 3
@@ -25,6 +28,11 @@ class Asker:
     generated_tokens: int
     deadline_s: float
     sent: list[Request] = field(default_factory=list)
+    moved_s: float = field(default_factory=time.monotonic)
+    """When the newest token came, on the monotonic clock; before the first, when this was made."""
+
+    def _moved(self) -> None:
+        self.moved_s = time.monotonic()
 
     async def warm_up(self) -> bool:
         """Send a short request whose figures do not count; whether it was answered.
@@ -70,6 +78,7 @@ class Asker:
                 trial=self.trial,
                 index=index,
                 warmup=warmup,
+                on_token=self._moved,
             )
         )
         if seen.prompt_tokens is not None:
@@ -111,8 +120,11 @@ async def measure(
     repeats: int,
     deadline_s: float,
     concurrency: int = 1,
-) -> list[Request]:
+) -> tuple[list[Request], Diagnosis | None]:
     """Send a short warm-up, then ``repeats`` requests, ``concurrency`` at a time; ends early at an error.
+
+    Returns:
+        The requests, and the diagnosis where they were ended because the backends thrashed and no token came.
 
     Raises:
         HarnessError: the model's chat template alone is longer than the prompt asked for.
@@ -123,9 +135,10 @@ async def measure(
         ctx.say(f"request {index} of {repeats}")
         return (await asker.exact(index)).error is None
 
-    if await asker.warm_up():
-        await in_flight(concurrency, range(1, repeats + 1), ask)
-    return asker.sent
+    async with ends_thrash(ctx, lambda: asker.moved_s) as watch:
+        if await asker.warm_up():
+            await in_flight(concurrency, range(1, repeats + 1), ask)
+    return asker.sent, watch.found
 
 
 def shortfall(

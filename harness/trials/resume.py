@@ -15,7 +15,7 @@ from harness.settings import shown_path
 from harness.trials.context import Context, Loaded
 from harness.trials.load import load_key, load_request, starve
 from harness.trials.profile import Profile
-from harness.trials.steps import LoadStep, ParityStep, PinStep, Step, UnloadStep
+from harness.trials.steps import FaultStep, LoadStep, ParityStep, PinStep, Step, UnloadStep
 
 LAST = "last"
 """In place of a run's name: the newest on the inventory that did not end."""
@@ -117,14 +117,14 @@ async def take_up(ctx: Context, run: Unfinished) -> None:
         if isinstance(step, LoadStep):
             _learn(ctx, step, trial)
             up = (step, trial) if trial.coordinator and trial.coordinator.plan else None
-        elif isinstance(step, UnloadStep | ParityStep | PinStep):
+        elif isinstance(step, UnloadStep | ParityStep | FaultStep | PinStep):
             up = None
     if up and _needs_a_load(steps[len(run.done) :]):
         await _load_again(ctx, *up)
 
 
 def _needs_a_load(left: Sequence[Step]) -> bool:
-    return bool(left) and not isinstance(left[0], LoadStep | ParityStep | PinStep)
+    return bool(left) and not isinstance(left[0], LoadStep | ParityStep | FaultStep | PinStep)
 
 
 def _learn(ctx: Context, step: LoadStep, trial: Trial) -> None:

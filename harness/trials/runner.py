@@ -19,6 +19,7 @@ from harness.trials.context import Context, Finding
 from harness.trials.coordinator import feed_again, stop
 from harness.trials.ending import RunDeadline, why_stop
 from harness.trials.estimate import step_signature
+from harness.trials.fault import run_fault
 from harness.trials.inference import run_inference
 from harness.trials.lab import lab_of
 from harness.trials.lease import cluster_lease
@@ -34,6 +35,7 @@ from harness.trials.samples import Sampler
 from harness.trials.setup import Options, Setting, settle
 from harness.trials.soak import run_soak
 from harness.trials.steps import (
+    FaultStep,
     InferenceStep,
     LoadStep,
     ParityStep,
@@ -207,6 +209,8 @@ async def _act(ctx: Context, trial_id: str, step: Step) -> Finding:
             return await run_soak(ctx, trial_id, step)
         case ParityStep():
             return await run_parity(ctx, trial_id, step)
+        case FaultStep():
+            return await run_fault(ctx, trial_id, step)
         case PinStep():
             return await run_pin(ctx, trial_id, step)
         case UnloadStep():
@@ -225,6 +229,8 @@ def step_title(step: Step) -> str:
     if isinstance(step, InferenceStep):
         streams = f"-{step.concurrency}-streams" if step.concurrency > 1 else ""
         return f"{step.model}-inference-{step.prompt_tokens}x{step.repeats}{streams}"
+    if isinstance(step, FaultStep):
+        return f"{step.fault}-{step.node}-{step.moment}"
     if isinstance(step, PinStep):
         return f"pin-{step.build}"
     return f"{step.model}-{step.kind}"

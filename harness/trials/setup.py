@@ -15,10 +15,11 @@ from harness.errors import HarnessError
 from harness.inventory import Inventory
 from harness.runs.schema import NodeFacts, RunManifest
 from harness.settings import REPOSITORY, shown_path
-from harness.trials.check import check_builds, check_fit, check_models, check_pins
+from harness.trials.check import check_builds, check_faults, check_fit, check_models, check_pins
 from harness.trials.client import RouterClient
 from harness.trials.estimate import earlier_durations, estimate
 from harness.trials.formulas import FORMULAS
+from harness.trials.lab import lab_of
 from harness.trials.nodes import NodeState, read_state, with_surroundings
 from harness.trials.profile import Profile
 
@@ -98,6 +99,7 @@ async def settle(options: Options, profile: Profile, inventory: Inventory, route
     await router.unload()
     states = await _look(inventory)
     check_builds(inventory, _facts(states))
+    check_faults(profile, inventory, lab_of(inventory))
     check_pins(options.pins, _facts(states)[inventory.head.name].build)
     try:
         check_fit(profile, inventory, _facts(states), models)

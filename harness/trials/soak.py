@@ -26,14 +26,14 @@ async def run_soak(ctx: Context, trial: str, step: SoakStep) -> Finding:
     first = ctx.loaded.start_id
     asker = Asker(ctx, trial, step.model, step.prompt_tokens, step.generated_tokens, step.deadline_s)
     started_ns = time.time_ns()
+    begun_s = time.monotonic()
+
+    async def ask(index: int) -> bool:
+        ctx.say(f"request {index}")
+        await asker.exact(index)
+        return step.duration_s is None or time.monotonic() - begun_s < step.duration_s
+
     if await asker.warm_up():
-        begun_s = time.monotonic()
-
-        async def ask(index: int) -> bool:
-            ctx.say(f"request {index}")
-            await asker.exact(index)
-            return step.duration_s is None or time.monotonic() - begun_s < step.duration_s
-
         await in_flight(step.concurrency, _indices(step.requests), ask)
     ended_ns = time.time_ns()
     await ctx.sampler.caught_up(ended_ns)

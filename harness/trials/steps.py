@@ -143,6 +143,58 @@ class UnloadStep(Strict):
     deadline_s: Deadline = 60
 
 
+class FaultStep(Strict):
+    """Cause a failure on one node, undo it, and compare the diagnosis with the cause."""
+
+    kind: Literal["fault"]
+    model: str = Field(description="the smaller the quicker; it goes over the backends")
+    fault: Literal[
+        "kill-backend",
+        "freeze-backend",
+        "kill-coordinator",
+        "squeeze-memory",
+        "starve-into-swap",
+        "cut-link",
+        "slow-link",
+        "small-cache-disk",
+        "other-build",
+        "closed-port",
+        "taken-port",
+        "wrong-flag",
+    ]
+    node: str
+    moment: Literal["idle", "loading", "prompt", "generating"] = Field(
+        "generating",
+        description="idle: before a load; the others: while one, a prompt or an answer is under way",
+    )
+    after_s: float = Field(0, ge=0, description="seconds into that moment")
+    build: int | None = Field(None, ge=1, description="of other-build")
+    memory: Size | None = Field(None, description="of starve-into-swap: what the machine is held to")
+    context: int = Field(2048, ge=128)
+    expected: FailureClass | None = Field(None, description="by default the class that the fault stands for")
+    deadline_s: Deadline = Field(180, description="from the injection to the diagnosis")
+
+    @property
+    def cause(self) -> FailureClass | None:
+        """What a diagnosis must come to; None where the fault is no failure, as a slow link."""
+        return self.expected or _CAUSES.get(self.fault)
+
+
+_CAUSES = {
+    "kill-backend": FailureClass.BACKEND_LOST,
+    "freeze-backend": FailureClass.BACKEND_STALLED,
+    "kill-coordinator": FailureClass.STOPPED_BUSY,
+    "squeeze-memory": FailureClass.OOM_KILLED,
+    "starve-into-swap": FailureClass.SWAP_THRASH,
+    "cut-link": FailureClass.NETWORK_PARTITION,
+    "small-cache-disk": FailureClass.DISK_FULL,
+    "other-build": FailureClass.BUILD_MISMATCH,
+    "closed-port": FailureClass.BACKEND_UNREACHABLE,
+    "taken-port": FailureClass.PORT_IN_USE,
+    "wrong-flag": FailureClass.BAD_ARGUMENTS,
+}
+
+
 class PinStep(Strict):
     """Change every node over to another build, as playbooks/upgrade.yml does."""
 
@@ -153,13 +205,14 @@ class PinStep(Strict):
     deadline_s: Deadline = Field(3600, description="a build that no cache has is made first")
 
 
-Step = PoolStep | LoadStep | InferenceStep | SoakStep | ParityStep | PinStep | UnloadStep
+Step = PoolStep | LoadStep | InferenceStep | SoakStep | ParityStep | FaultStep | PinStep | UnloadStep
 STEPS: dict[str, type[BaseModel]] = {
     "pool": PoolStep,
     "load": LoadStep,
     "inference": InferenceStep,
     "soak": SoakStep,
     "parity": ParityStep,
+    "fault": FaultStep,
     "pin": PinStep,
     "unload": UnloadStep,
 }

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,8 @@ class ChatRequest:
     warmup: bool = False
     cache_prompt: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+    on_token: Callable[[], None] | None = None
+    """Called at each token."""
 
     def body(self) -> dict[str, Any]:
         """JSON body for ``/v1/chat/completions``."""
@@ -87,7 +89,7 @@ async def stream_chat(
             if response.status != 200:
                 seen.error = error_text(await response.text())
             else:
-                await _read_tokens(response, seen, clock)
+                await _read_tokens(response, seen, clock, ask.on_token)
     except TimeoutError:
         seen.error = f"no end within {ask.deadline_s:.0f} s ({len(seen.token_ns)} tokens came)"
     except aiohttp.ClientError as error:
@@ -100,7 +102,9 @@ async def stream_chat(
     return seen
 
 
-async def _read_tokens(response: aiohttp.ClientResponse, seen: Request, clock: Clock) -> None:
+async def _read_tokens(
+    response: aiohttp.ClientResponse, seen: Request, clock: Clock, told: Callable[[], None] | None
+) -> None:
     async for data in _events(response):
         arrived = clock.now()
         if "error" in data:
@@ -110,6 +114,8 @@ async def _read_tokens(response: aiohttp.ClientResponse, seen: Request, clock: C
             if content := (choice.get("delta") or {}).get("content"):
                 seen.token_ns.append(arrived)
                 seen.text += content
+                if told:
+                    told()
             for token in (choice.get("logprobs") or {}).get("content") or ():
                 seen.token_ids.append(token["id"])
                 seen.logprobs.append(token["logprob"])

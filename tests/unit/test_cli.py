@@ -28,7 +28,7 @@ def inventory(tmp_path: Path) -> Path:
         ("run soak", "nothing called 'soak' can be run; known: benchmark, founding, schema"),
         (
             "run benchmark --profile nightly",
-            "no profile 'nightly'; shipped ones: default, founding, full, smoke",
+            "no profile 'nightly'; shipped ones: default, faults, ",
         ),
         ("release show 1234", "llama.cpp 1234 is not in the release catalogue, which has 6666, "),
         ("release fetch 6751 --source svn", "no source 'svn'; there are: pypi, git, archive"),

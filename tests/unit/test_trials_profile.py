@@ -73,7 +73,7 @@ def test_own_profile_is_read_by_path(tmp_path: Path) -> None:
 
 
 def test_unknown_profile_names_the_shipped_ones() -> None:
-    with pytest.raises(HarnessError, match="no profile 'nightly'; shipped ones: default, founding"):
+    with pytest.raises(HarnessError, match="no profile 'nightly'; shipped ones: default, faults"):
         load_profile("nightly")
 
 

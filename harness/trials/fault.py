@@ -1,0 +1,237 @@
+"""The fault trial: cause one failure at a chosen moment, and hold the diagnosis against the cause."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from harness.diagnosis.classify import classify
+from harness.diagnosis.evidence import Inputs
+from harness.diagnosis.model import Diagnosis, FailureClass, Signal
+from harness.errors import HarnessError
+from harness.inventory import Node
+from harness.runs.schema import CoordinatorPhase, CoordinatorState, Request
+from harness.trials.client import LoadRequest, RouterRefusedError
+from harness.trials.context import Context, Finding, Loaded, judge
+from harness.trials.coordinator import keep_log, stop
+from harness.trials.evidence import diagnose_ready, diagnose_waiting, diagnose_with_nodes
+from harness.trials.faults.catalogue import make_fault
+from harness.trials.faults.fault import Fault, Injected, injected, serve_again
+from harness.trials.faults.processes import KillCoordinator
+from harness.trials.nodes import run_on
+from harness.trials.prompt import words
+from harness.trials.steps import FaultStep
+from harness.trials.stream import ChatRequest
+from harness.trials.units import RPC_UNIT, diagnose_units
+
+LONG_ANSWER = 4000
+"""Tokens of the request that is under way: more than come before the fault is found."""
+LONG_PROMPT = 1500
+"""Words: its prompt is still being computed when the fault comes."""
+LOOK_EVERY_S = 1.0
+
+
+@dataclass
+class Seen:
+    """What there is to say of the coordinator, and of the node's backend, after a fault."""
+
+    state: CoordinatorState | None = None
+    coordinator: Diagnosis | None = None
+    backend: Diagnosis | None = None
+
+    def best(self, wanted: FailureClass | None) -> Diagnosis | None:
+        """The diagnosis that names the cause, where one does; else the coordinator's, else the backend's."""
+        told = [one for one in (self.coordinator, self.backend) if one]
+        return next((one for one in told if one.failure_class == wanted), told[0] if told else None)
+
+
+async def run_fault(ctx: Context, trial: str, step: FaultStep) -> Finding:
+    """Inject, look until the diagnosis is the cause or the time is over, undo; passes if they are the same.
+
+    The fault is undone whatever happens, Ctrl-C included, and the backend serves again before the trial ends.
+    The model is split as it would be without the fault.
+    """
+    node = ctx.inventory.node(step.node)
+    await stop(ctx, trial)
+    request = LoadRequest(model=step.model, context=step.context, deadline_s=step.deadline_s)
+    request = replace(request, plan=(await ctx.router.plan(request)).plan)
+    details: dict[str, Any] = {"fault": step.fault, "node": step.node, "moment": step.moment}
+
+    def tell(record: Injected) -> None:
+        details.update(injected_ns=record.time_ns, what=record.what)
+        ctx.event(record.time_ns, "fault", trial, record.node, fault=record.kind, what=record.what)
+
+    cause = step.cause
+    seen = Seen()
+    begun_s = time.monotonic()
+    try:
+        async with asyncio.timeout(step.deadline_s):
+            seen = await _acted(ctx, trial, step, request, tell, details)
+    except TimeoutError:
+        details["deadline_passed"] = True
+    details["undone_ns"] = undone_ns = time.time_ns()
+    ctx.event(undone_ns, "fault_undone", trial, step.node, fault=step.fault)
+    await _forget_peer(ctx, step, node)
+    metrics = {"fault_s": time.monotonic() - begun_s}
+    if injected_ns := details.get("injected_ns"):
+        metrics["found_after_s"] = (details.get("found_ns", undone_ns) - injected_ns) / 1e9
+    diagnosis = seen.best(cause)
+    outcome, answer = judge(diagnosis, cause, _answer(step, details, diagnosis))
+    return Finding(outcome, answer, cause, seen.state, diagnosis, metrics, details)
+
+
+async def _acted(
+    ctx: Context,
+    trial: str,
+    step: FaultStep,
+    request: LoadRequest,
+    tell: Callable[[Injected], None],
+    details: dict[str, Any],
+) -> Seen:
+    node = ctx.inventory.node(step.node)
+    if step.moment == "idle":
+        async with injected(_fault(ctx, step, node, None), tell):
+            ctx.say(f"loading after {step.fault} on {step.node}")
+            return await _found(ctx, step, node, details, await _load(ctx, request))
+    if step.moment == "loading":
+        loading = asyncio.create_task(_load(ctx, request))
+        try:
+            await _load_began(ctx, step, loading)
+            async with injected(_fault(ctx, step, node, None), tell):
+                return await _found(ctx, step, node, details, await loading)
+        finally:
+            loading.cancel()
+    first = await _load(ctx, request)
+    if first.state is None or first.coordinator:
+        return first
+    async with _request(ctx, trial, step) as asked:
+        await asked
+        fault = _fault(ctx, step, node, first.state)
+        async with injected(fault, tell) as record:
+            ctx.say(f"{step.fault} on {step.node}: looking for its cause")
+            # The router did not send the signal that ends its child; this trial did, and knows it.
+            ours = record.signals if isinstance(fault, KillCoordinator) else ()
+            return await _found(ctx, step, node, details, first, ours)
+
+
+def _fault(ctx: Context, step: FaultStep, node: Node, state: CoordinatorState | None) -> Fault:
+    return make_fault(step, node, ctx.inventory.head, ctx.lab, state)
+
+
+async def _load(ctx: Context, request: LoadRequest) -> Seen:
+    try:
+        state = await ctx.router.load(request)
+    except RouterRefusedError as refusal:
+        return Seen(refusal.state, refusal.state.diagnosis if refusal.state else None)
+    if state.start_id:
+        ctx.loaded = Loaded(state.start_id, request.model, request)
+    return Seen(state)
+
+
+async def _load_began(ctx: Context, step: FaultStep, loading: "asyncio.Task[Seen]") -> None:
+    """Wait until the coordinator runs, then as long as the step says."""
+    while not loading.done():
+        state = await ctx.router.coordinator()
+        if state.model == step.model and state.phase is CoordinatorPhase.STARTING:
+            break
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(step.after_s)
+
+
+@asynccontextmanager
+async def _request(ctx: Context, trial: str, step: FaultStep) -> AsyncIterator[Awaitable[None]]:
+    """A long request under way; what it yields is over at the moment that the step asks for."""
+    came = asyncio.Event()
+    prompt = words(LONG_PROMPT) if step.moment == "prompt" else "Count to ten thousand."
+    ask = ChatRequest(
+        step.model, prompt, LONG_ANSWER, step.deadline_s, trial=trial, index=1, on_token=came.set
+    )
+    asking: asyncio.Task[Request] = asyncio.create_task(ctx.router.chat(ask))
+
+    async def moment() -> None:
+        if step.moment == "generating":
+            waiting = asyncio.create_task(came.wait())
+            await asyncio.wait({waiting, asking}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+        await asyncio.sleep(step.after_s)
+
+    try:
+        yield moment()
+    finally:
+        asking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            ctx.run.append_request(await asking)
+
+
+async def _found(
+    ctx: Context,
+    step: FaultStep,
+    node: Node,
+    details: dict[str, Any],
+    first: Seen,
+    ours: Sequence[Signal] = (),
+) -> Seen:
+    """Look again and again, until a diagnosis is the cause; without one to come, once is enough."""
+    while True:
+        seen = await _look(ctx, node, first, ours)
+        if step.cause is None or ((found := seen.best(step.cause)) and found.failure_class == step.cause):
+            details["found_ns"] = time.time_ns()
+            return seen
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _look(ctx: Context, node: Node, first: Seen, ours: Sequence[Signal]) -> Seen:
+    state = first.state
+    if state and state.start_id:
+        state = await ctx.router.start(state.start_id) or state
+    seen = Seen(state, first.coordinator)
+    if state is not None:
+        await keep_log(ctx, state)
+        if state.phase is CoordinatorPhase.READY and ctx.loaded and not state.requests_in_flight:
+            seen.coordinator = await diagnose_ready(ctx, state)
+        elif state.exit and ours:
+            seen.coordinator = classify(Inputs(exit=state.exit, signals=list(ours)))
+        elif state.exit is None:
+            state.diagnosis = None
+            await diagnose_waiting(ctx, state)
+            seen.coordinator = _told(state.diagnosis)
+        else:
+            await diagnose_with_nodes(ctx, state)
+            seen.coordinator = _told(state.diagnosis)
+    with contextlib.suppress(HarnessError):  # a node whose link is cut
+        (unit,) = await diagnose_units([node], RPC_UNIT)
+        seen.backend = _told(unit.diagnosis)
+    return seen
+
+
+def _told(found: Diagnosis | None) -> Diagnosis | None:
+    """A diagnosis that says something: neither a stop, nor that nothing is known."""
+    quiet = (FailureClass.UNKNOWN, FailureClass.STOPPED)
+    return None if found is None or found.failure_class in quiet else found
+
+
+async def _forget_peer(ctx: Context, step: FaultStep, node: Node) -> None:
+    """End the coordinator, and have the backend serve again.
+
+    One that was cut off cannot have heard of that: rpc-server waits for a peer that is gone for ever.
+    """
+    with contextlib.suppress(HarnessError):
+        await ctx.router.unload(0)
+    ctx.loaded = None
+    if step.fault in ("cut-link", "slow-link"):
+        await run_on(node, "systemctl", "restart", RPC_UNIT, root=True)
+    await serve_again(node)
+
+
+def _answer(step: FaultStep, details: dict[str, Any], diagnosis: Diagnosis | None) -> str:
+    if "injected_ns" not in details:
+        return f"{step.fault} could not be caused: the load before it did not come up"
+    told = "nothing was diagnosed"
+    if diagnosis:
+        line = diagnosis.evidence[0]
+        told = f"diagnosed {diagnosis.failure_class}, by {line.source}: {line.line}"
+    after = (details.get("found_ns", details["undone_ns"]) - details["injected_ns"]) / 1e9
+    return f"{details['what']}, {step.moment}; {told}, after {after:.1f} s"

@@ -1,0 +1,111 @@
+"""Trials that hurt, on real nodes: each diagnosis is the cause, and nothing of the fault is left behind."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from harness.runs.read import read_events, read_manifest, read_trials
+from harness.runs.schema import Outcome, Trial
+from lab_under_test import LabUnderTest
+from readme import REPOSITORY
+
+FAULT = {"kind": "fault", "model": "1b-q8_0", "node": "node1", "context": 512}
+
+
+def begin(lab: LabUnderTest, folder: Path, *trials: dict[str, Any]) -> subprocess.Popen[str]:
+    """``harness run benchmark`` with these trials, in a process of its own."""
+    profile = folder / "mine.yml"
+    profile.write_text(yaml.safe_dump({"trials": list(trials)}))
+    argv = [str(REPOSITORY / ".venv/bin/harness"), "run", "benchmark", "--profile", str(profile)]
+    return subprocess.Popen(
+        [*argv, "--inventory", str(lab.path), "--reports", str(folder / "reports")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def the_run(folder: Path) -> Path:
+    (run,) = (folder / "reports").iterdir()
+    return run
+
+
+def tried(lab: LabUnderTest, folder: Path, *trials: dict[str, Any]) -> dict[str, Trial]:
+    """The trials of a whole run, by fault or kind."""
+    process = begin(lab, folder, *trials)
+    shown, _ = process.communicate(timeout=1200)
+    found = {trial.details.get("fault", trial.kind): trial for trial in read_trials(the_run(folder))}
+    assert len(found) == len(trials), shown
+    assert not left_of_faults(lab)
+    return found
+
+
+def left_of_faults(lab: LabUnderTest) -> str:
+    """What a fault that was not undone would leave on node1."""
+    shown = lab.run(
+        "node1",
+        "sh",
+        "-c",
+        "'systemctl is-active llama-rpc-server | grep -v ^active$; ls /run/systemd/system/*/llama-fault* 2>/dev/null; "
+        "nft list tables | grep llama_fault; mountpoint -q /var/cache/llama.cpp && echo mounted; "
+        "cat /proc/$(pidof rpc-server)/status | grep State:.*[Tt].\\(stopped\\)'",
+        check=False,
+    )
+    return shown.stdout
+
+
+def test_each_injected_fault_is_the_diagnosis(deployed: LabUnderTest, tmp_path: Path) -> None:
+    found = tried(
+        deployed,
+        tmp_path,
+        FAULT | {"fault": "kill-backend", "moment": "generating"},
+        FAULT | {"fault": "kill-coordinator", "moment": "generating"},
+        FAULT | {"fault": "freeze-backend", "moment": "generating"},
+        FAULT | {"fault": "squeeze-memory", "moment": "idle"},
+        FAULT | {"fault": "cut-link", "moment": "generating"},
+        FAULT | {"fault": "small-cache-disk", "moment": "idle"},
+        FAULT | {"fault": "wrong-flag", "moment": "idle"},
+        FAULT | {"fault": "slow-link", "moment": "idle"},
+    )
+    assert {name: trial.outcome for name, trial in found.items()} == dict.fromkeys(found, Outcome.PASSED), (
+        "\n".join(f"{name}: {trial.answer}" for name, trial in found.items())
+    )
+    assert all(trial.details["undone_ns"] > trial.details["injected_ns"] for trial in found.values())
+    run = the_run(tmp_path)
+    kinds = [event.kind for event in read_events(run)]
+    assert kinds.count("fault") == kinds.count("fault_undone") == len(found)
+    answers = {one.text: one.verdict for one in read_manifest(run).questions}
+    assert answers == {"Does 1b-q8_0 answer without a crash?": "unknown"}, "a run of faults asks no more"
+
+
+def test_ctrl_c_leaves_no_fault_behind(deployed: LabUnderTest, tmp_path: Path) -> None:
+    # The expected class never comes: the trial looks until it is stopped.
+    endless = {"fault": "freeze-backend", "moment": "generating", "expected": "gpu_driver", "deadline_s": 600}
+    process = begin(deployed, tmp_path, FAULT | endless)
+    deadline = time.monotonic() + 300
+    while not _injected(tmp_path):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    shown, _ = process.communicate(timeout=180)
+    assert process.returncode == 130, shown
+    assert not left_of_faults(deployed)
+
+
+def _injected(folder: Path) -> bool:
+    reports = folder / "reports"
+    lines = [line for path in reports.glob("*/events.jsonl") for line in path.read_text().splitlines()]
+    return any(json.loads(line)["kind"] == "fault" for line in lines)
+
+
+def test_backends_of_the_lab_compute_what_the_head_computes(deployed: LabUnderTest, tmp_path: Path) -> None:
+    found = tried(deployed, tmp_path, {"kind": "parity", "model": "smollm2", "context": 512})
+    parity = found["parity"]
+    assert parity.outcome is Outcome.PASSED, parity.answer
+    assert parity.metrics["tokens_equal"] == 32
+    assert (the_run(tmp_path) / "report.html").exists()

@@ -1,0 +1,135 @@
+"""The fault trial's decisions, the early end of thrash, and the floors of a load."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
+from harness.errors import HarnessError
+from harness.inventory import load_inventory
+from harness.trials.check import check_faults
+from harness.trials.fault import Seen
+from harness.trials.faults.catalogue import make_fault
+from harness.trials.floors import load_floors
+from harness.trials.profile import Profile, load_profile
+from harness.trials.remote import rates
+from harness.trials.samples import Point
+from harness.trials.steps import FaultStep
+from harness.trials.thrash import GROWN_BYTES, held_more, hopeless
+
+LAB = Path(__file__).parents[2] / "inventories" / "lab"
+MIB = 1 << 20
+
+
+def point(second: int, *, swap: int = 0, rss: int = 0, faults: int = 0) -> Point:
+    return Point(second * 10**9, 0, swap, rss, swap, faults, None, None)
+
+
+def thrashing(seconds: int, *, growing: int = 0) -> dict[str, list[Point]]:
+    each = [point(s, swap=200 * MIB, rss=growing * s, faults=500 * s) for s in range(seconds + 1)]
+    return {"a": each, "b": [point(s) for s in range(seconds + 1)]}
+
+
+def test_thrash_without_progress_is_hopeless_after_a_minute_and_says_why() -> None:
+    found = hopeless(thrashing(60), None)
+    assert found is not None
+    assert found.failure_class is FailureClass.SWAP_THRASH
+    assert [one.line for one in found.evidence] == [
+        "rpc-server had up to 200 MiB in swap; 500 major faults/s over 60 s",
+        "ended early: no progress within 60 s",
+    ]
+
+
+def test_what_moves_or_has_not_thrashed_long_is_left_alone() -> None:
+    assert hopeless(thrashing(60), "a token") is None
+    assert hopeless(thrashing(30), None) is None
+    assert hopeless({"a": [point(s) for s in range(61)]}, None) is None, "slow is not thrash"
+    assert hopeless({}, None) is None
+
+
+def test_load_gets_somewhere_while_its_backends_hold_more_and_more() -> None:
+    assert held_more(thrashing(60, growing=GROWN_BYTES // 60 + 1)) is not None
+    assert held_more(thrashing(60, growing=1)) is None
+
+
+def test_floors_are_bytes_over_rates_and_absent_where_nothing_was_measured() -> None:
+    rated = {"disk": 500.0, "hash": 800.0}
+    sizes = {"file_bytes": 1000.0, "rpc_model_bytes": 1600.0}
+    assert load_floors(rated, sizes) == {"disk_floor_s": 2.0, "hash_floor_s": 2.0}
+    assert load_floors({"disk": 500.0}, sizes) == {"disk_floor_s": 2.0}
+    assert load_floors({}, sizes) == {}
+
+
+def test_rates_are_measured_in_the_file_and_there_is_none_without_the_tool(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    model.write_bytes(os.urandom(3 * MIB))
+    rates.main({"path": str(model), "size": 2 * MIB, "tool": "/nowhere/tool"})
+    found = json.loads(capsys.readouterr().out)
+    assert found["disk"] > 0
+    assert found["hash"] is None
+    rates.main({"path": str(model), "size": 2 * MIB, "tool": "/bin/cat"})
+    assert json.loads(capsys.readouterr().out)["hash"] is None, "a tool that fails measures nothing"
+
+
+def diagnosed(failure: FailureClass) -> Diagnosis:
+    line = Evidence(source="s", line="l")
+    return Diagnosis(failure_class=failure, evidence=[line], confidence=Confidence.LIKELY, advice="")
+
+
+def test_diagnosis_that_names_the_cause_counts_wherever_it_is_told() -> None:
+    lost, oom = diagnosed(FailureClass.BACKEND_LOST), diagnosed(FailureClass.OOM_KILLED)
+    seen = Seen(coordinator=lost, backend=oom)
+    assert seen.best(FailureClass.OOM_KILLED) is oom
+    assert seen.best(FailureClass.BACKEND_LOST) is lost
+    assert seen.best(FailureClass.HUNG) is lost, "the coordinator's, where neither is the cause"
+    assert Seen().best(FailureClass.HUNG) is None
+
+
+def step(**more: object) -> FaultStep:
+    asked = {"kind": "fault", "model": "m", "fault": "kill-backend", "node": "node1", **more}
+    return FaultStep.model_validate(asked)
+
+
+def test_every_fault_has_its_cause_but_the_slow_link_and_a_profile_may_say_another() -> None:
+    kinds = FaultStep.model_json_schema()["properties"]["fault"]["enum"]
+    assert [kind for kind in kinds if step(fault=kind).cause is None] == ["slow-link"]
+    assert step(expected="hung").cause is FailureClass.HUNG
+
+
+def test_every_fault_of_a_profile_can_be_made_or_says_what_it_lacks() -> None:
+    inventory = load_inventory(LAB)
+    node, head = inventory.node("node1"), inventory.head
+    lacking: dict[str, str] = {
+        "kill-coordinator": "needs a coordinator that is up",
+        "other-build": "needs 'build'",
+    }
+    for kind in FaultStep.model_json_schema()["properties"]["fault"]["enum"]:
+        make: Callable[[], object] = lambda kind=kind: make_fault(step(fault=kind), node, head, None, None)  # noqa: E731
+        if kind in lacking:
+            with pytest.raises(HarnessError, match=lacking[kind]):
+                make()
+        else:
+            assert make()
+
+
+def test_real_machines_are_hurt_only_with_consent_and_only_as_they_can_be() -> None:
+    inventory = load_inventory(LAB)
+    asked = Profile(trials=[step()])
+    with pytest.raises(HarnessError, match="faults_allowed: true"):
+        check_faults(asked, inventory, None)
+    check_faults(asked.model_copy(update={"faults_allowed": True}), inventory, None)
+    starved = Profile(faults_allowed=True, trials=[step(fault="starve-into-swap")])
+    with pytest.raises(HarnessError, match="in a lab alone"):
+        check_faults(starved, inventory, None)
+    with pytest.raises(HarnessError, match="no backend 'node9'; there are: node1"):
+        check_faults(Profile(faults_allowed=True, trials=[step(node="node9")]), inventory, None)
+
+
+def test_shipped_faults_are_all_but_the_build_that_nobody_has() -> None:
+    kinds = set(FaultStep.model_json_schema()["properties"]["fault"]["enum"])
+    shipped = {one.fault for one in load_profile("faults")[2].trials if isinstance(one, FaultStep)}
+    assert kinds - shipped == {"other-build"}
