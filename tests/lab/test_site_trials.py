@@ -1,6 +1,7 @@
 """Trials that hurt, on real nodes: each diagnosis is the cause, and nothing of the fault is left behind."""
 
 import json
+import shlex
 import signal
 import subprocess
 import time
@@ -44,18 +45,18 @@ def tried(lab: LabUnderTest, folder: Path, *trials: dict[str, Any]) -> dict[str,
     return found
 
 
+LOOK = r"""
+systemctl is-active llama-rpc-server | grep -v '^active$'
+ls /run/systemd/system/*/llama-fault* 2>/dev/null
+nft list tables | grep llama_fault
+mountpoint -q /var/cache/llama.cpp && echo mounted
+grep 'State:.*stopped' /proc/$(pidof rpc-server)/status
+"""
+
+
 def left_of_faults(lab: LabUnderTest) -> str:
     """What a fault that was not undone would leave on node1."""
-    shown = lab.run(
-        "node1",
-        "sh",
-        "-c",
-        "'systemctl is-active llama-rpc-server | grep -v ^active$; ls /run/systemd/system/*/llama-fault* 2>/dev/null; "
-        "nft list tables | grep llama_fault; mountpoint -q /var/cache/llama.cpp && echo mounted; "
-        "cat /proc/$(pidof rpc-server)/status | grep State:.*[Tt].\\(stopped\\)'",
-        check=False,
-    )
-    return shown.stdout
+    return lab.run("node1", "sh", "-c", shlex.quote(LOOK), check=False).stdout
 
 
 def test_each_injected_fault_is_the_diagnosis(deployed: LabUnderTest, tmp_path: Path) -> None:
