@@ -71,7 +71,7 @@ down: .venv/.installed ## Stop the lab and leave nothing of it
 
 .PHONY: lock
 lock: ## Renew the hashed lock files (needs uv)
-	for extra in monitor router control dev peer-litellm; do \
+	for extra in monitor router control dev peer-guidellm peer-litellm; do \
 	  uv pip compile pyproject.toml --extra $$extra --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-annotate --no-header -q -o requirements/$$extra.lock; done
 

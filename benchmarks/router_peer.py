@@ -1,26 +1,9 @@
-"""The LiteLLM proxy, installed from its lock file into a virtual environment of its own."""
+"""The LiteLLM proxy, before an upstream of our own."""
 
-import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-from harness.settings import cache_dir
-
-LOCK = Path(__file__).parents[1] / "requirements" / "peer-litellm.lock"
-
-
-def environment() -> Path:
-    """The virtual environment, made the first time and again when the lock changes."""
-    digest = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:12]
-    folder = cache_dir() / "peers" / f"litellm-{digest}"
-    if (folder / ".installed").exists():
-        return folder
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    subprocess.run([folder / "bin" / "pip", "install", "-q", "--require-hashes", "-r", LOCK], check=True)
-    (folder / ".installed").touch()
-    return folder
+from peer import environment
 
 
 def litellm_command(port: int, upstream: int, key: str, folder: Path) -> list[str]:
@@ -33,6 +16,6 @@ def litellm_command(port: int, upstream: int, key: str, folder: Path) -> list[st
     }
     path = folder / "litellm.yaml"
     path.write_text(json.dumps(config))
-    binary = environment() / "bin" / "litellm"
+    binary = environment("litellm") / "bin" / "litellm"
     where = ["--host", "127.0.0.1", "--port", str(port)]
     return [str(binary), "--config", str(path), *where, "--num_workers", "1", "--telemetry", "False"]

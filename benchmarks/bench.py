@@ -1,0 +1,189 @@
+"""Decode rate over RPC as an inference trial measures it beside llama-bench's, in turns on the same backends.
+
+    benchmarks/bench.py --model ~/.cache/llama-harness/models/13b-q4_0.gguf --rounds 3 --threads 1
+
+Both are of the same build and put every layer on the same rpc-servers on loopback, in equal parts, with the
+same threads and the same flash attention. Each round runs a llama-server and then llama-bench, or the other
+way round; never both, as an rpc-server serves one client at a time.
+
+    server    (predicted_n - 1) / predicted_ms of llama.cpp's timings: `server_decode_tokens_per_s` of a trial
+    client    (n - 1) / (last token - first token) by our clock: `decode_tokens_per_s` of a trial
+    bench     llama-bench `-n` at `-d` as deep as the prompt, of n - 1 tokens: llama-server has the first one
+              from reading the prompt
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+from harness.diagnosis.loadlog import parse_load_log
+from harness.models.gguf import read_gguf
+from harness.router.command import release_args
+from harness.runs.metrics import summarise
+from harness.runs.schema import Request
+from harness.settings import cache_dir
+from harness.trials.prompt import PromptSizer, words
+from harness.trials.stream import ChatRequest, chat_session, stream_chat
+
+from bench_report import decode_rates
+from load import free_port, running, wait_healthy
+from ratio_table import Row, as_data, table
+
+MODEL = "m"
+BAR = 0.02
+DEADLINE_S = 1800
+
+
+def devices(options: argparse.Namespace, separator: str) -> str:
+    """All rpc-servers as devices."""
+    return separator.join(f"RPC{index}" for index in range(options.backends))
+
+
+def server_command(options: argparse.Namespace, endpoints: str, port: int) -> list[str]:
+    """llama-server as the router starts it, in equal parts."""
+    server = options.binaries / "llama-server"
+    return [
+        *(str(server), "--model", str(options.model), "--alias", MODEL, "--jinja", "--no-webui"),
+        *("--rpc", endpoints, "--device", devices(options, ","), "--n-gpu-layers", "999"),
+        *("--tensor-split", ",".join("1" * options.backends), "--threads", str(options.threads)),
+        *("--flash-attn", "on" if options.flash_attn else "off", "--ctx-size", str(options.context)),
+        *("--parallel", "1", "--host", "127.0.0.1", "--port", str(port), *release_args(server)),
+    ]
+
+
+def bench_command(options: argparse.Namespace, endpoints: str) -> list[str]:
+    """llama-bench with the same parts, threads and depth."""
+    return [
+        *(str(options.binaries / "llama-bench"), "--model", str(options.model), "--rpc", endpoints),
+        *("-dev", devices(options, "/"), "-ngl", "999", "-ts", "/".join("1" * options.backends)),
+        *("-t", str(options.threads), "-fa", str(int(options.flash_attn)), "-p", "0"),
+        *("-n", str(options.generated - 1), "-d", str(options.prompt), "-r", str(options.requests)),
+        *("-o", "json"),
+    ]
+
+
+async def ask(port: int, options: argparse.Namespace) -> list[Request]:
+    """Requests as an inference trial sends them, the first one thrown away."""
+    sizer, sent = PromptSizer(), list[Request]()
+    async with chat_session() as session:
+        for index in range(options.requests + 1):
+            warm_up = index == 0
+            count = sizer.guess(min(options.prompt, 64) if warm_up else options.prompt)
+            body = ChatRequest(
+                MODEL, words(count), 2 if warm_up else options.generated, DEADLINE_S, index=index
+            )
+            seen = await stream_chat(session, f"http://127.0.0.1:{port}", body)
+            if seen.error or seen.prompt_tokens is None:
+                raise SystemExit(f"llama-server: {seen.error}")
+            sizer.learn(count, seen.prompt_tokens)
+            sent.append(seen)
+    return sent[1:]
+
+
+def ask_server(options: argparse.Namespace, endpoints: str, log: Path) -> dict[str, float]:
+    """Medians of one llama-server's answers: ``server`` and ``client``, tokens per second."""
+    port = free_port()
+    log.unlink(missing_ok=True)
+    with running(server_command(options, endpoints, port), log):
+        wait_healthy(port)
+        if not parse_load_log(log.read_text(errors="replace").splitlines()).distributed:
+            raise SystemExit(f"llama-server did not put every layer on the rpc-servers: see {log}")
+        sent = asyncio.run(ask(port, options))
+    if wrong := [
+        r for r in sent if (r.prompt_tokens, r.completion_tokens) != (options.prompt, options.generated)
+    ]:
+        raise SystemExit(f"{wrong[0].prompt_tokens} + {wrong[0].completion_tokens} tokens, not as asked")
+    metrics = summarise(sent)
+    return {
+        "server": metrics["server_decode_tokens_per_s_median"],
+        "client": metrics["decode_tokens_per_s_median"],
+    }
+
+
+def ask_bench(options: argparse.Namespace, endpoints: str, folder: Path) -> float:
+    """Median of llama-bench's repetitions, tokens per second."""
+    with (folder / "bench.log").open("ab") as log:
+        done = subprocess.run(
+            bench_command(options, endpoints), stdout=subprocess.PIPE, stderr=log, check=False
+        )
+    if done.returncode:
+        raise SystemExit(
+            f"llama-bench ended with {done.returncode}: {(folder / 'bench.log').read_text()[-2000:]}"
+        )
+    (folder / "bench.json").write_bytes(done.stdout)
+    return median(
+        decode_rates(json.loads(done.stdout), depth=options.prompt, generated=options.generated - 1)
+    )
+
+
+def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
+    """Start the rpc-servers, measure in rounds, end them."""
+    ports = [free_port() for _ in range(options.backends)]
+    endpoints = ",".join(f"127.0.0.1:{port}" for port in ports)
+    first = ["chrt", "--rr", "5"] if options.realtime else []
+    seen: dict[str, list[float]] = {"server": [], "client": [], "bench": []}
+    with ExitStack() as stack:
+        for port in ports:
+            where = ["--host", "127.0.0.1", "--port", str(port), "--threads", str(options.threads)]
+            command = [*first, str(options.binaries / "rpc-server"), *where]
+            stack.enter_context(running(command, folder / f"rpc-{port}.log"))
+        for number in range(1, options.rounds + 1):
+            for bench in (False, True) if number % 2 else (True, False):
+                if bench:
+                    seen["bench"].append(ask_bench(options, endpoints, folder))
+                else:
+                    for name, value in ask_server(options, endpoints, folder / "server.log").items():
+                        seen[name].append(value)
+            last = ", ".join(f"{name} {values[-1]:.3f}" for name, values in seen.items())
+            print(f"round {number}: {last} tokens/s", file=sys.stderr, flush=True)
+    return [Row(f"decode, tokens/s ({who})", seen[who], seen["bench"], BAR) for who in ("server", "client")]
+
+
+def main() -> None:
+    """Print the table; exit 1 where a bar is missed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=cache_dir() / "models" / "13b-q4_0.gguf")
+    parser.add_argument("--binaries", type=Path, default=cache_dir() / "local" / "current" / "bin")
+    parser.add_argument("--backends", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=2, help="of each in a round")
+    parser.add_argument("--prompt", type=int, default=64, help="tokens: the depth")
+    parser.add_argument("--generated", type=int, default=24, help="tokens")
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=2, help="of each program")
+    parser.add_argument("--flash-attn", action="store_true")
+    parser.add_argument("--realtime", action="store_true", help="rpc-servers go before all else (needs root)")
+    parser.add_argument("--json", type=Path, help="write every round here")
+    parser.add_argument("--keep", type=Path, help="keep logs and llama-bench's last report here")
+    options = parser.parse_args()
+    for needed in (
+        options.model,
+        *(options.binaries / n for n in ("llama-server", "llama-bench", "rpc-server")),
+    ):
+        if not needed.exists():
+            parser.error(f"no {needed}: name the place with --model or --binaries")
+    with tempfile.TemporaryDirectory(prefix="bench-bench-") as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = measure(options, folder)
+    shape = f"{options.generated} tokens at depth {options.prompt} over {options.backends} rpc-servers"
+    print(
+        table(
+            f"{read_gguf(options.model).name}: {shape}, {options.rounds} rounds", "ours", "llama-bench", rows
+        )
+    )
+    if options.json:
+        options.json.write_text(json.dumps(as_data(rows), indent=1) + "\n")
+    sys.exit(0 if all(row.met for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()

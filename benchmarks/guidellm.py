@@ -1,0 +1,258 @@
+"""TTFT, ITL and tokens/s as our trials measure them beside guidellm's, in turns on one llama-server.
+
+    benchmarks/guidellm.py --rounds 8 --requests 7
+    benchmarks/guidellm.py --rounds 8 --requests 8 --streams 2
+
+Both ask the same server for the same number of tokens after prompts of the same length, streamed, greedy,
+without a cached prompt. Each round asks ours and then guidellm, or the other way round; a request before each
+is thrown away. guidellm makes its own prompts with a tokenizer made from the GGUF, whose token ids are first
+compared with the server's. guidellm comes from requirements/peer-guidellm.lock, in an environment of its own.
+
+    TTFT      first token - request sent, median of the round
+    ITL       (last token - first token) / (tokens - 1), median over the round's requests
+    tokens/s  output tokens of the round / its time, each by its own sum
+
+TTFT and ITL are shown once more over the server's own times of the very same requests: that takes out what
+else the machine did while it was one's turn.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.models.gguf import read_gguf
+from harness.router.command import release_args
+from harness.runs.schema import Request
+from harness.settings import cache_dir
+from harness.trials.prompt import words
+from harness.trials.requests import in_flight
+from harness.trials.stream import ChatRequest, chat_session, stream_chat
+
+from gguf_tokenizer import write_tokenizer
+from guidellm_report import Figures, Server, of_guidellm, of_ours, of_server
+from load import free_port, get, running, wait_healthy
+from peer import environment
+from ratio_table import Row, as_data, table
+
+MODEL = "m"
+BAR = 0.03
+DEADLINE_S = 600
+LOG_S = 0.3
+"""llama-server writes its log from a thread of its own, a little later."""
+SAMPLES = (
+    "It's 1234 o'clock:\n\n\tthe  quick brown fox, naïve; 日本語 и 🦙!",
+    "<|im_start|>user\nHello<|im_end|>\n",
+    words(100),
+)
+_COUNT = """
+import json, sys
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+print(json.dumps([tokenizer.encode(text) for text in json.load(sys.stdin)]))
+"""
+
+
+def environment_variables() -> dict[str, str]:
+    """Ours without proxies; guidellm asks for chats, with the limit's name that every llama-server knows."""
+    kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    return kept | {
+        "GUIDELLM__PREFERRED_ROUTE": "chat_completions",
+        "GUIDELLM__OPENAI__MAX_OUTPUT_KEY": json.dumps({"chat_completions": "max_tokens"}),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+
+
+def check_tokenizer(python: Path, folder: Path, port: int) -> None:
+    """Compare token ids of the written tokenizer with the server's.
+
+    Raises:
+        SystemExit: they differ.
+    """
+    done = subprocess.run(
+        [python, "-c", _COUNT, folder],
+        input=json.dumps(SAMPLES),
+        capture_output=True,
+        text=True,
+        env=environment_variables(),
+        check=True,
+    )
+    for text, ids in zip(SAMPLES, json.loads(done.stdout), strict=True):
+        body = {"content": text, "parse_special": True, "add_special": False}
+        if (server := get(port, "/tokenize", body)[1]["tokens"]) != ids:
+            raise SystemExit(f"the tokenizer from the GGUF reads {text!r} as {ids}, the server as {server}")
+
+
+def template_tokens(port: int) -> int:
+    """Tokens that the chat template adds to a prompt."""
+    body = {"messages": [{"role": "user", "content": "the"}]}
+    prompt = get(port, "/apply-template", body)[1]["prompt"]
+    counted = get(port, "/tokenize", {"content": prompt, "parse_special": True, "add_special": False})[1]
+    return len(counted["tokens"]) - 1
+
+
+async def ask_ours(port: int, options: argparse.Namespace, count: int, requests: int) -> list[Request]:
+    """Requests as an inference trial sends them."""
+    sent: list[Request] = []
+    async with chat_session() as session:
+
+        async def ask(index: int) -> bool:
+            body = ChatRequest(MODEL, words(count), options.generated, DEADLINE_S, index=index)
+            sent.append(await stream_chat(session, f"http://127.0.0.1:{port}", body))
+            return True
+
+        await in_flight(options.streams, range(requests), ask)
+    return sent
+
+
+def ask_guidellm(port: int, options: argparse.Namespace, count: int, number: int, folder: Path) -> Any:
+    """The report of one run of guidellm."""
+    path = folder / f"guidellm-{number}.json"
+    shape = {"prompt_tokens": count, "output_tokens": options.generated, "samples": options.requests}
+    extra = {"temperature": 0, "cache_prompt": False}
+    rate = ["concurrent", "--rate", str(options.streams)] if options.streams > 1 else ["synchronous"]
+    command: list[str | Path] = [
+        *(environment("guidellm") / "bin" / "guidellm", "benchmark", "run"),
+        *("--target", f"http://127.0.0.1:{port}", "--model", MODEL),
+        *("--processor", folder / "tokenizer", "--data", json.dumps(shape)),
+        *("--backend-args", json.dumps({"http2": False, "extra_body": extra})),
+        *("--rate-type", *rate, "--max-requests", str(options.requests), "--random-seed", str(number)),
+        *("--output-path", path, "--disable-progress", "--disable-console-outputs"),
+    ]
+    with (folder / "guidellm.log").open("ab") as log:
+        done = subprocess.run(command, stdout=log, stderr=log, env=environment_variables(), check=False)
+    if done.returncode or not path.exists():
+        raise SystemExit(
+            f"guidellm ended with {done.returncode}: {(folder / 'guidellm.log').read_text()[-2000:]}"
+        )
+    return json.loads(path.read_text())
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One round of one client, and the server's own account of the same requests."""
+
+    client: Figures
+    server: Server
+
+    @property
+    def ttft(self) -> float:
+        """TTFT / the server's time for the prompt."""
+        return self.client.ttft_ms / self.server.prompt_ms
+
+    @property
+    def itl(self) -> float:
+        """ITL / the server's."""
+        return self.client.itl_ms / self.server.gap_ms
+
+
+def one_round(
+    port: int, options: argparse.Namespace, count: int, number: int, folder: Path
+) -> dict[str, Seen]:
+    """Both, in an order that turns with each round; a request of each stream before is thrown away."""
+    found: dict[str, Seen] = {}
+    log = folder / "server.log"
+    for name in ("ours", "guidellm") if number % 2 else ("guidellm", "ours"):
+        asyncio.run(ask_ours(port, options, count, options.streams))
+        time.sleep(LOG_S)
+        begun = log.stat().st_size
+        if name == "ours":
+            figures = of_ours(
+                asyncio.run(ask_ours(port, options, count, options.requests)), options.generated
+            )
+        else:
+            report = ask_guidellm(port, options, count, number, folder)
+            figures = of_guidellm(report, options.requests, options.generated)
+        time.sleep(LOG_S)
+        text = log.read_bytes()[begun:].decode(errors="replace")
+        found[name] = Seen(figures, of_server(text, options.requests, options.generated))
+    print(f"round {number}: {found}", file=sys.stderr, flush=True)
+    return found
+
+
+def server_command(options: argparse.Namespace, port: int) -> list[str]:
+    """llama-server with a slot per stream; its threads leave the clients a core where there are two."""
+    server = options.binaries / "llama-server"
+    context = (options.prompt + options.generated + 64) * options.streams
+    return [
+        *(("chrt", "--rr", "5") if options.realtime else ()),
+        *(str(server), "--model", str(options.model), "--alias", MODEL, "--jinja", "--no-webui"),
+        *("--host", "127.0.0.1", "--port", str(port), "--threads", str(options.threads)),
+        *("--ctx-size", str(context), "--parallel", str(options.streams), *release_args(server)),
+    ]
+
+
+def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
+    """Start the server, ask in rounds, end it."""
+    port = free_port()
+    tokenizer = write_tokenizer(options.model, folder / "tokenizer")
+    with running(server_command(options, port), folder / "server.log"):
+        wait_healthy(port)
+        check_tokenizer(environment("guidellm") / "bin" / "python", tokenizer, port)
+        count = options.prompt - template_tokens(port)
+        if count < 1:
+            raise SystemExit(f"the chat template alone takes {options.prompt - count} tokens; ask for more")
+        rounds = [one_round(port, options, count, n, folder) for n in range(1, options.rounds + 1)]
+    return [
+        row("TTFT, ms", rounds, lambda seen: seen.client.ttft_ms),
+        row("ITL, ms", rounds, lambda seen: seen.client.itl_ms),
+        row("tokens/s", rounds, lambda seen: seen.client.tokens_per_s),
+        row("TTFT / server's prompt time", rounds, lambda seen: seen.ttft),
+        row("ITL / server's", rounds, lambda seen: seen.itl),
+        row("prompt tokens", rounds, lambda seen: seen.client.prompt_tokens),
+    ]
+
+
+def row(name: str, rounds: list[dict[str, Seen]], figure: Callable[[Seen], float]) -> Row:
+    """One figure of all rounds."""
+    ours, theirs = ([figure(one[who]) for one in rounds] for who in ("ours", "guidellm"))
+    return Row(name, ours, theirs, BAR)
+
+
+def main() -> None:
+    """Print the table; exit 1 where a bar is missed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=cache_dir() / "models" / "smollm2.gguf")
+    parser.add_argument("--binaries", type=Path, default=cache_dir() / "local" / "current" / "bin")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=7, help="that count, of each in a round")
+    parser.add_argument("--prompt", type=int, default=256, help="tokens, chat template and all")
+    parser.add_argument("--generated", type=int, default=64, help="tokens")
+    parser.add_argument("--streams", type=int, default=1, help="requests at a time")
+    parser.add_argument(
+        "--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="the server's"
+    )
+    parser.add_argument(
+        "--realtime", action="store_true", help="the server goes before all else (needs root)"
+    )
+    parser.add_argument("--json", type=Path, help="write every round here")
+    parser.add_argument("--keep", type=Path, help="keep logs and guidellm's reports here")
+    options = parser.parse_args()
+    for needed in (options.model, options.binaries / "llama-server"):
+        if not needed.exists():
+            parser.error(f"no {needed}: name the place with --model or --binaries")
+    name = read_gguf(options.model).name
+    with tempfile.TemporaryDirectory(prefix="bench-guidellm-") as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = measure(options, folder)
+    shape = f"{options.prompt} + {options.generated} tokens, {options.streams} at a time"
+    print(table(f"{name}: {shape}, {options.rounds} rounds of {options.requests}", "ours", "guidellm", rows))
+    if options.json:
+        options.json.write_text(json.dumps(as_data(rows), indent=1) + "\n")
+    sys.exit(0 if all(row.met for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()

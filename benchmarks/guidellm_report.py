@@ -1,0 +1,96 @@
+"""What guidellm 0.3 writes about a benchmark, as the figures that ``harness/runs/metrics.py`` has too."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from harness.runs.metrics import summarise
+from harness.runs.schema import Request
+
+_TIMINGS = re.compile(
+    r"prompt eval time = +([\d.]+) ms / +(\d+) tokens.*\n.*\beval time = +([\d.]+) ms / +(\d+) tokens"
+)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One client's view of one round."""
+
+    ttft_ms: float
+    """Median of first token - request sent."""
+    itl_ms: float
+    """Median over requests of (last token - first token) / (tokens - 1): guidellm's inter-token latency."""
+    tokens_per_s: float
+    """Output tokens of the round / its time."""
+    prompt_tokens: float
+    """Median, as the server counted them."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """The same round by llama-server's own clock."""
+
+    prompt_ms: float
+    """Median time to read a prompt."""
+    gap_ms: float
+    """Median over requests of the decode time / (tokens - 1)."""
+
+
+def of_server(log: str, requests: int, generated: int) -> Server:
+    """What llama-server's log says of one round.
+
+    Args:
+        log: what it wrote during the round; requests of another length (guidellm tries the server first)
+            are passed over.
+
+    Raises:
+        SystemExit: the log does not tell of every request.
+    """
+    seen = [match.groups() for match in _TIMINGS.finditer(log)]
+    kept = [(float(prompt), float(decode)) for prompt, _, decode, count in seen if int(count) == generated]
+    if len(kept) != requests:
+        raise SystemExit(f"the server's log tells of {len(kept)} of {requests} requests")
+    return Server(median(one[0] for one in kept), median(one[1] for one in kept) / (generated - 1))
+
+
+def of_guidellm(report: Any, requests: int, generated: int) -> Figures:
+    """The figures in guidellm's own words, from the report of one benchmark.
+
+    Raises:
+        SystemExit: requests failed or are missing, or answers are not as long as asked.
+    """
+    (benchmark,) = report["benchmarks"]
+    sent, metrics = benchmark["requests"], benchmark["metrics"]
+    good, bad = sent["successful"], [*sent["errored"], *sent["incomplete"]]
+    if bad or len(good) != requests:
+        why = f", one with: {bad[0].get('error')}" if bad else ""
+        raise SystemExit(f"guidellm: {len(good)} of {requests} requests were answered{why}")
+    if lengths := sorted({one["output_tokens"] for one in good} - {generated}):
+        raise SystemExit(f"guidellm: answers of {lengths} tokens, {generated} asked")
+    return Figures(
+        ttft_ms=metrics["time_to_first_token_ms"]["successful"]["median"],
+        itl_ms=metrics["inter_token_latency_ms"]["successful"]["median"],
+        tokens_per_s=metrics["output_tokens_per_second"]["successful"]["mean"],
+        prompt_tokens=metrics["prompt_token_count"]["successful"]["median"],
+    )
+
+
+def of_ours(sent: Sequence[Request], generated: int) -> Figures:
+    """The same from the requests of one round, by the code that makes the figures of a trial.
+
+    Raises:
+        SystemExit: a request failed, or an answer is not as long as asked.
+    """
+    for request in sent:
+        if request.error or request.completion_tokens != generated:
+            raise SystemExit(f"harness: {request.error or f'{request.completion_tokens} tokens came'}")
+    metrics = summarise(sent)
+    counts = sorted(request.prompt_tokens or 0 for request in sent)
+    return Figures(
+        ttft_ms=metrics["ttft_s_median"] * 1e3,
+        itl_ms=metrics["tpot_s_median"] * 1e3,
+        tokens_per_s=metrics["tokens_per_s"],
+        prompt_tokens=counts[len(counts) // 2],
+    )
