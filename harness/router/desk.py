@@ -85,7 +85,7 @@ class Desk:
         if self._turn_over:
             self._turn_over.cancel()
             self._turn_over = None
-        if self.hold.active:
+        if self.hold.active or self._server.ending:
             return
         while isinstance(step := next_step(self._situation()), Grant):
             if self._server.current is not None:

@@ -38,10 +38,15 @@ class NodeSamples:
         self._asked = -_FRESH_S
         self._away = False
 
-    async def refresh(self, nodes: list[str]) -> None:
-        """Ask Redis, unless it was asked just now. Redis away: nothing is known, and the log says so once."""
+    async def refresh(self, nodes: list[str], *, now: bool = False) -> None:
+        """Ask Redis, unless it was asked just now. Redis away: nothing is known, and the log says so once.
+
+        Args:
+            nodes: those that somebody wants to know of.
+            now: ask all the same: somebody waits for what comes next.
+        """
         new = set(nodes) - self._nodes
-        if self._reader is None or (not new and time.monotonic() - self._asked < _FRESH_S):
+        if self._reader is None or (not new and not now and time.monotonic() - self._asked < _FRESH_S):
             return
         self._nodes |= new
         self._asked = time.monotonic()
@@ -57,9 +62,9 @@ class NodeSamples:
         self._now_ns = heard.time_ns
         self._samples = {node: sample for node, sample in heard.latest.items() if sample}
 
-    async def heard(self, nodes: list[str]) -> dict[str, Sample]:
-        """The samples of the last seconds of those nodes that have one."""
-        await self.refresh(nodes)
+    async def heard(self, nodes: list[str], *, now: bool = False) -> dict[str, Sample]:
+        """The samples of the last seconds of those nodes that have one; see ``refresh``."""
+        await self.refresh(nodes, now=now)
         return {node: sample for node, sample in self._samples.items() if node in nodes}
 
     def available_bytes(self, node: str) -> int | None:

@@ -71,6 +71,14 @@ class CoordinatorServer:
         current = self.current
         return current.plan.model if current and current.phase is CoordinatorPhase.READY else None
 
+    @property
+    def ending(self) -> bool:
+        """Whether the process has gone, and why is not known yet."""
+        current = self.current
+        if current is None or current.process is None:
+            return False
+        return current.process.exit is not None and not current.ended.is_set()
+
     async def load(self, request: LoadRequest, *, drain_s: float = 0, for_requests: bool = False) -> Start:
         """Make a model ready as asked: with the process that serves it so already, else with a new one.
 

@@ -80,6 +80,8 @@ class Witness:
             line = kernel.last_oom if f"({Path(start.state.argv[0]).name[:15]})" in kernel.last_oom else None
         before, after = self._kills_before.get(start.id), _kills(sample)
         grown = after - before if before is not None and after is not None else None
+        if grown is None and line is None and self._kernel is not None:
+            grown = 0  # the kernel's whole log was read, and it does not name the process
         return Testimony(self._head, line, grown)
 
     def _kernels_line(self, pid: int) -> str | None:
@@ -94,7 +96,7 @@ class Witness:
         """The samples of those nodes that say something newer than ``time_ns``, by the head node's clock."""
         deadline = time.monotonic() + _WAIT_S
         while True:
-            samples = await self._nodes.heard(list(nodes))
+            samples = await self._nodes.heard(list(nodes), now=True)
             newer = {node: sample for node, sample in samples.items() if _taken_ns(sample) > time_ns}
             if len(newer) == len(set(nodes)) or not samples or time.monotonic() > deadline:
                 return newer

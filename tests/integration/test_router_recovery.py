@@ -121,6 +121,8 @@ def test_coordinator_killed_before_the_first_token_costs_no_request(
     assert len(starts_since(stack, before)) == 2, "concurrent failures cause one restart"
     last = stack.admin("failures")[1][-1]
     assert (last["model"], last["start_id"]) == ("smollm2", starts_since(stack, before)[0]["start_id"])
+    told = os.access("/dev/kmsg", os.R_OK)  # that the kernel did not kill it, only its log can say
+    assert last["diagnosis"]["class"] == ("stopped" if told else "unknown")
     assert last["diagnosis"]["evidence"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 from harness.monitor.processes import ProcessTable
-from harness.monitor.sample import Memory, RpcSocket, Sample, Source
+from harness.monitor.sample import Kernel, Memory, RpcSocket, Sample, Source
 from harness.monitor.store import connection_options, latest_key
 from redis_server import RedisServer
 from router_stack import RouterStack, wait_for
@@ -29,6 +29,7 @@ class MonitorsDouble:
         self._over = threading.Event()
         self.peers: dict[str, str] = {}
         """By node, whom its rpc-server serves."""
+        self.oom_line: str | None = None
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -56,6 +57,7 @@ class MonitorsDouble:
                     memory=memory,
                     cpu_s=1,
                     processes=own,
+                    kernel=Kernel(log=True, last_oom=self.oom_line, last_oom_ns=time.time_ns()),
                     rpc=RpcSocket(listening=bool(own), backlog=0, peer=self.peers.get(node)),
                 )
                 self._client.set(latest_key(node), sample.model_dump_json(), px=5000)
@@ -113,6 +115,21 @@ def test_coordinator_that_somebody_kills_was_stopped(stack: RouterStack) -> None
     found = end_of_a_busy_coordinator(stack, lambda pid: os.kill(pid, signal.SIGKILL))
     assert found["class"] == "stopped", found
     assert found["evidence"][0]["line"] == "no OOM kill on node1 while it ran"
+
+
+def test_kernels_line_in_the_head_nodes_samples_makes_a_kill_an_oom_kill(
+    watched: tuple[RouterStack, MonitorsDouble],
+) -> None:
+    stack, monitors = watched
+    line = "Memory cgroup out of memory: Killed process 4711 (llama-server) total-vm:9kB"
+
+    def kill(pid: int) -> None:
+        monitors.oom_line = line
+        os.kill(pid, signal.SIGKILL)
+
+    found = end_of_a_busy_coordinator(stack, kill)
+    assert (found["class"], found["confidence"]) == ("oom_killed", "certain")
+    assert found["evidence"][0] == {"source": "journal node1", "line": line}
 
 
 def test_backend_that_is_killed_is_still_a_lost_backend(stack: RouterStack) -> None:
