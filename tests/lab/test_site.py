@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from harness.settings import ROUTER_PORT, state_dir
 from lab_under_test import LabUnderTest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 NODES = ("node1", "node2")
 UNITS = {
@@ -90,6 +92,50 @@ def test_small_model_is_answered_by_the_pool(ask: Ask) -> None:
     answer = ask("/api/chat", {**body, "options": {"num_predict": 8}})
     assert answer["message"]["content"]
     assert answer["eval_count"] > 0
+
+
+FAMILIES = {
+    "llama_router_requests": "counter",
+    "llama_router_tokens": "counter",
+    "llama_router_ttft_seconds": "histogram",
+    "llama_router_itl_seconds": "histogram",
+    "llama_router_queue_length": "gauge",
+    "llama_router_queue_oldest_seconds": "gauge",
+    "llama_router_coordinator_ends": "counter",
+    "llama_router_coordinator_restarts": "counter",
+    "llama_router_backend_state": "gauge",
+    "llama_router_node_state": "gauge",
+    "llama_router_pool_server_state": "gauge",
+}
+
+
+def scraped(lab: LabUnderTest, key: str) -> dict[str, Metric]:
+    """The families of ``/metrics`` as Prometheus's own parser reads them."""
+    url = f"http://{lab.inventory.head.address}:{ROUTER_PORT}/metrics"
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+
+
+def test_prometheus_can_scrape_the_deployed_router_with_its_key(deployed: LabUnderTest, ask: Ask) -> None:
+    body = {"model": "smollm2", "max_tokens": 2, "messages": [{"role": "user", "content": "Say hello."}]}
+    assert ask("/v1/chat/completions", body)["usage"]
+    found = scraped(deployed, (state_dir(deployed.path) / "router.key").read_text().strip())
+    assert {name: found[name].type for name in FAMILIES} == FAMILIES
+    answered = [s.value for s in found["llama_router_requests"].samples if s.labels.get("route") == "pool"]
+    assert sum(answered) >= 1
+    for family, nodes in (("backend", set(NODES)), ("node", set(NODES)), ("pool_server", {"node2"})):
+        samples = found[f"llama_router_{family}_state"].samples
+        states = {s.labels["node"]: s.labels["state"] for s in samples if s.value == 1}
+        assert set(states) == nodes
+        assert not {"silent", "down", "unseen", "set_aside"} & set(states.values()), states
+
+
+def test_metrics_are_not_for_everybody(deployed: LabUnderTest) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        scraped(deployed, "no-key-of-this-router")
+    with refused.value:
+        assert refused.value.code == 401
 
 
 def test_wrong_key_is_refused(ask: Ask) -> None:
