@@ -61,6 +61,12 @@ ELSEWHERE: tuple[tuple[FailureClass, str, str], ...] = (
         "nothing (likely).",
         "harness/router/progress.py",
     ),
+    (
+        _C.BACKEND_UNREACHABLE,
+        "A backend of the plan serves a connection that the head node no longer has, by the node's samples "
+        "and the head node's socket table (certain).",
+        "harness/router/loading.py",
+    ),
     (_C.BAD_ARGUMENTS, "llama-server cannot be executed (certain).", "harness/router/launch.py"),
     (
         _C.UNKNOWN,

@@ -26,7 +26,7 @@ from harness.runs.schema import CoordinatorPhase
 
 _KILL_WAIT_S = 10
 _SLOTS_WAIT_S = 0.5
-_STATUS = {FailureClass.HUNG: 504, FailureClass.STOPPED: 409}
+_STATUS = {FailureClass.HUNG: 504, FailureClass.STOPPED: 409, FailureClass.BACKEND_UNREACHABLE: 503}
 
 Proof = Callable[[Start], Awaitable[None]]
 """Asks a coordinator that looks ready to show that it is; raises LoadError."""

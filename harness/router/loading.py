@@ -75,6 +75,8 @@ async def watch_load(
             raise LoadError(FailureClass.UNKNOWN, "llama-server ended while it loaded")
         if start.aborted:
             raise LoadError(FailureClass.STOPPED, start.aborted)
+        if start.hopeless:
+            raise LoadError(FailureClass.BACKEND_UNREACHABLE, start.hopeless)
         asked_ns = time.time_ns()
         if await _healthy(session, base_url):
             break

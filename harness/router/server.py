@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from pathlib import Path
 
 import aiohttp
@@ -23,6 +24,7 @@ from harness.runs.schema import CoordinatorPhase, CoordinatorState
 
 STOPPING = "the router stops"
 _KEPT_STARTS = 20
+_LOOK_EVERY_S = 2.0
 
 
 class CoordinatorServer:
@@ -31,7 +33,8 @@ class CoordinatorServer:
     Args:
         url: where it is to listen.
         planner: makes its plans, and learns from those that came up.
-        check: asked before a load that no recovery looked after; raises what speaks against its plan.
+        check: asked before a load that no recovery looked after, and during every one; raises what speaks
+            against its plan.
         on_end: called once the end of a process is known and diagnosed.
     """
 
@@ -108,11 +111,25 @@ class CoordinatorServer:
         self.current = start
         self.starts.append(start)
         deadline_s = request.deadline_s or self._config.load_deadline_s
-        await self._launcher.launch(
-            start, deadline_s=deadline_s, proof=self._keeper.prove if for_requests else None
-        )
+        watch = asyncio.create_task(self._watch_backends(start), context=Context())
+        try:
+            await self._launcher.launch(
+                start, deadline_s=deadline_s, proof=self._keeper.prove if for_requests else None
+            )
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
         self._planner.came_up(planned, start.state.report)
         return start
+
+    async def _watch_backends(self, start: Start) -> None:
+        """Give a load up once something speaks against its plan: a node may have been silent before."""
+        while start.hopeless is None:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            try:
+                await self._check(start.plan)
+            except RouterError as error:
+                start.hopeless = error.message
 
     async def stop(self, reason: str, *, idle_s: float, signal: str = "SIGTERM") -> None:
         """Stop what runs, when idle, or busy once ``idle_s`` has passed."""

@@ -40,6 +40,8 @@ class Start:
         """Whether it ended while it was lent, without anybody having asked it to stop."""
         self.aborted: str | None = None
         """Why somebody wants this load to end before it is ready."""
+        self.hopeless: str | None = None
+        """Why this load can never be ready, whatever its deadline."""
         self.moved_at = time.monotonic()
         """When a byte of an answer last came, or a request was last sent or ended; monotonic seconds."""
         self.ready_at: float | None = None

@@ -11,6 +11,8 @@ _DECIDED_HERE = {
     "give the load a longer deadline if it was still moving.",
     FailureClass.PORT_IN_USE: "Find who listens there with 'ss -Hltnp' and stop it, "
     "or set another coordinator_port.",
+    FailureClass.BACKEND_UNREACHABLE: "Restart llama-rpc-server on the node that the line names, "
+    "then load again.",
     FailureClass.BAD_ARGUMENTS: "Check that llama.cpp is installed under /opt/llama.cpp/current "
     "and that the router's user may write the log folder.",
 }

@@ -169,3 +169,21 @@ def test_backend_that_a_coordinator_has_just_left_is_not_taken_for_forgotten(
         loading = threads.submit(stack.admin, "load", {"model": "smollm2"})
         monitors.peers.clear()
         assert loading.result()[0] == 200
+
+
+def test_load_that_waits_behind_such_a_backend_is_given_up_once_its_node_says_so(
+    watched: tuple[RouterStack, MonitorsDouble],
+) -> None:
+    stack, monitors = watched
+    stack.backends[1].signal(signal.SIGSTOP)  # as one that serves somebody else: it takes no other client
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            loading = threads.submit(stack.admin, "load", {"model": "smollm2"})
+            wait_for(lambda: stack.admin("coordinator")[1]["phase"] == "starting", 20, "a load that hangs")
+            monitors.peers["node2"] = "127.0.0.1:1"
+            status, refused = loading.result()
+    finally:
+        stack.backends[1].signal(signal.SIGCONT)
+    assert (status, refused["error"]["class"]) == (503, "backend_unreachable")
+    assert "node2: its rpc-server still serves 127.0.0.1:1" in refused["error"]["message"]
+    assert stack.admin("coordinator")[1]["diagnosis"]["class"] == "backend_unreachable"
