@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from harness.report import write_report
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Dialog, Page, expect
 from tests.browser.report_page import opened, problems, too_wide, unfold
-from tests.unit.report_runs import copy_run, hostile_run
+from tests.unit.report_runs import KINDS, RECORDED, copy_run, hostile_run
 
 pytestmark = pytest.mark.browser
 
@@ -17,6 +17,12 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(copy_run(tmp_path_factory.mktemp("recorded")))
+
+
+@pytest.fixture(scope="module", params=[RECORDED, KINDS], ids=lambda run: str(run.name))
+def each_report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of each recorded run."""
+    return write_report(copy_run(tmp_path_factory.mktemp("each"), request.param))
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +41,11 @@ def page(chromium: Browser, report: Path) -> Iterator[Page]:
     ("width", "shown", "hidden"), [("desktop", "wide", "narrow"), ("phone", "narrow", "wide")]
 )
 def test_page_fits_its_screen_and_axe_finds_nothing_serious(
-    chromium: Browser, report: Path, artefacts: Path, width: str, shown: str, hidden: str, scheme: Any
+    chromium: Browser, each_report: Path, artefacts: Path, width: str, shown: str, hidden: str, scheme: Any
 ) -> None:
-    with opened(chromium, report, width, color_scheme=scheme) as page:
-        page.screenshot(path=artefacts / f"report-{width}-{scheme}.png", full_page=True)
+    with opened(chromium, each_report, width, color_scheme=scheme) as page:
+        name = f"report-{each_report.parent.name}-{width}-{scheme}.png"
+        page.screenshot(path=artefacts / name, full_page=True)
         unfold(page)
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
         assert too_wide(page) == []
@@ -59,9 +66,10 @@ def test_text_of_figures_is_large_enough_to_read(chromium: Browser, report: Path
 
 
 def test_tables_sort_by_their_values_and_say_so(page: Page) -> None:
-    heading = page.locator("#memory thead th", has_text="Peak used")
+    peaks = page.locator("#memory table").first
+    heading = peaks.locator("thead th", has_text="Peak used")
     place = heading.evaluate("(cell) => cell.cellIndex")
-    cells = page.locator(f"#memory tbody td:nth-child({place + 1})")
+    cells = peaks.locator(f"tbody td:nth-child({place + 1})")
     for direction, turned in (("ascending", False), ("descending", True)):
         heading.get_by_role("button").click()
         values = [float(v) for v in cells.evaluate_all("(all) => all.map((cell) => cell.dataset.v)")]
@@ -135,7 +143,12 @@ def test_hostile_text_runs_nothing_and_asks_for_nothing(
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     heard: list[str] = []
-    page.on("dialog", lambda dialog: (heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+
+    def dismiss(dialog: Dialog) -> None:
+        heard.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    page.on("dialog", dismiss)
     page.on("console", lambda message: heard.append(f"console: {message.text}"))
     page.on("pageerror", lambda error: heard.append(f"error: {error}"))
     page.on("request", lambda request: heard.append(f"request: {request.url}"))
@@ -180,9 +193,9 @@ def colour(text: str) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", text)[:3]]
 
 
-def test_printed_page_cuts_nothing_off(chromium: Browser, report: Path, artefacts: Path) -> None:
+def test_printed_page_cuts_nothing_off(chromium: Browser, each_report: Path, artefacts: Path) -> None:
     """On A4 between its margins every table and figure fits, and what was folded is printed too."""
-    with opened(chromium, report) as page:
+    with opened(chromium, each_report) as page:
         page.pdf(path=artefacts / "report.pdf", format="A4")
         page.set_viewport_size({"width": 680, "height": 1000})
         page.emulate_media(media="print")

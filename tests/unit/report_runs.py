@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 RECORDED = Path(__file__).parents[1] / "data" / "runs" / "loopback"
+KINDS = RECORDED.with_name("kinds")
 
 HOSTILE = (
     "</title></style></pre></script><script>window.owned=1;alert(1)</script>"
@@ -21,10 +22,10 @@ terminal, and marks that turn the reading order.
 """
 
 
-def copy_run(target: Path) -> Path:
-    """A copy of the recorded run that a test may change."""
-    folder = target / RECORDED.name
-    shutil.copytree(RECORDED, folder)
+def copy_run(target: Path, recorded: Path = RECORDED) -> Path:
+    """A copy of a recorded run that a test may change."""
+    folder = target / recorded.name
+    shutil.copytree(recorded, folder)
     return folder
 
 

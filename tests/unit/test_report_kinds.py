@@ -12,7 +12,7 @@ from harness.report.sections.failures import moments
 from harness.report.sections.inference import stages
 from harness.report.sections.kinds import faults, parities, soaks
 from harness.report.sections.verdict import verdict
-from tests.unit.report_runs import RECORDED, copy_run
+from tests.unit.report_runs import KINDS, RECORDED, copy_run
 
 PARITY = {
     "kind": "parity",
@@ -137,3 +137,21 @@ def test_speed_is_drawn_over_what_differs_and_over_nothing_else(tmp_path: Path) 
     assert drawn is not None
     assert "output of all (tokens/s) by requests at once" in drawn.wide
     assert scaling_figure([]) is None
+
+
+def test_recorded_run_of_every_kind_is_shown_whole(tmp_path: Path) -> None:
+    run = copy_run(tmp_path, KINDS)
+    found = load_run(run)
+    (parity,), (soak,), (fault,) = parities(found), soaks(found), faults(found)
+    assert (parity.compared, parity.equal, parity.reference == parity.seen) == (24, 24, True)
+    assert (soak.requests, soak.failed, soak.restarts) == (12, 0, 0)
+    assert [drift.what for drift in soak.drifts] == ["tokens/s", "node1", "node2"]
+    assert (fault.fault, fault.node, fault.expected, fault.seen) == ("kill", "node1", *["backend_lost"] * 2)
+    drawn = {panel.y: list(panel.series) for panel in panels(stages(found))}
+    assert "smollm2-sharded, 48 in" in drawn["output of all (tokens/s)"]
+    assert "smollm2-sharded" in drawn["decode rate (tokens/s)"]
+    asked = [(q.mark.word, q.text) for q in verdict(found).questions]
+    assert ("yes", "Does smollm2-sharded answer without a crash?") in asked
+    page = write_report(run).read_text()
+    for anchor in ("parity-08", "soak-07", "fault-10", "question-1"):
+        assert f'id="{anchor}' in page

@@ -1,6 +1,6 @@
-"""Makes the run folder ``loopback`` from real processes on this machine: router, pool, two backends.
+"""Makes the run folders ``loopback`` and ``kinds`` from real processes: router, pool, two backends.
 
-    python tests/data/runs/record.py --bin DIR --model smollm2.gguf
+    python tests/data/runs/record.py --bin DIR --model smollm2.gguf [--folder kinds]
 
 DIR holds llama-server and rpc-server of the pinned build. Trials, requests, timings, logs, signals, exits
 and diagnoses come from the real trials, router and llama-server; README.md says what stands in for a cluster.
@@ -9,6 +9,8 @@ and diagnoses come from the real trials, router and llama-server; README.md says
 import argparse
 import asyncio
 import contextlib
+import dataclasses
+import inspect
 import json
 import os
 import shutil
@@ -16,7 +18,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import harness
@@ -24,6 +28,7 @@ import psutil
 from harness.diagnosis.model import FailureClass
 from harness.inventory import Inventory, Node
 from harness.monitor.sample import Memory, Process, Sample, Source
+from harness.runs.read import read_requests, read_trials
 from harness.runs.schema import NodeFacts, Outcome, RunManifest, Trial
 from harness.runs.store import RunFolder
 from harness.trials.client import RouterAddress, RouterClient
@@ -32,9 +37,13 @@ from harness.trials.coordinator import ended_state, keep_log
 from harness.trials.formulas import FORMULAS
 from harness.trials.inference import run_inference
 from harness.trials.load import run_load
+from harness.trials.parity import run_parity
 from harness.trials.pool import run_pool
+from harness.trials.profile import Profile
+from harness.trials.questions import answered
 from harness.trials.samples import Sampler, point
-from harness.trials.steps import InferenceStep, LoadStep, PoolStep, UnloadStep
+from harness.trials.soak import run_soak
+from harness.trials.steps import InferenceStep, LoadStep, ParityStep, PoolStep, SoakStep, UnloadStep
 from harness.trials.stream import ChatRequest
 from harness.trials.unload import run_unload
 
@@ -43,6 +52,7 @@ ROUTER, COORDINATOR, POOL = 52135, 52180, 52181
 RPC = {"node1": 52101, "node2": 52102}
 GROUPS = {"node1": ["backends"], "node2": ["backends", "head", "pool"]}
 LIMIT = 1 << 30
+EVERY_S = 1.0
 KEY = "loopback-only-0123456789"
 MODEL = "smollm2-sharded"
 
@@ -132,7 +142,7 @@ class LocalSampler(Sampler):
                 one = self._look(node)
                 self.series.add(node, point(one))
                 self._pending.append(one)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(EVERY_S)
 
     def _look(self, node: str) -> Sample:
         found = [Process(**facts) for facts in self._processes(node)]
@@ -190,6 +200,19 @@ async def lose_backend(ctx: Context, trial: str, bench: Bench) -> Finding:
     return Finding(outcome, answer, None, state, state.diagnosis, finding.metrics)
 
 
+async def kill_backend(ctx: Context, trial: str, bench: Bench) -> Finding:
+    """The same as a fault trial tells it: what was done to which node, and whether the diagnosis names it."""
+    injected_ns = time.time_ns()
+    finding = await lose_backend(ctx, trial, bench)
+    expected = FailureClass.BACKEND_LOST
+    seen = finding.diagnosis.failure_class if finding.diagnosis else None
+    details = {
+        "fault": "kill", "node": "node1", "moment": "idle", "injected_ns": injected_ns, "undone_ns": None
+    }  # fmt: skip
+    outcome = Outcome.PASSED if seen is expected else Outcome.FAILED
+    return dataclasses.replace(finding, outcome=outcome, expected=expected, details=details)
+
+
 async def record(bench: Bench, run: RunFolder, version: str) -> None:
     """Run the trials into the folder."""
     nodes = {
@@ -207,11 +230,26 @@ async def record(bench: Bench, run: RunFolder, version: str) -> None:
         manifest = describe(run, started, models, version)
         run.write_manifest(manifest)
         sampler.begin()
-        with mock.patch("harness.trials.load.make_cold", mock.AsyncMock(return_value={})):
-            for number, (title, kind, act) in enumerate(steps(bench), 1):
+        # There is no SSH to these "nodes": nobody makes them cold, nobody asks them after an end.
+        no_nodes = mock.AsyncMock(return_value={})
+        with (
+            mock.patch("harness.trials.load.make_cold", no_nodes),
+            mock.patch("harness.trials.coordinator.diagnose_with_nodes", no_nodes),
+        ):
+            for number, (title, kind, act) in enumerate(STEPS[run.path.name](bench), 1):
                 await one_trial(ctx, f"{number:02d}-{title}", kind, act)
         await sampler.end()
-    run.write_manifest(manifest.model_copy(update={"ended_ns": time.time_ns(), "outcome": Outcome.FAILED}))
+    trials, requests = list(read_trials(run.path)), list(read_requests(run.path))
+    failed = any(trial.outcome is Outcome.FAILED for trial in trials)
+    run.write_manifest(
+        manifest.model_copy(
+            update={
+                "ended_ns": time.time_ns(),
+                "outcome": Outcome.FAILED if failed else Outcome.PASSED,
+                "questions": answered(Profile(trials=ASKED), trials, requests),
+            }
+        )
+    )
 
 
 Act = Callable[[Context, str], Awaitable[Finding]]
@@ -241,6 +279,39 @@ def steps(bench: Bench) -> list[tuple[str, str, Act]]:
         (f"{MODEL}-warm-load", "load", lambda c, t: run_load(c, t, warm)),
         (f"{MODEL}-lost-backend", "inference", lambda c, t: lose_backend(c, t, bench)),
     ]
+
+
+def kinds(bench: Bench) -> list[tuple[str, str, Act]]:
+    """Requests at once, a soak, parity and a fault."""
+    ask = {"kind": "inference", "model": MODEL, "generated_tokens": 16}
+    load = LoadStep(kind="load", model=MODEL, cache="cold", parallel=4)
+    soak = SoakStep(kind="soak", model=MODEL, requests=12, generated_tokens=8)
+    parity = ParityStep(kind="parity", model=MODEL, tokens=24)
+    crowds = [InferenceStep(**ask, prompt_tokens=48, concurrency=n, repeats=6) for n in (1, 2, 4)]
+    lengths = [InferenceStep(**ask, prompt_tokens=n, repeats=3) for n in (128, 256)]
+    asked = [
+        (f"{MODEL}-inference-{s.prompt_tokens}x{s.repeats}-{s.concurrency}", s) for s in [*crowds, *lengths]
+    ]
+    return [
+        (f"{MODEL}-cold-load", "load", lambda c, t: run_load(c, t, load)),
+        *((title, "inference", partial(_infer, step)) for title, step in asked),
+        (f"{MODEL}-soak", "soak", lambda c, t: run_soak(c, t, soak)),
+        (f"{MODEL}-parity", "parity", lambda c, t: run_parity(c, t, parity)),
+        (f"{MODEL}-cold-load-again", "load", lambda c, t: run_load(c, t, load)),
+        (f"{MODEL}-kill-node1", "fault", lambda c, t: kill_backend(c, t, bench)),
+    ]
+
+
+async def _infer(step: InferenceStep, ctx: Context, trial: str) -> Finding:
+    return await run_inference(ctx, trial, step)
+
+
+STEPS = {"loopback": steps, "kinds": kinds}
+ASKED: list[Any] = [
+    {"kind": "load", "model": MODEL},
+    {"kind": "inference", "model": MODEL, "prompt_tokens": 48, "generated_tokens": 16},
+]
+"""What the questions of a recorded run are made from: the models and kinds that both folders have."""
 
 
 async def one_trial(ctx: Context, trial: str, kind: str, act: Act) -> None:
@@ -274,12 +345,12 @@ def describe(run: RunFolder, started: int, models: dict[str, dict[str, object]],
     """``run.json``."""
     return RunManifest(
         run=run.path.name,
-        profile="loopback",
-        profile_text=Path(__file__).read_text().split("def steps", 1)[1].split("async def one_trial")[0],
+        profile=run.path.name,
+        profile_text=inspect.getsource(STEPS[run.path.name]),
         inventory="loopback",
         started_ns=started,
         harness_version=harness.__version__,
-        command=["python", "tests/data/runs/record.py"],
+        command=["python", "tests/data/runs/record.py", "--folder", run.path.name],
         versions={"llama.cpp": version},
         nodes=[
             NodeFacts(
@@ -300,9 +371,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bin", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--folder", choices=sorted(STEPS), default="loopback")
     options = parser.parse_args()
-    shutil.rmtree(HERE / "loopback", ignore_errors=True)
-    run = RunFolder.create(HERE, "loopback")
+    shutil.rmtree(HERE / options.folder, ignore_errors=True)
+    run = RunFolder.create(HERE, options.folder)
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(options.bin.resolve(), options.model, Path(scratch))
         try:
