@@ -2,12 +2,12 @@
 
     benchmarks/warm.py --model 13b-q4_0 --rounds 3 --json warm.json
 
-Each round, interleaved, the model's file out of every page cache before each load:
+Each round, interleaved:
 
-    bare     tensor caches empty; ``llama-server --rpc`` on the head node by hand, llama.cpp's own split
-    warm     tensor caches empty; ``harness warm`` (``--push``: over the links), timed
-    warmed   the router loads the model, caches filled; their pages as ``harness warm`` left them
-    later    the same once more, the caches out of the page caches too, as on the next day
+    bare     caches and page caches empty; ``llama-server --rpc`` on the head node, llama.cpp's own split
+    warm     caches and page caches empty; ``harness warm`` (``--push``: over the links), timed
+    warmed   the router loads the model at once, page caches as ``harness warm`` left them
+    later    the same with the model and the caches out of the page caches, as on the next day
 
 Floors, measured in the same run on the head node: ``hash`` is llama.cpp's hash (one thread) over the tensors
 that the plan caches, ``disk`` the file read cold; for ``later`` the caches as well (a lab's nodes share one
@@ -74,8 +74,8 @@ async def empty(inventory: Inventory, model: str) -> None:
     await make_cold(inventory.backends, inventory.head, model)
 
 
-async def forget_pages(nodes: list[Node], model: str, *, caches: bool = True) -> None:
-    """Drop the model, and the cached tensors too, from the page caches; the files stay."""
+async def forget_pages(nodes: list[Node], model: str) -> None:
+    """Drop the model and the cached tensors from the page caches; the files stay."""
     script = (
         "import glob, os, sys\n"
         "for path in [sys.argv[1], *glob.glob(sys.argv[2] + '/*')]:\n"
@@ -84,8 +84,7 @@ async def forget_pages(nodes: list[Node], model: str, *, caches: bool = True) ->
         "        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)\n"
     )
     for node in nodes:
-        folder = str(cache_folder(node)) if caches else "/nowhere"
-        await run_on(node, "python3", "-", model, folder, stdin=script, root=True)
+        await run_on(node, "python3", "-", model, str(cache_folder(node)), stdin=script, root=True)
 
 
 async def bare_load(inventory: Inventory, model: str) -> float:
@@ -159,7 +158,6 @@ async def measure(inventory: Inventory, model: str, rounds: int, push: bool) -> 
             _, done = await warm(inventory, router, asked, print, push=push)
             warm_s = time.monotonic() - started
             nodes = list(inventory.nodes.values())
-            await forget_pages(nodes, path, caches=False)
             warmed_s = await router_load(router, asked)
             await forget_pages(nodes, path)
             later_s = await router_load(router, asked)
