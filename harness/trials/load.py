@@ -17,7 +17,8 @@ from harness.trials.context import Context, Finding, Loaded, LoadKey, judge
 from harness.trials.coordinator import any_late, diagnose_requests, ended_state, keep_log, record_end, stop
 from harness.trials.evidence import diagnose_ready, diagnose_with_nodes
 from harness.trials.floors import load_floors, measured_rates
-from harness.trials.lab import lab_memory_limit, stated_rate
+from harness.trials.lab import lab_memory_limit
+from harness.trials.load_figures import load_answer, load_metrics, local_footprint, wire_metrics
 from harness.trials.nodes import make_cold
 from harness.trials.steps import LoadStep, Starve
 from harness.trials.stream import ChatRequest
@@ -148,13 +149,13 @@ async def _ready(
         diagnosis = diagnosis or await diagnose_ready(ctx, state)
     await keep_log(ctx, state)
     await ctx.sampler.caught_up(ended_ns)
-    metrics = _metrics(ctx, state) | _wire(ctx, state, started_ns, ended_ns, details)
+    metrics = load_metrics(state) | wire_metrics(ctx, state, started_ns, ended_ns, details)
     metrics |= load_floors(rates, metrics)
     details["rates_bytes_per_s"] = dict(rates)
     if gap:
         diagnosis = _with_log(ctx, state, gap)
-        metrics |= _local_footprint(state)
-    answer = _answer(state, metrics, diagnosis)
+        metrics |= local_footprint(state)
+    answer = load_answer(state, metrics, diagnosis)
     if diagnosis is None and (reason := _not_warm(ctx, step, key, metrics)):
         return Finding(Outcome.FAILED, f"{answer}: {reason}", step.expected, state, None, metrics, details)
     outcome, answer = judge(diagnosis, step.expected, answer)
@@ -241,7 +242,7 @@ async def refused(
         record_end(ctx, trial, state)
     diagnosis = state.diagnosis if state and state.diagnosis else _from_class(refusal)
     outcome, answer = judge(diagnosis, expected, str(refusal))
-    metrics = _local_footprint(state) if state else {}
+    metrics = local_footprint(state) if state else {}
     return Finding(outcome, answer, expected, state, diagnosis, metrics, details)
 
 
@@ -284,73 +285,3 @@ def _with_log(ctx: Context, state: CoordinatorState, gap: Diagnosis) -> Diagnosi
     lines = {log.name: log.read_text(errors="replace").splitlines()}
     found = classify(Inputs(running=True, argv=state.argv, logs=lines, plan=state.plan, report=state.report))
     return found if found.failure_class is FailureClass.NOT_DISTRIBUTED else gap
-
-
-def _metrics(ctx: Context, state: CoordinatorState) -> dict[str, float]:
-    figures: dict[str, float] = {}
-    if state.plan:
-        figures["file_bytes"] = state.plan.file_bytes
-    if state.report:
-        figures["rpc_model_bytes"] = sum(
-            b.model_bytes for b in state.report.buffers if b.device.startswith("RPC")
-        )
-        figures["layers_offloaded"] = state.report.offloaded or 0
-    if timings := state.timings:
-        figures |= {f"phase_{name}_s": seconds for name, seconds in timings.phases.items()}
-        if timings.load_s is not None:
-            figures["load_s"] = timings.load_s
-        if timings.overhead_s is not None:
-            figures["overhead_s"] = timings.overhead_s
-        if timings.canary_ns and timings.exec_ns:
-            figures["canary_s"] = (timings.canary_ns - timings.exec_ns) / 1e9
-    return figures
-
-
-def _wire(
-    ctx: Context, state: CoordinatorState, started_ns: int, ended_ns: int, details: dict[str, Any]
-) -> dict[str, float]:
-    """Bytes each backend received over the load, and the time they need at the link's stated rate."""
-    head = ctx.inventory.head.name
-    received = {
-        name: count
-        for share in (state.plan.shares if state.plan else [])
-        if (name := share.node) != head
-        and (count := ctx.sampler.series.grown(name, "received_bytes", started_ns, ended_ns)) is not None
-    }
-    details["wire_bytes"] = received
-    if not received:
-        return {}
-    total = sum(received.values())
-    figures = {"wire_bytes": float(total)}
-    if rate := stated_rate(ctx.lab, head):
-        figures["wire_floor_s"] = 8 * total / rate
-    return figures
-
-
-def _local_footprint(state: CoordinatorState) -> dict[str, float]:
-    """What the coordinator itself holds of the model: with repacking, twice the file."""
-    if not state.report:
-        return {}
-    local = [b for b in state.report.buffers if not b.device.startswith("RPC")]
-    total = sum(b.model_bytes for b in local)
-    figures = {f"local_{b.device.lower()}_bytes": float(b.model_bytes) for b in local if b.model_bytes}
-    if total and state.plan:
-        figures["local_model_bytes"] = total
-        figures["local_model_to_file_ratio"] = total / state.plan.file_bytes
-    return figures
-
-
-def _answer(state: CoordinatorState, metrics: dict[str, float], diagnosis: Diagnosis | None) -> str:
-    report = state.report
-    layers = f"{report.offloaded}/{report.layers_total} layers" if report else "no load report"
-    ready = f"ready in {metrics['load_s']:.1f} s" if "load_s" in metrics else "ready"
-    if diagnosis and diagnosis.failure_class is FailureClass.NOT_DISTRIBUTED:
-        held = metrics.get("local_model_bytes", 0) / 2**30
-        ratio = metrics.get("local_model_to_file_ratio", 0)
-        return f"{ready}, {layers} offloaded; the coordinator holds {held:.1f} GiB ({ratio:.2f} x the file)"
-    if diagnosis:
-        return f"{ready}, {layers}, but {diagnosis.evidence[0].line}"
-    count = sum(share.layers > 0 for share in state.plan.shares) if state.plan else 0
-    first = f", first token after {metrics['canary_s']:.1f} s" if "canary_s" in metrics else ""
-    wire = f", {metrics['wire_bytes'] / 2**20:,.0f} MiB over the wire" if "wire_bytes" in metrics else ""
-    return f"{ready}{first}, {layers} on {count} backends{wire}"

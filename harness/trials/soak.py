@@ -5,12 +5,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from harness.diagnosis.model import FailureClass
 from harness.runs.metrics import decode_rate, summarise
 from harness.runs.schema import CoordinatorState, Outcome, Request
 from harness.runs.statistics import Drift, drift
 from harness.trials.context import Context, Finding, judge
-from harness.trials.coordinator import any_late, diagnose_requests, keep_log
+from harness.trials.coordinator import diagnose_requests, keep_log
 from harness.trials.evidence import diagnose_with_nodes
 from harness.trials.requests import Asker, in_flight
 from harness.trials.samples import Point
@@ -53,8 +52,6 @@ async def run_soak(ctx: Context, trial: str, step: SoakStep) -> Finding:
         return Finding(Outcome.PASSED, _answer(metrics, details), step.expected, None, None, metrics, details)
     state = await _first_end(ctx, first)
     diagnosis = diagnose_requests(state, asker.sent, wrong)
-    if diagnosis.failure_class is FailureClass.UNKNOWN and any_late(asker.sent):
-        diagnosis = diagnosis.model_copy(update={"failure_class": FailureClass.HUNG})
     outcome, answer = judge(diagnosis, step.expected, wrong)
     return Finding(outcome, answer, step.expected, state, diagnosis, metrics, details)
 
