@@ -2,6 +2,9 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
+
+from rich.console import Console
 
 from harness.ansible import run_playbook
 from harness.errors import HarnessError
@@ -47,9 +50,17 @@ async def run_pin(ctx: Context, trial: str, step: PinStep) -> Finding:
     """Run playbooks/upgrade.yml; passes when every backend and the head node then have the build."""
     ctx.say(f"changing over to build {step.build}")
     ctx.loaded = None
-    playbook, wanted = PLAYBOOKS / "upgrade.yml", {"llama_cpp_build": step.build}
+    # Its progress would write over the run's own.
+    upgrade = partial(
+        run_playbook,
+        PLAYBOOKS / "upgrade.yml",
+        ctx.inventory.path,
+        {"llama_cpp_build": step.build},
+        title=trial,
+        console=Console(quiet=True),
+    )
     try:
-        done = await asyncio.to_thread(run_playbook, playbook, ctx.inventory.path, wanted, None, trial)
+        done = await asyncio.to_thread(upgrade)
     except HarnessError as error:
         return Finding(Outcome.FAILED, f"build {step.build}: {error}")
     nodes = {node.name: node for node in [*ctx.inventory.backends, ctx.inventory.head]}
