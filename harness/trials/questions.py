@@ -74,7 +74,7 @@ def _fits(ask: Ask, id_: str, trials: Sequence[Trial], requests: Sequence[Reques
 def _how_long(ask: Ask, id_: str, trials: Sequence[Trial], requests: Sequence[Request]) -> Question:
     """How long does a model load, with how much swap?"""
     text = f"How long does {ask.model} load, and with how much swap?"
-    mine = [trial for trial in _loads(ask, trials) if "load_s" in trial.metrics and not trial.expected]
+    mine = [trial for trial in _loads(ask, trials) if "load_s" in trial.metrics]
     if not mine:
         every = _loads(ask, trials)
         return _unknown(id_, text, every, every[0].answer if every else "no load was tried")
@@ -169,7 +169,9 @@ _SWAP_NOISE = 16 << 20
 
 
 def _loads(ask: Ask, trials: Sequence[Trial]) -> list[Trial]:
-    return [trial for trial in trials if trial.kind == "load" and trial.model == ask.model]
+    """Loads that were meant to go well."""
+    mine = [trial for trial in trials if trial.kind == "load" and trial.model == ask.model]
+    return [trial for trial in mine if not trial.expected and "starved" not in trial.details]
 
 
 def _swap(trial: Trial) -> int:

@@ -66,7 +66,7 @@ def test_every_round_holds_every_trial_once(seed: int) -> None:
 def test_load_that_repeats_a_split_comes_after_the_one_that_made_it(seed: int) -> None:
     """The starved 70B of ``full`` keeps the split made while its node had its memory."""
     loads = [s for s in arrange(load_profile("full")[2], seed) if isinstance(s, LoadStep)]
-    whole = [s.model == "70b-tq1_0" and s.nodes is None and s.starve is None for s in loads]
+    whole = [s.model == "70b-tq1_0" and s.nodes == 4 and s.starve is None for s in loads]
     starved = [s.starve is not None for s in loads]
     assert whole.index(True) < starved.index(True)
 

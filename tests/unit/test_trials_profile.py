@@ -39,17 +39,17 @@ def test_default_asks_what_the_project_promises() -> None:
     assert asked == [("13b-q4_0", 35, 3, 32), ("13b-q4_0", 512, 1, 32), ("70b-tq1_0", 35, 2, 8)]
 
 
-def test_full_begins_with_default_and_adds_the_open_questions() -> None:
+def test_full_asks_what_founding_asks_and_shows_what_the_report_got_wrong() -> None:
     _, text, full = load_profile("full")
-    default = load_profile("default")[2]
-    assert full.trials[: len(default.trials)] == default.trials
-    added = [s for s in full.trials[len(default.trials) :] if isinstance(s, LoadStep)]
-    assert [(s.nodes, s.n_gpu_layers, s.expected, s.starve is not None) for s in added] == [
-        (3, None, None, False),
-        (None, 0, FailureClass.NOT_DISTRIBUTED, False),
-        (None, None, None, True),
+    founding = load_profile("founding")[2]
+    assert full.trials[: len(founding.trials)] == founding.trials
+    assert full.questions == founding.questions
+    added = [s for s in full.trials[len(founding.trials) :] if isinstance(s, LoadStep)]
+    assert [(s.model, s.n_gpu_layers, s.expected, s.starve is not None) for s in added] == [
+        ("13b-q4_0", 0, FailureClass.NOT_DISTRIBUTED, False),
+        ("70b-tq1_0", None, None, True),
     ]
-    assert "13b-q4_0, cache: warm" in text, "the text of the profile it extends is kept with the run"
+    assert "13b, cache: warm" in text, "the text of the profile it extends is kept with the run"
 
 
 def test_unload_expects_a_clean_stop() -> None:

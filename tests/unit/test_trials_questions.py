@@ -78,6 +78,8 @@ def test_model_fits_where_it_came_up_and_partly_where_a_backend_swaps() -> None:
     assert ask(fits, [swaps]).verdict == "partly"
     assert "up to 1,024 MiB of a backend in swap" in ask(fits, [swaps]).answer
     assert ask(Ask(ask="fits", model="m", nodes=4), [up]).verdict == "unknown", "three are not four"
+    starved = swaps.model_copy(update={"details": {**up.details, "starved": {"node": "a"}}})
+    assert ask(fits, [up, starved]).verdict == "yes", "a node that was starved on purpose says nothing of it"
 
 
 def test_model_that_is_refused_for_memory_does_not_fit_and_one_that_was_not_tried_is_unknown() -> None:
