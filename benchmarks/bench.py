@@ -15,6 +15,7 @@ way round; never both, as an rpc-server serves one client at a time.
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from harness.trials.stream import ChatRequest, chat_session, stream_chat
 
 from bench_report import decode_rates
 from load import free_port, running, wait_healthy
+from priority import session_first
 from ratio_table import Row, as_data, table
 
 MODEL = "m"
@@ -90,7 +92,9 @@ def ask_server(options: argparse.Namespace, endpoints: str, log: Path) -> dict[s
     """Medians of one llama-server's answers: ``server`` and ``client``, tokens per second."""
     port = free_port()
     log.unlink(missing_ok=True)
-    with running(server_command(options, endpoints, port), log):
+    with running(server_command(options, endpoints, port), log) as server:
+        if options.first:
+            session_first(server.pid)
         wait_healthy(port)
         if not parse_load_log(log.read_text(errors="replace").splitlines()).distributed:
             raise SystemExit(f"llama-server did not put every layer on the rpc-servers: see {log}")
@@ -126,13 +130,16 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
     """Start the rpc-servers, measure in rounds, end them."""
     ports = [free_port() for _ in range(options.backends)]
     endpoints = ",".join(f"127.0.0.1:{port}" for port in ports)
-    first = ["chrt", "--rr", "5"] if options.realtime else []
+    if options.first:
+        session_first(os.getpid())
     seen: dict[str, list[float]] = {"server": [], "client": [], "bench": []}
     with ExitStack() as stack:
         for port in ports:
             where = ["--host", "127.0.0.1", "--port", str(port), "--threads", str(options.threads)]
-            command = [*first, str(options.binaries / "rpc-server"), *where]
-            stack.enter_context(running(command, folder / f"rpc-{port}.log"))
+            command = [str(options.binaries / "rpc-server"), *where]
+            process = stack.enter_context(running(command, folder / f"rpc-{port}.log"))
+            if options.first:
+                session_first(process.pid)
         for number in range(1, options.rounds + 1):
             for bench in (False, True) if number % 2 else (True, False):
                 if bench:
@@ -160,7 +167,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2, help="of each program")
     parser.add_argument("--flash-attn", action="store_true")
-    parser.add_argument("--realtime", action="store_true", help="rpc-servers go before all else (needs root)")
+    parser.add_argument("--first", action="store_true", help="all of it goes before all else (needs root)")
     parser.add_argument("--json", type=Path, help="write every round here")
     parser.add_argument("--keep", type=Path, help="keep logs and llama-bench's last report here")
     options = parser.parse_args()

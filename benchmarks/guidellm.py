@@ -41,6 +41,7 @@ from gguf_tokenizer import write_tokenizer
 from guidellm_report import Figures, Server, of_guidellm, of_ours, of_server
 from load import free_port, get, running, wait_healthy
 from peer import environment
+from priority import session_first
 from ratio_table import Row, as_data, table
 
 MODEL = "m"
@@ -184,7 +185,6 @@ def server_command(options: argparse.Namespace, port: int) -> list[str]:
     server = options.binaries / "llama-server"
     context = (options.prompt + options.generated + 64) * options.streams
     return [
-        *(("chrt", "--rr", "5") if options.realtime else ()),
         *(str(server), "--model", str(options.model), "--alias", MODEL, "--jinja", "--no-webui"),
         *("--host", "127.0.0.1", "--port", str(port), "--threads", str(options.threads)),
         *("--ctx-size", str(context), "--parallel", str(options.streams), *release_args(server)),
@@ -195,7 +195,9 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
     """Start the server, ask in rounds, end it."""
     port = free_port()
     tokenizer = write_tokenizer(options.model, folder / "tokenizer")
-    with running(server_command(options, port), folder / "server.log"):
+    with running(server_command(options, port), folder / "server.log") as server:
+        if options.first:
+            session_first(server.pid)
         wait_healthy(port)
         check_tokenizer(environment("guidellm") / "bin" / "python", tokenizer, port)
         count = options.prompt - template_tokens(port)
@@ -233,9 +235,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="the server's"
     )
-    parser.add_argument(
-        "--realtime", action="store_true", help="the server goes before all else (needs root)"
-    )
+    parser.add_argument("--first", action="store_true", help="the server goes before all else (needs root)")
     parser.add_argument("--json", type=Path, help="write every round here")
     parser.add_argument("--keep", type=Path, help="keep logs and guidellm's reports here")
     options = parser.parse_args()
