@@ -12,8 +12,8 @@ compared with the server's. guidellm comes from requirements/peer-guidellm.lock,
     ITL       (last token - first token) / (tokens - 1), median over the round's requests
     tokens/s  output tokens of the round / its time, each by its own sum
 
-TTFT and ITL are shown once more over the server's own times of the very same requests: that takes out what
-else the machine did while it was one's turn.
+Each is shown once more over the server's own times of the very same requests: that takes out what else the
+machine did while it was one's turn.
 """
 
 import argparse
@@ -155,6 +155,11 @@ class Seen:
         """ITL / the server's."""
         return self.client.itl_ms / self.server.gap_ms
 
+    @property
+    def rate(self) -> float:
+        """Tokens/s / the server's; with several streams as many times that."""
+        return self.client.tokens_per_s / self.server.tokens_per_s
+
 
 def one_round(
     port: int, options: argparse.Namespace, count: int, number: int, folder: Path
@@ -210,6 +215,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
         row("tokens/s", rounds, lambda seen: seen.client.tokens_per_s),
         row("TTFT / server's prompt time", rounds, lambda seen: seen.ttft),
         row("ITL / server's", rounds, lambda seen: seen.itl),
+        row("tokens/s / server's", rounds, lambda seen: seen.rate),
         row("prompt tokens", rounds, lambda seen: seen.client.prompt_tokens),
     ]
 

@@ -36,6 +36,8 @@ class Server:
     """Median time to read a prompt."""
     gap_ms: float
     """Median over requests of the decode time / (tokens - 1)."""
+    tokens_per_s: float
+    """Output tokens / the sum of prompt and decode times: of one request after the other."""
 
 
 def of_server(log: str, requests: int, generated: int) -> Server:
@@ -52,7 +54,12 @@ def of_server(log: str, requests: int, generated: int) -> Server:
     kept = [(float(prompt), float(decode)) for prompt, _, decode, count in seen if int(count) == generated]
     if len(kept) != requests:
         raise SystemExit(f"the server's log tells of {len(kept)} of {requests} requests")
-    return Server(median(one[0] for one in kept), median(one[1] for one in kept) / (generated - 1))
+    prompts, decodes = zip(*kept, strict=True)
+    return Server(
+        prompt_ms=median(prompts),
+        gap_ms=median(decodes) / (generated - 1),
+        tokens_per_s=requests * generated / (sum(prompts) + sum(decodes)) * 1e3,
+    )
 
 
 def of_guidellm(report: Any, requests: int, generated: int) -> Figures:

@@ -58,6 +58,7 @@ def test_the_servers_account_passes_over_requests_of_another_length() -> None:
     server = of_server(log, requests=2, generated=4)
     assert server.prompt_ms == pytest.approx((375.25 + 364.09) / 2)
     assert server.gap_ms == pytest.approx((35.79 + 36.38) / 2 / 3)
+    assert server.tokens_per_s == pytest.approx(8 / (0.37525 + 0.03579 + 0.36409 + 0.03638))
 
 
 def test_a_log_without_every_request_is_refused() -> None:
