@@ -1,6 +1,6 @@
 """Decode rate over RPC as an inference trial measures it beside llama-bench's, in turns on the same backends.
 
-    benchmarks/bench.py --model ~/.cache/llama-harness/models/13b-q4_0.gguf --rounds 3 --threads 1
+    benchmarks/bench.py --rounds 5 --threads 1
 
 Both are of the same build and put every layer on the same rpc-servers on loopback, in equal parts, with the
 same threads and the same flash attention. Each round runs a llama-server and then llama-bench, or the other
