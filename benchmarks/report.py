@@ -8,8 +8,8 @@ The run is synthetic (said in its manifest); only the report's own cost is measu
 import argparse
 import json
 import math
+import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -37,6 +37,14 @@ from harness.runs.schema import (
 from harness.runs.store import RunFolder
 
 FIRST_FRAME = "performance.getEntriesByName('first-contentful-paint')[0].startTime / 1e3"
+WRITE = """
+import json, pathlib, sys, time
+import harness.report
+harness.report.write_report(pathlib.Path(sys.argv[1]))
+status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+print(json.dumps({"cpu_s": time.process_time(), "peak_kib": int(status["VmHWM"].split()[0])}))
+"""
+"""Its peak is read from /proc: what getrusage tells of a child begins with its parent's."""
 GIB = 1024**3
 SECOND = 1_000_000_000
 START = 1_800_000_000 * SECOND
@@ -238,17 +246,20 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         run = make_run(options.keep or Path(scratch), options.samples, options.requests)
-        code = "import sys, pathlib, harness.report as r; r.write_report(pathlib.Path(sys.argv[1]))"
         began = time.monotonic()
-        subprocess.run([sys.executable, "-c", code, str(run)], check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", WRITE, str(run)], check=True, stdout=subprocess.PIPE, text=True
+        )
         took = time.monotonic() - began
-        most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        own = json.loads(done.stdout)
         figures = {
             "samples": options.samples,
             "requests": options.requests,
             "seconds": round(took, 2),
+            "cpu_seconds": round(own["cpu_s"], 2),
+            "load_average": round(os.getloadavg()[0], 1),
             "report_mb": round((run / "report.html").stat().st_size / 1e6, 2),
-            "peak_memory_mb": round(most),
+            "peak_memory_mb": round(own["peak_kib"] / 1024),
             "chromium": opened(run / "report.html"),
         }
     print(json.dumps(figures))

@@ -18,6 +18,8 @@ BUSY = 1.5
 """Load average per CPU from which something else may have computed too."""
 WAITING_PERCENT = 10.0
 CLOCK_OFF_S = 0.1
+REPEATED = ("pool", "inference")
+"""Kinds whose figures are medians of repeats."""
 _MAD_TO_SIGMA = 0.6745
 
 
@@ -42,7 +44,7 @@ def cautions(
     return [
         *_of_requests(requests),
         *_of_loads(trials),
-        *_of_repeats(requests),
+        *_of_repeats(trials, requests),
         *(sentence for node in conditions for sentence in _of_node(node)),
     ]
 
@@ -78,7 +80,7 @@ def _of_requests(requests: Sequence[Request]) -> Iterator[str]:
                 worst = max((values[place] for place in apart), key=lambda v: abs(v - median(values)))
                 yield (
                     f"{trial}: {len(apart)} of {len(values)} values of {name} are outliers, the "
-                    f"farthest {worst:.3g} beside a median of {median(values):.3g}; others may have run"
+                    f"farthest {worst:.3g} beside a median of {median(values):.3g}; perhaps others ran"
                 )
 
 
@@ -97,8 +99,9 @@ def _of_loads(trials: Sequence[Trial]) -> Iterator[str]:
             )
 
 
-def _of_repeats(requests: Sequence[Request]) -> Iterator[str]:
-    groups = _measured(requests)
+def _of_repeats(trials: Sequence[Trial], requests: Sequence[Request]) -> Iterator[str]:
+    repeated = {trial.id for trial in trials if trial.kind in REPEATED}
+    groups = {trial: group for trial, group in _measured(requests).items() if trial in repeated}
     few = [trial for trial, group in groups.items() if len(group) < FEWEST]
     if few:
         yield (

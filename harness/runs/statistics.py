@@ -16,7 +16,7 @@ FEW = 10
 """Up to so many values are shown one by one."""
 LEVEL = 0.95
 _RESAMPLES = 2000
-_DRAWS = 500_000
+_DRAWS = 200_000
 """Values drawn in all: long runs get fewer resamples, of which each is steadier."""
 _SEED = 95
 _POINTS = 400

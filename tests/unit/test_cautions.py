@@ -74,7 +74,9 @@ def test_too_few_repeats_are_counted_once() -> None:
     requests = [
         request(1.0, n, trial) for trial, count in (("a", 1), ("b", 2), ("c", 3)) for n in range(count)
     ]
-    (sentence,) = cautions([], requests, [])
+    trials = [load(1.0).model_copy(update={"id": name, "kind": "inference"}) for name in "abc"]
+    assert cautions([], requests, []) == []
+    (sentence,) = cautions(trials, requests, [])
     assert sentence.startswith("2 of 3 trials with requests have fewer than 3 repeats")
 
 

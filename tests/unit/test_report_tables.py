@@ -52,11 +52,11 @@ def test_questions_stand_on_top_and_lead_to_their_trials(tmp_path: Path) -> None
     ]
     change_manifest(run, lambda m: m.update(questions=asked))
     first, second = verdict(load_run(run)).questions
-    assert (first.mark.word, first.evidence) == ("yes", [(f"2 {ids[1]}", f"trial-{ids[1]}")])
+    assert (first.mark.word, first.evidence) == ("yes", [(ids[1], f"trial-{ids[1]}")])
     assert (second.mark.symbol, second.evidence) == ("◐", [("gone", None)])
     page = write_report(run).read_text()
     assert page.index("Does it load?") < page.index("Trial by trial")
-    assert f'<a href="#trial-{ids[1]}">2 {ids[1]}</a>' in page
+    assert f'<a href="#trial-{ids[1]}">{ids[1]}</a>' in page
 
 
 def test_method_says_how_the_trials_ran_and_how_to_run_them_again(tmp_path: Path) -> None:

@@ -79,16 +79,13 @@ def mark(outcome: Outcome) -> Mark:
 
 
 def _question_row(run: RunData, number: int, one: Question) -> QuestionRow:
-    numbers = {trial.id: place for place, trial in enumerate(run.trials, 1)}
+    known = {trial.id for trial in run.trials}
     return QuestionRow(
         anchor=f"question-{number}",
         text=one.text,
         answer=one.answer,
         mark=Mark(f"answer-{one.verdict.value}", ANSWERS[one.verdict], one.verdict.value),
-        evidence=[
-            (f"{numbers[trial]} {trial}", f"trial-{slug(trial)}") if trial in numbers else (trial, None)
-            for trial in one.trials
-        ],
+        evidence=[(trial, f"trial-{slug(trial)}" if trial in known else None) for trial in one.trials],
     )
 
 
@@ -127,6 +124,8 @@ def question(trial: Trial, prompt_tokens: int | None = None) -> str:
     if trial.kind == "load":
         return _load_question(trial)
     length = f" prompts of {prompt_tokens} tokens" if prompt_tokens else ""
+    streams = int(trial.metrics.get("concurrency", 1))
+    length += f", {streams} at once," if streams > 1 else ""
     return {
         "pool": f"Does the pool answer with {trial.model}, and how fast?",
         "inference": f"How fast does {trial.model} answer{length} over the backends?",
