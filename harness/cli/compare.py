@@ -1,5 +1,6 @@
 """``harness compare``: two or more runs side by side."""
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -28,18 +29,20 @@ def command(
     if len(runs) < 2:
         raise HarnessError("give two runs at least: harness compare BEFORE AFTER; `harness runs` lists them")
     folders = [find_run(run, reports) for run in runs]
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        raise HarnessError(f"{names[0]} cannot be compared with itself; give another run")
+    places = [folder.resolve() for folder in folders]
+    names = [place.name for place in places]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise HarnessError(f"{place.name} cannot be compared with itself; give another run")
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from harness.report.changes import rows
     from harness.report.comparing import write_comparison
-    from harness.runs.compare import slower, untold
+    from harness.runs.compare import slower, told, untold
 
-    target = output or folders[0].resolve().parent / f"compare-{'-'.join(names)}.html"
+    target = output or places[0].parent / f"compare-{'-'.join(names)}.html"
     comparison = write_comparison(folders, target)
     console = Console(soft_wrap=True)
     table = Table("trial", "figure", "run", "before", "after", "ratio", "95% interval", "verdict")
@@ -57,9 +60,18 @@ def command(
     if share is None:
         return
     bad = [f"{o.what} ({o.after}, was {o.before})" for o in comparison.outcomes if o.worse]
-    bad += [f"{c.what} {c.figure.label} by {c.worse_by:.0%} in {c.run}" for c in slower(comparison, share)]
+    bad += [f"{c.what} {c.figure.label} {_by(c.worse_by)} in {c.run}" for c in slower(comparison, share)]
     if bad:
         raise HarnessError(f"worse than {names[0]}: {'; '.join(bad)}")
+    if not told(comparison):
+        raise HarnessError(
+            f"nothing here can be told from noise, so nothing shows that {names[-1]} is not slower; "
+            "compare runs of one profile with five repeats or more"
+        )
+
+
+def _by(share: float) -> str:
+    return f"by {share:.0%}" if isfinite(share) else "where there was none"
 
 
 def _share(text: str) -> float:

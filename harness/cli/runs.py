@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from harness.errors import HarnessError
-from harness.runs.listing import OUTCOMES, Filter, Listed, list_runs, remove, to_prune
+from harness.runs.listing import OUTCOMES, Filter, Listed, goes_on, list_runs, remove, to_prune
 from harness.settings import REPORTS
 
 app = typer.Typer(help="Runs under reports/.", invoke_without_command=True)
@@ -63,13 +63,17 @@ def prune(
         raise HarnessError("say what may go: --keep 10, --older-than 30d, or both")
     before_ns = None if older_than is None else _ago_ns("--older-than", older_than)
     runs = list_runs(reports, _filter(profile, outcome, model, None))
-    going = to_prune(runs, keep=keep, before_ns=before_ns)
-    freed = sum(run.size_bytes for run in going)
-    for run in going:
+    gone: list[Listed] = []
+    for run in to_prune(runs, keep=keep, before_ns=before_ns):
+        if goes_on(run):
+            print(f"kept {run.folder.name}: it goes on")
+            continue
         if yes:
             remove(run)
+        gone.append(run)
         print(f"{'removed' if yes else 'would remove'} {run.folder.name}")
-    print(f"{len(going)} runs, {freed / 1e6:,.0f} MB{'' if yes or not going else '; --yes removes them'}")
+    freed = sum(run.size_bytes for run in gone)
+    print(f"{len(gone)} runs, {freed / 1e6:,.0f} MB{'' if yes or not gone else '; --yes removes them'}")
 
 
 def _filter(profile: str | None, outcome: str | None, model: str | None, since: str | None) -> Filter:

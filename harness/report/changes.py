@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from harness.report.numbers import DASH, digits, seconds, size
 from harness.runs.compare import Change
 from harness.runs.statistics import Spread
 
 MARKS = {"worse": ("▲", "failed"), "better": ("▼", "passed"), "same": ("=", "plain")}
+
+
+_BEYOND_ALL = 1e12
+"""Where a table sorts what came out of nothing; a page's script reads no infinity."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,17 @@ def _row(one: Change) -> Row:
         run=one.run,
         before=shown(one.before, one.figure.unit),
         after=shown(one.after, one.figure.unit),
-        ratio=f"{one.difference.ratio:.2f}",
-        interval=f"{low:.2f} to {high:.2f}" if low is not None and high is not None else DASH,
+        ratio=_times(one.difference.ratio),
+        interval=f"{_times(low)} to {_times(high)}" if low is not None and high is not None else DASH,
         verdict=told if low is not None else "too few to tell",
         symbol=symbol,
         colour=colour,
-        sort=one.worse_by,
+        sort=min(one.worse_by, _BEYOND_ALL),
     )
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}" if isfinite(ratio) else "∞"
 
 
 def shown(values: Spread, unit: str) -> str:

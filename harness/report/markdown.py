@@ -13,6 +13,10 @@ from harness.report.sections.verdict import MARKS, heat_of, question
 from harness.runs.schema import Outcome, Trial, Verdict
 
 _SPECIAL = re.compile(r"([\\`*\[\]<>&~|]|(?<!\w)_|_(?!\w))")
+_BLOCK = re.compile(r"^(\d{1,9}(?=[.)](?:\s|$)))?([#+=.)-])")
+"""What opens a heading, a list or a rule at the start of a line."""
+_LINK = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)
+"""Where GitHub makes a link of bare text."""
 _WORDS = {Verdict.YES: "yes", Verdict.NO: "no", Verdict.PARTLY: "partly", Verdict.UNKNOWN: "not known"}
 
 
@@ -25,7 +29,8 @@ def render_markdown(run: RunData) -> str:
 def safe(text: object) -> str:
     """Text that stands in a line as it is: no markup, no HTML, no line of its own."""
     line = " ".join(printable(str(text)).split())
-    return _SPECIAL.sub(r"\\\1", line)
+    line = _LINK.sub(r"\\\g<0>", _SPECIAL.sub(r"\\\1", line))
+    return _BLOCK.sub(r"\1\\\2", line)
 
 
 def _code(text: str) -> str:

@@ -24,23 +24,27 @@ class Since:
 
 
 def since_last(run: RunData) -> Since | None:
-    """The changes; None where there is no earlier run beside this one that ended."""
-    before = _last_before(run)
-    if before is None:
-        return None
-    found = compare([read_figures(before), figures_of(run.manifest, run.trials, run.requests)])
-    told = [change for change in found.changes if change.verdict != "same"]
-    return Since(before.name, rows(told), found.outcomes, found.surroundings, len(found.changes))
+    """The changes; None where there is no earlier run beside this one that ended and can be read."""
+    mine = figures_of(run.manifest, run.trials, run.requests)
+    for before in _earlier(run):
+        try:
+            found = compare([read_figures(before), mine])
+        except HarnessError:  # A damaged neighbour says nothing against this run's own page.
+            continue
+        told = [change for change in found.changes if change.verdict != "same"]
+        return Since(before.name, rows(told), found.outcomes, found.surroundings, len(found.changes))
+    return None
 
 
-def _last_before(run: RunData) -> Path | None:
-    mine = run.manifest
-    for path in sorted(run.folder.resolve().parent.glob("*/run.json"), reverse=True):
+def _earlier(run: RunData) -> list[Path]:
+    """Folders of the ended runs of this profile on this inventory, by when they began, the last one first."""
+    mine, found = run.manifest, list[tuple[int, Path]]()
+    for path in run.folder.resolve().parent.glob("*/run.json"):
         try:
             other = read_manifest(path.parent)
         except HarnessError:
             continue
         same = (other.inventory, other.profile) == (mine.inventory, mine.profile)
         if same and other.started_ns < mine.started_ns and other.outcome is not None:
-            return path.parent
-    return None
+            found.append((other.started_ns, path.parent))
+    return [folder for _, folder in sorted(found, reverse=True)]

@@ -1,6 +1,7 @@
 """Two or more runs side by side: which figures differ, by how much, and whether by more than the noise."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any, Literal
 
 from harness.runs.metrics import decode_rate
 from harness.runs.read import read_manifest, read_requests, read_trials
-from harness.runs.schema import Outcome, Request, RunManifest, Trial
+from harness.runs.schema import CoordinatorState, Outcome, Request, RunManifest, Trial
 from harness.runs.statistics import Difference, Spread, difference, spread
+from harness.runs.surroundings import loads_differ, surroundings
 
 Better = Literal["lower", "higher"]
 
@@ -38,6 +40,8 @@ FIGURES = (
 )
 _PER_REQUEST = ("ttft_s", "tpot_s", "decode_tokens_per_s")
 _NOT_A_PARAMETER = ("repeats", "requests", "duration_s", "may_not_fit")
+_SWAP_NOISE = 16 << 20
+"""Bytes that a kernel puts aside without need count as none."""
 _PLAIN: dict[str, Any] = {"parallel": 1, "concurrency": 1, "context": 2048}
 """Values that a step has where nothing else is said: runs of before there was such a key match."""
 
@@ -87,7 +91,7 @@ class Change:
 
 @dataclass(frozen=True)
 class OutcomeChange:
-    """Trials of one kind that ended otherwise."""
+    """Trials of one kind that ended otherwise, or that only one of the runs tried."""
 
     what: str
     run: str
@@ -137,7 +141,8 @@ def _values(trial: Trial, requests: Sequence[Request]) -> Iterator[tuple[str, fl
         if figure.name not in _PER_REQUEST and figure.name in trial.metrics:
             yield figure.name, trial.metrics[figure.name]
     if trial.peak and trial.kind == "load":
-        yield "swap_bytes", float(max(peak.get("rpc_swap_bytes", 0) for peak in trial.peak.values()))
+        swap = max(peak.get("rpc_swap_bytes", 0) for peak in trial.peak.values())
+        yield "swap_bytes", float(swap if swap > _SWAP_NOISE else 0)
     for request in requests:
         for name, value in (
             ("ttft_s", request.ttft_s),
@@ -151,7 +156,9 @@ def _values(trial: Trial, requests: Sequence[Request]) -> Iterator[tuple[str, fl
 def tried(trial: Trial) -> str:
     """What a trial tried, the same in every run that tries it: kind, model and what is not as always."""
     step = trial.details.get("step")
-    asked = json.loads(step) if isinstance(step, str) else {}
+    if not isinstance(step, str):  # Runs of before steps were kept have their lengths in the trial's name.
+        return f"{trial.kind} {re.sub(r'^[0-9]+-', '', trial.id)}"
+    asked = json.loads(step)
     said = [
         f"{name} {_short(value)}"
         for name, value in sorted(asked.items())
@@ -172,13 +179,31 @@ def compare(runs: Sequence[RunFigures]) -> Comparison:
     changes.sort(key=lambda one: (order[one.verdict], -abs(one.worse_by)))
     outcomes = [change for other in others for change in _outcomes(first, other)]
     outcomes.sort(key=lambda one: not one.worse)
-    around = [line for other in others for line in _surroundings(first.manifest, other.manifest)]
+    around = [
+        line
+        for other in others
+        for line in (
+            *surroundings(first.manifest, other.manifest),
+            *loads_differ(other.manifest.run, _loads(first), _loads(other)),
+        )
+    ]
     return Comparison(list(runs), changes, outcomes, around)
+
+
+def _loads(run: RunFigures) -> dict[str, CoordinatorState]:
+    """The first load of each kind."""
+    loads = [trial for trial in reversed(run.trials) if trial.kind == "load"]
+    return {tried(trial): trial.coordinator for trial in loads if trial.coordinator}
 
 
 def slower(comparison: Comparison, share: float) -> list[Change]:
     """The changes to the bad that are larger than ``share`` (0.05 for 5%) and than the noise."""
     return [one for one in comparison.changes if one.verdict == "worse" and one.worse_by > share]
+
+
+def told(comparison: Comparison) -> int:
+    """Figures with values enough to tell a difference from noise."""
+    return len(comparison.changes) - untold(comparison)
 
 
 def untold(comparison: Comparison) -> int:
@@ -197,11 +222,16 @@ def _changes(first: RunFigures, other: RunFigures) -> Iterator[Change]:
 
 
 def _outcomes(first: RunFigures, other: RunFigures) -> Iterator[OutcomeChange]:
+    asked_the_same = first.manifest.profile_text == other.manifest.profile_text
     for what in dict.fromkeys(tried(trial) for trial in [*first.trials, *other.trials]):
         before, after = first.outcomes(what), other.outcomes(what)
-        if before and after and set(before) != set(after):
+        if set(before) == set(after):
+            continue
+        if before and after:
             worse = _passed(after) < _passed(before)
-            yield OutcomeChange(what, other.manifest.run, _counted(before), _counted(after), worse)
+        else:  # What one profile tried before and did not get to now was lost; another may not ask for it.
+            worse = asked_the_same and not after and Outcome.PASSED in before
+        yield OutcomeChange(what, other.manifest.run, _counted(before), _counted(after), worse)
 
 
 def _passed(outcomes: Sequence[Outcome]) -> float:
@@ -209,41 +239,5 @@ def _passed(outcomes: Sequence[Outcome]) -> float:
 
 
 def _counted(outcomes: Sequence[Outcome]) -> str:
-    return ", ".join(f"{outcomes.count(one)} {one}" for one in Outcome if one in outcomes)
-
-
-def _surroundings(first: RunManifest, other: RunManifest) -> Iterator[str]:
-    for name, before, after in (
-        ("inventory", first.inventory, other.inventory),
-        ("profile", first.profile, other.profile),
-        ("harness", first.harness_version, other.harness_version),
-        ("order's seed", first.seed, other.seed),
-    ):
-        if before != after:
-            yield f"{other.run}: {name} {_said(after)}, not {_said(before)}"
-    were, are = ({node.name: node for node in run.nodes} for run in (first, other))
-    if gone := sorted(were.keys() - are.keys()):
-        yield f"{other.run}: without {', '.join(gone)}"
-    if new := sorted(are.keys() - were.keys()):
-        yield f"{other.run}: with {', '.join(new)} beside them"
-    for name in were.keys() & are.keys():
-        a, b = were[name], are[name]
-        for what, before, after in (
-            ("llama.cpp", a.build, b.build),
-            ("memory limit", a.memory_limit_bytes, b.memory_limit_bytes),
-            ("memory", a.memory_total_bytes, b.memory_total_bytes),
-            ("processor", a.cpu, b.cpu),
-            ("platform", a.platform, b.platform),
-        ):
-            if before != after:
-                yield f"{other.run}: {what} of {name} {_said(after)}, not {_said(before)}"
-    for model in first.models.keys() & other.models.keys():
-        sizes = [run.models[model].get("file_bytes") for run in (first, other)]
-        if sizes[0] != sizes[1]:
-            yield f"{other.run}: {model} of {_said(sizes[1])} bytes, not {_said(sizes[0])}"
-
-
-def _said(value: object) -> str:
-    if value is None:
-        return "none"
-    return f"{value:,}" if isinstance(value, int) and value > 99_999 else str(value)
+    told = ", ".join(f"{outcomes.count(one)} {one}" for one in Outcome if one in outcomes)
+    return told or "not tried"

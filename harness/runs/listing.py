@@ -3,12 +3,15 @@
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.runs.lock import inventory_holder
 from harness.runs.read import read_manifest
 from harness.runs.schema import Outcome, RunManifest
+from harness.settings import REPOSITORY
 
 EXAMPLE = "example"
 """The committed run; never removed."""
@@ -64,9 +67,17 @@ def list_runs(reports: Path, wanted: Filter) -> list[Listed]:
         except HarnessError:
             continue
         if wanted.admits(manifest):
-            size = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
-            found.append(Listed(path.parent, manifest, size))
+            found.append(Listed(path.parent, manifest, _size(path.parent)))
     return sorted(found, key=lambda run: run.manifest.started_ns, reverse=True)
+
+
+def _size(folder: Path) -> int:
+    """Bytes in a folder; what a run renames or removes meanwhile is not counted."""
+    size = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            size += file.stat().st_size if file.is_file() else 0
+    return size
 
 
 def to_prune(runs: Sequence[Listed], *, keep: int | None, before_ns: int | None) -> list[Listed]:
@@ -82,22 +93,28 @@ def to_prune(runs: Sequence[Listed], *, keep: int | None, before_ns: int | None)
 
 
 def remove(run: Listed) -> None:
-    """Remove a run's folder, unless the run goes on.
+    """Remove a run's folder, which must not go on.
 
     Raises:
-        HarnessError: it goes on, or cannot be removed.
+        HarnessError: it cannot be removed.
     """
-    if _in_use(run):
-        raise HarnessError(f"run {run.manifest.run} goes on; stop it first")
     try:
         shutil.rmtree(run.folder)
     except OSError as error:
-        raise HarnessError(f"cannot remove {run.folder}: {error.strerror}") from error
+        raise HarnessError(f"cannot remove {run.folder}: {error.strerror or error}") from error
 
 
-def _in_use(run: Listed) -> bool:
-    """Whether somebody still writes it: a run appends samples every second and records its end."""
-    if run.manifest.outcome is not None:
+def goes_on(run: Listed) -> bool:
+    """Whether somebody still works on it.
+
+    A run holds its inventory's lock from its first file to its recorded end. One that another computer
+    drives does not hold it here; it appends samples every second.
+    """
+    manifest = run.manifest
+    if manifest.outcome is not None:
         return False
-    written = max(path.stat().st_mtime for path in run.folder.iterdir())
+    holder = inventory_holder(REPOSITORY / manifest.inventory)
+    if holder is not None and holder.startswith(f"{manifest.run},"):
+        return True
+    written = max((path.stat().st_mtime for path in run.folder.iterdir()), default=0.0)
     return time.time() - written < GOES_ON_S

@@ -40,3 +40,18 @@ def inventory_lock(inventory: Path, holder: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def inventory_holder(inventory: Path) -> str | None:
+    """Who holds the inventory on this machine, as :func:`inventory_lock` was told; None where nobody does."""
+    try:
+        descriptor = os.open(state_dir(inventory) / "run.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+    finally:
+        os.close(descriptor)
+    return None

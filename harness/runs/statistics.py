@@ -53,7 +53,7 @@ class Difference:
     """A figure of one group beside the same of another."""
 
     ratio: float
-    """Median after / median before."""
+    """Median after / median before; infinite where only the first is zero, 1 where both are."""
     low: float | None
     """Lower end of the ratio's 95% interval; None where a group has fewer than three values."""
     high: float | None
@@ -74,23 +74,16 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def difference(before: Sequence[float], after: Sequence[float]) -> Difference | None:
-    """Ratio of two medians and its interval, the groups resampled apart.
-
-    Returns:
-        None where a group is empty, or the first one's median or a resample of it is zero.
-    """
-    if not before or not after or not np.median(before):
+    """Ratio of two medians and its interval, the groups resampled apart; None where a group is empty."""
+    if not before or not after:
         return None
     old, new = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    ratio = float(np.median(new) / np.median(old))
+    ratio = float(_ratios(np.median(new, keepdims=True), np.median(old, keepdims=True))[0])
     if min(len(old), len(new)) < FEWEST:
         return Difference(ratio, None, None)
     size = min(_resamples(len(old)), _resamples(len(new)))
-    below = _medians(old, size)
-    if not below.all():
-        return None
     # The second group's draws must not follow the first's: equal groups would look equal without any noise.
-    return Difference(ratio, *_ends(_medians(new, size, seed=_SEED + 1) / below))
+    return Difference(ratio, *_ends(_ratios(_medians(new, size, seed=_SEED + 1), _medians(old, size))))
 
 
 @dataclass(frozen=True)
@@ -141,7 +134,17 @@ def _medians(data: Values, size: int | None = None, *, seed: int = _SEED) -> Val
     return medians
 
 
+def _ratios(after: Values, before: Values) -> Values:
+    """What was nothing and is something has grown without bound; two nothings are equal."""
+    ratios: Values = np.where(after == before, 1.0, np.inf)
+    return np.divide(after, before, out=ratios, where=before != 0)
+
+
 def _ends(resampled: Values) -> tuple[float, float]:
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
+    if np.isfinite(resampled).all():
+        low, high = np.quantile(resampled, [tail, 1 - tail])
+    else:  # Between a number and infinity nothing can be interpolated.
+        ordered, last = np.sort(resampled), len(resampled) - 1
+        low, high = ordered[int(tail * last)], ordered[last - int(tail * last)]
     return float(low), float(high)

@@ -2,17 +2,20 @@
 
 import json
 import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness.cli import main
 from harness.errors import HarnessError
+from harness.report.changes import rows
 from harness.report.load import load_run
 from harness.report.markdown import render_markdown, safe
 from harness.report.since import since_last
 from harness.runs.compare import RunFigures, compare, figures_of, read_figures, slower, tried, untold
 from harness.runs.schema import Outcome, Request, RunManifest, Trial
+from markdown_it import MarkdownIt
 from tests.unit.report_runs import HOSTILE, RECORDED, change_lines, change_manifest, copy_run, hostile_run
 
 INFERENCE = {"kind": "inference", "model": "m", "prompt_tokens": 35, "generated_tokens": 8, "repeats": 5}
@@ -98,6 +101,33 @@ def test_other_surroundings_are_named() -> None:
     ]
 
 
+def test_other_plans_and_flags_of_the_same_load_are_named(tmp_path: Path) -> None:
+    def change(trial: dict[str, Any]) -> None:
+        if state := trial["coordinator"]:
+            state["argv"] = [*(word for word in state["argv"] if word != "--no-webui"), "--no-repack"]
+            state["plan"]["shares"][0]["layers"] = 3
+
+    later = later_run(tmp_path)
+    change_lines(later, "trials", change)
+    found = compare([read_figures(tmp_path / RECORDED.name), read_figures(later)]).surroundings
+    cold = "later: load smollm2-sharded-cold-load"
+    assert f"{cold} placed node1 3, node2 15, not node1 16, node2 15" in found
+    assert f"{cold} with --no-repack set, not none" in found
+    assert f"{cold} with --no-webui none, not set" in found
+
+
+def test_runs_on_equal_terms_have_nothing_else_to_name(tmp_path: Path) -> None:
+    later = later_run(tmp_path)
+    assert compare([read_figures(tmp_path / RECORDED.name), read_figures(later)]).surroundings == []
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["harness", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
 def later_run(target: Path, change: Any = None) -> Path:
     """The recorded run and, a day later, one that is the same but for ``change`` of its requests."""
     copy_run(target)
@@ -124,18 +154,73 @@ def test_page_of_two_runs_holds_every_change_and_ci_is_told(
     later = later_run(tmp_path, slow_down)
     page = tmp_path / "page.html"
     typed = ["compare", str(tmp_path / RECORDED.name), str(later), "--output", str(page)]
-    monkeypatch.setattr("sys.argv", ["harness", *typed])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
-    assert "worse" in page.read_text()
-    monkeypatch.setattr("sys.argv", ["harness", *typed, "--fail-if-slower", "5%"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    told = capsys.readouterr()
-    slow = [line for line in told.err.splitlines() if "worse than" in line]
-    assert (ended.value.code == 1) is bool(slow)
-    assert slow or "fewer than three values" in told.out
+    assert type_in(monkeypatch, *typed) == 0
+    text = unescape(page.read_text())
+    for change in compare([read_figures(tmp_path / RECORDED.name), read_figures(later)]).changes:
+        assert change.what in text
+        assert change.figure.label in text
+    capsys.readouterr()
+    assert type_in(monkeypatch, *typed, "--fail-if-slower", "5%") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"worse than {RECORDED.name}: inference smollm2-sharded-inference-48x3 " in line
+    assert "decode by 200%" in line
+    assert "TTFT" not in line, "the first tokens came as before"
+    assert type_in(monkeypatch, *typed, "--fail-if-slower", "250%") == 0
+
+
+def test_ci_is_not_told_that_all_is_well_where_nothing_could_be_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = later_run(tmp_path)
+    typed = [
+        str(tmp_path / RECORDED.name),
+        str(later),
+        "--output",
+        str(tmp_path / "p"),
+        "--fail-if-slower",
+        "5%",
+    ]
+    for run in (tmp_path / RECORDED.name, later):
+        (run / "requests.jsonl").write_text("")
+    assert type_in(monkeypatch, "compare", *typed) == 1
+    assert "can be told from noise" in capsys.readouterr().err
+
+
+def test_trial_that_the_same_profile_did_not_get_to_is_lost_and_ci_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = later_run(tmp_path)
+    trials = later / "trials.jsonl"
+    trials.write_text("".join(trials.read_text().splitlines(keepends=True)[:1]))
+    typed = [str(tmp_path / RECORDED.name), str(later), "--output", str(tmp_path / "p")]
+    assert type_in(monkeypatch, "compare", *typed, "--fail-if-slower", "5%") == 1
+    assert "(not tried, was 1 passed)" in capsys.readouterr().err
+    change_manifest(later, lambda content: content.update(profile="p", profile_text="another"))
+    found = compare([read_figures(tmp_path / RECORDED.name), read_figures(later)])
+    assert {one.after for one in found.outcomes} == {"not tried"}
+    assert not any(one.worse for one in found.outcomes), "another profile may ask for less"
+
+
+def test_swap_where_there_was_none_comes_first_and_fails(tmp_path: Path) -> None:
+    def swapped(size: int) -> Any:
+        def change(trial: dict[str, Any]) -> None:
+            trial |= {"kind": "load", "model": "m", "outcome": "passed", "details": {"step": "{}"}}
+            trial["peak"] = {"node1": {"rpc_swap_bytes": size}}
+
+        return change
+
+    later = later_run(tmp_path)
+    change_lines(later, "trials", swapped(3 << 30))
+    before = tmp_path / RECORDED.name
+    change_lines(before, "trials", swapped(1 << 20))
+    found = compare([read_figures(before), read_figures(later)])
+    assert (found.changes[0].figure.name, found.changes[0].verdict) == ("swap_bytes", "worse")
+    assert slower(found, 0.05)[0].figure.name == "swap_bytes"
+    row = rows(found.changes)[0]
+    assert (row.before.split()[0], row.ratio, row.interval) == ("0", "∞", "∞ to ∞")
+    change_lines(later, "trials", swapped(15 << 20))
+    found = compare([read_figures(before), read_figures(later)])
+    assert "swap_bytes" not in {one.figure.name for one in found.changes if one.verdict != "same"}
 
 
 @pytest.mark.parametrize(
@@ -168,6 +253,35 @@ def test_report_says_what_changed_since_the_last_run(tmp_path: Path) -> None:
     assert since_last(load_run(tmp_path / "same" / RECORDED.name)) is None, "nothing came before it"
 
 
+def test_last_run_is_the_latest_that_began_before_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    later = later_run(tmp_path)
+    older = tmp_path / "zz-example"
+    (tmp_path / RECORDED.name).rename(older)
+    middle = later_run(tmp_path / "y").rename(tmp_path / "aa-middle")
+    change_manifest(middle, lambda content: content.update(started_ns=content["started_ns"] - 3600 * 10**9))
+    found = since_last(load_run(later))
+    assert found is not None
+    assert found.run == "aa-middle"
+    (middle / "trials.jsonl").write_text("damaged\n")
+    found = since_last(load_run(later))
+    assert found is not None
+    assert found.run == "zz-example", "a run that cannot be read does not stand in the way"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["# a", "- a", "+ a", "1. a", "12) a", "---", "> a", "| a |", "<b>a</b>", "[a](b)", "![a](b)", "a_b_"],
+)
+def test_text_in_markdown_opens_nothing_wherever_it_stands(text: str) -> None:
+    plain = MarkdownIt("commonmark").render(f"- {safe(text)}")
+    assert re.findall(r"<[^>]*>", plain) == ["<ul>", "<li>", "</li>", "</ul>"]
+    assert unescape(re.sub(r"<[^>]*>|\n", "", plain)) == text
+
+
+def test_addresses_in_hostile_text_become_no_links() -> None:
+    assert safe("http://a.example www.a.example") == "http\\://a.example www\\.a.example"
+
+
 def test_markdown_has_the_founding_reports_parts_and_every_trial(tmp_path: Path) -> None:
     text = render_markdown(load_run(copy_run(tmp_path)))
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
@@ -187,7 +301,7 @@ def test_hostile_text_stays_text_in_markdown(tmp_path: Path) -> None:
     assert "<script" not in re.sub(r"\\<", "", outside)
     assert "\x1b" not in text
     assert safe(HOSTILE) in outside
-    assert safe("# a *b* [c](d) `e` <f> _g_ h_i") == "# a \\*b\\* \\[c\\](d) \\`e\\` \\<f\\> \\_g\\_ h_i"
+    assert safe("# a *b* [c](d) `e` <f> _g_ h_i") == "\\# a \\*b\\* \\[c\\](d) \\`e\\` \\<f\\> \\_g\\_ h_i"
 
 
 def test_comparison_with_itself_through_the_library_is_all_noise() -> None:

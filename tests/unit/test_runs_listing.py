@@ -1,12 +1,14 @@
 """``harness runs``: which there are, which fit, which may go."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 from harness.cli import main
+from harness.runs.lock import inventory_holder, inventory_lock
 from tests.unit.report_runs import RECORDED
 
 DAY_NS = 86400 * 10**9
@@ -86,13 +88,35 @@ def test_prune_shows_first_and_removes_when_told(
 def test_run_that_goes_on_and_the_example_are_never_removed(
     reports: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, err = type_in(reports, monkeypatch, capsys, "prune", "--keep", "0", "--outcome", "cut", "--yes")
-    assert code == 1
-    assert "goes on; stop it first" in err
-    type_in(reports, monkeypatch, capsys, "prune", "--keep", "0", "--outcome", "passed", "--yes")
+    code, out, _ = type_in(reports, monkeypatch, capsys, "prune", "--keep", "0", "--yes")
+    assert code == 0
+    assert "kept going: it goes on" in out
+    assert "example" not in out
     assert (reports / "example").exists()
     assert (reports / "going").exists()
     assert not (reports / "today").exists()
+
+
+def test_silent_run_is_kept_as_long_as_it_holds_its_inventory(
+    reports: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LLAMA_HARNESS_STATE", str(tmp_path / "state"))
+    inventory = tmp_path / "inventory" / "hosts.yml"
+    path = reports / "going" / "run.json"
+    names = {"run": "going", "inventory": str(inventory)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | names))
+    for file in path.parent.iterdir():
+        os.utime(file, (0, 0))
+    typed = ("prune", "--keep", "0", "--outcome", "cut", "--yes")
+    with inventory_lock(inventory, "another"):
+        assert inventory_holder(inventory) == f"another, pid {os.getpid()}"
+    with inventory_lock(inventory, "going"):
+        _, out, _ = type_in(reports, monkeypatch, capsys, *typed)
+        assert "kept going: it goes on" in out
+    assert inventory_holder(inventory) is None
+    _, out, _ = type_in(reports, monkeypatch, capsys, *typed)
+    assert "removed going" in out
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Medians, intervals, differences and drift, against known answers and laws that hold for any values."""
 
+from math import inf
+
 import numpy as np
 import pytest
 from harness.runs.statistics import FEW, difference, drift, spread
@@ -62,9 +64,60 @@ def test_clear_difference_is_beyond_the_noise_and_a_small_one_is_not() -> None:
     assert not same.beyond_noise
 
 
-@pytest.mark.parametrize(("before", "after"), [([], [1.0]), ([1.0], []), ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])])
-def test_ratio_to_nothing_is_none(before: list[float], after: list[float]) -> None:
+@pytest.mark.parametrize(("before", "after"), [([], [1.0]), ([1.0], [])])
+def test_group_without_values_is_not_compared(before: list[float], after: list[float]) -> None:
     assert difference(before, after) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ratio", "ends", "beyond"),
+    [
+        ([0.0] * 3, [1.0, 2.0, 3.0], inf, (inf, inf), True),
+        ([0.0] * 3, [0.0] * 3, 1, (1, 1), False),
+        ([0.0] * 3, [0.0, 0.0, 9.0], 1, (1, inf), False),
+        ([2.0, 2.0, 2.0], [0.0] * 3, 0, (0, 0), True),
+        ([0.0, 2.0, 2.0], [4.0] * 3, 2, (2, inf), True),
+        ([0.0], [4.0], inf, (None, None), False),
+    ],
+    ids=[
+        "something of nothing",
+        "nothing twice",
+        "mostly nothing",
+        "nothing left",
+        "now and then",
+        "too few",
+    ],
+)
+def test_difference_from_nothing_is_told(
+    before: list[float], after: list[float], ratio: float, ends: tuple[float, float], beyond: bool
+) -> None:
+    found = difference(before, after)
+    assert found is not None
+    assert (found.ratio, (found.low, found.high), found.beyond_noise) == (ratio, ends, beyond)
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 1e9]), min_size=3, max_size=9), VALUES)
+def test_interval_of_a_ratio_holds_the_ratio_even_where_zeros_are(
+    before: list[float], after: list[float]
+) -> None:
+    found = difference(before, after)
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= found.ratio <= found.high
+
+
+def test_equal_groups_are_called_different_no_more_often_than_the_docs_say() -> None:
+    """One in nine of three values a side, at most one in twenty from five on: docs/trials.md says so."""
+    rng = np.random.default_rng(7)
+
+    def share(count: int) -> float:
+        groups = rng.normal(1, 0.05, (400, 2, count))
+        pairs = [difference(list(before), list(after)) for before, after in groups]
+        return sum(found.beyond_noise for found in pairs if found) / len(pairs)
+
+    assert 0.06 < share(3) < 0.16
+    assert share(5) < 0.06
 
 
 def test_too_few_values_are_never_beyond_the_noise() -> None:

@@ -1,0 +1,103 @@
+"""What else differs between two runs whose figures stand side by side, in plain words."""
+
+from collections.abc import Iterator, Mapping
+
+from harness.planner.plan import Plan
+from harness.runs.schema import CoordinatorState, NodeFacts, RunManifest
+
+_PLACES = ("--model", "--alias", "--rpc", "--device", "--tensor-split", "--host", "--port")
+"""Flags that say where things are, or repeat the plan."""
+
+
+def surroundings(first: RunManifest, other: RunManifest) -> Iterator[str]:
+    """Inventory, profile, versions, nodes and models of the second run that are not as in the first."""
+    for name, before, after in (
+        ("inventory", first.inventory, other.inventory),
+        ("profile", first.profile, other.profile),
+        ("harness", first.harness_version, other.harness_version),
+        ("harness commit", first.harness_commit, other.harness_commit),
+        ("order's seed", first.seed, other.seed),
+    ):
+        if before != after:
+            yield f"{other.run}: {name} {_said(after)}, not {_said(before)}"
+    if first.profile == other.profile and first.profile_text != other.profile_text:
+        yield f"{other.run}: the text of profile {other.profile} is another"
+    were, are = ({node.name: node for node in run.nodes} for run in (first, other))
+    if gone := sorted(were.keys() - are.keys()):
+        yield f"{other.run}: without {', '.join(gone)}"
+    if new := sorted(are.keys() - were.keys()):
+        yield f"{other.run}: with {', '.join(new)} beside them"
+    for name in sorted(were.keys() & are.keys()):
+        for line in _of_node(were[name], are[name]):
+            yield f"{other.run}: {line}"
+    for model in sorted(first.models.keys() & other.models.keys()):
+        for what in ("file_bytes", "sha256", "quantisation"):
+            before, after = (run.models[model].get(what) for run in (first, other))
+            if before and after and before != after:
+                yield f"{other.run}: {what.replace('_', ' ')} of {model} {_said(after)}, not {_said(before)}"
+
+
+def loads_differ(
+    run: str, first: Mapping[str, CoordinatorState], other: Mapping[str, CoordinatorState]
+) -> Iterator[str]:
+    """Plans and flags of the same loads that are not as in the first run.
+
+    Args:
+        run: the other run's name.
+        first: a coordinator by what was tried.
+        other: the same of the other run.
+    """
+    for what in sorted(first.keys() & other.keys()):
+        before, after = first[what], other[what]
+        if (were := _placed(before.plan)) != (are := _placed(after.plan)):
+            yield f"{run}: {what} placed {are}, not {were}"
+        old, new = _flags(before.argv), _flags(after.argv)
+        for flag in sorted(old.keys() | new.keys()):
+            if old.get(flag) != new.get(flag):
+                yield f"{run}: {what} with {flag} {_said(new.get(flag))}, not {_said(old.get(flag))}"
+
+
+def _of_node(before: NodeFacts, after: NodeFacts) -> Iterator[str]:
+    for what, old, new in (
+        ("llama.cpp", before.build, after.build),
+        ("commit", before.commit, after.commit),
+        ("address", before.address, after.address),
+        ("memory limit", before.memory_limit_bytes, after.memory_limit_bytes),
+        ("memory", before.memory_total_bytes, after.memory_total_bytes),
+        ("processor", before.cpu, after.cpu),
+        ("CPUs", before.cpus, after.cpus),
+        ("accelerator", before.accelerator, after.accelerator),
+        ("platform", before.platform, after.platform),
+        ("link, bit/s,", before.link_bits_per_s, after.link_bits_per_s),
+    ):
+        if old != new:
+            yield f"{what} of {before.name} {_said(new)}, not {_said(old)}"
+    changed = sorted(
+        name
+        for name in before.binaries.keys() & after.binaries.keys()
+        if before.binaries[name] != after.binaries[name]
+    )
+    if changed and before.commit == after.commit:
+        yield f"binaries of {before.name} that hash otherwise: {', '.join(changed)}"
+
+
+def _placed(plan: Plan | None) -> str:
+    return ", ".join(f"{share.node} {share.layers}" for share in plan.shares) if plan else "nothing"
+
+
+def _flags(argv: list[str]) -> dict[str, str]:
+    """Flags of a command line with their values, without those that only say where things are."""
+    found: dict[str, str] = {}
+    flag = ""
+    for word in argv[1:]:
+        if word.startswith("-") and not word[1:2].isdigit():
+            flag, found[word] = word, "set"
+        elif flag:
+            found[flag] = word
+    return {flag: value for flag, value in found.items() if flag not in _PLACES}
+
+
+def _said(value: object) -> str:
+    if value is None:
+        return "none"
+    return f"{value:,}" if isinstance(value, int) and value > 99_999 else str(value)
