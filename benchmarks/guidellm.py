@@ -14,6 +14,9 @@ compared with the server's. guidellm comes from requirements/peer-guidellm.lock,
 
 Each is shown once more over the server's own times of the very same requests: that takes out what else the
 machine did while it was one's turn.
+
+With several streams there is no bar: whether a prompt waits for another stream's depends on how they fall
+into step, and each client starts them in its own way.
 """
 
 import argparse
@@ -209,21 +212,22 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
         if count < 1:
             raise SystemExit(f"the chat template alone takes {options.prompt - count} tokens; ask for more")
         rounds = [one_round(port, options, count, n, folder) for n in range(1, options.rounds + 1)]
+    bar = BAR if options.streams == 1 else None
     return [
-        row("TTFT, ms", rounds, lambda seen: seen.client.ttft_ms),
-        row("ITL, ms", rounds, lambda seen: seen.client.itl_ms),
-        row("tokens/s", rounds, lambda seen: seen.client.tokens_per_s),
-        row("TTFT / server's prompt time", rounds, lambda seen: seen.ttft),
-        row("ITL / server's", rounds, lambda seen: seen.itl),
-        row("tokens/s / server's", rounds, lambda seen: seen.rate),
-        row("prompt tokens", rounds, lambda seen: seen.client.prompt_tokens),
+        row("TTFT, ms", rounds, lambda seen: seen.client.ttft_ms, bar),
+        row("ITL, ms", rounds, lambda seen: seen.client.itl_ms, bar),
+        row("tokens/s", rounds, lambda seen: seen.client.tokens_per_s, bar),
+        row("TTFT / server's prompt time", rounds, lambda seen: seen.ttft, bar),
+        row("ITL / server's", rounds, lambda seen: seen.itl, bar),
+        row("tokens/s / server's", rounds, lambda seen: seen.rate, bar),
+        row("prompt tokens", rounds, lambda seen: seen.client.prompt_tokens, bar),
     ]
 
 
-def row(name: str, rounds: list[dict[str, Seen]], figure: Callable[[Seen], float]) -> Row:
+def row(name: str, rounds: list[dict[str, Seen]], figure: Callable[[Seen], float], bar: float | None) -> Row:
     """One figure of all rounds."""
     ours, theirs = ([figure(one[who]) for one in rounds] for who in ("ours", "guidellm"))
-    return Row(name, ours, theirs, BAR)
+    return Row(name, ours, theirs, bar)
 
 
 def main() -> None:

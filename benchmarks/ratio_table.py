@@ -15,8 +15,8 @@ class Row:
     name: str
     ours: Sequence[float]
     theirs: Sequence[float]
-    within: float
-    """Share by which the ratio may be off 1."""
+    within: float | None
+    """Share by which the ratio may be off 1; None where it is only shown."""
 
     @property
     def ratio(self) -> Spread:
@@ -28,7 +28,7 @@ class Row:
     @property
     def met(self) -> bool:
         """Whether the median of the ratios is within the bar."""
-        return abs(self.ratio.median - 1) <= self.within
+        return self.within is None or abs(self.ratio.median - 1) <= self.within
 
 
 def table(title: str, us: str, them: str, rows: Sequence[Row]) -> str:
@@ -44,8 +44,8 @@ def table(title: str, us: str, them: str, rows: Sequence[Row]) -> str:
             f"{ours.median:.2f}",
             f"{theirs.median:.2f}",
             f"{ratio.median:.3f}{interval}",
-            f"within {row.within:.0%}",
-            "met" if row.met else "MISSED",
+            "none" if row.within is None else f"within {row.within:.0%}",
+            "" if row.within is None else "met" if row.met else "MISSED",
         )
     console = Console(width=110)
     with console.capture() as captured:

@@ -10,7 +10,7 @@ from harness.runs.schema import Request
 from bench_report import decode_rates
 from gguf_tokenizer import tokenizer_json
 from guidellm_report import of_guidellm, of_ours, of_server
-from ratio_table import Row
+from ratio_table import Row, table
 
 DATA = Path(__file__).parents[1] / "data" / "peers"
 
@@ -104,6 +104,13 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert row.ratio.median == pytest.approx(1)
     assert row.met
     assert not Row("ITL", [10.2, 102, 10.2], [10, 100, 10], within=0.01).met
+
+
+def test_a_figure_without_a_bar_is_shown_and_misses_nothing() -> None:
+    row = Row("TTFT", [20.0], [10.0], within=None)
+    assert row.met
+    assert "2.000" in table("", "ours", "theirs", [row])
+    assert "MISSED" not in table("", "ours", "theirs", [row])
 
 
 def test_a_tokenizer_keeps_ids_and_takes_special_tokens_whole() -> None:
