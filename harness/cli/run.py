@@ -60,6 +60,8 @@ def command(
     from harness.trials.setup import Options
     from harness.trials.stopper import Interrupted
 
+    if resume and (seed is not None or model or pins):
+        raise HarnessError("--resume goes on with the run's own trials; leave --seed, --model and --pins out")
     options = Options(
         "founding" if what == "founding" else profile,
         inventory,
@@ -73,7 +75,7 @@ def command(
         try:
             result = asyncio.run(run_benchmark(options, progress))
         except Interrupted:
-            progress.say("Stopped before the first trial; nothing was written.")
+            progress.say("Stopped before a trial ran.")
             raise typer.Exit(INTERRUPTED_STATUS) from None
         report = write_report(result.folder)
         progress.say(f"\nRun {result.folder.name}: {result.outcome}")

@@ -78,7 +78,8 @@ def announce(say: Callable[[str], None], options: Options, begun: Begun, setting
         say(f"Run {begun.run} goes on: {left}")
     else:
         if cut := unfinished_run(options.reports, options.inventory):
-            say(f"Run {cut} was cut short; `harness run benchmark --resume {cut}` goes on with it")
+            where = f" --inventory {options.inventory} --reports {options.reports}"
+            say(f"Run {cut} was cut short; `harness run benchmark --resume {cut}{where}` goes on with it")
         say(f"Profile {begun.profile_name}: {count} trials, about {duration(total)} ({basis})")
     if profile.deadline_s is not None and total > profile.deadline_s:
         say(f"warning: the run ends after {duration(profile.deadline_s)}, its deadline")
@@ -98,7 +99,7 @@ def open_folder(begun: Begun, options: Options, setting: Setting) -> tuple[RunFo
         manifest = manifest.model_copy(update={"steps": begun.profile.model_dump(mode="json")})
     else:
         was = begun.earlier.manifest
-        check_same_cluster(was, setting.facts)
+        check_same_cluster(begun.earlier, setting.facts)
         drop_unfinished(begun.earlier)
         folder = RunFolder(begun.earlier.folder)
         again = {"resumed_ns": [*was.resumed_ns, time.time_ns()], "outcome": None, "ended_ns": None}

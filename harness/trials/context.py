@@ -72,11 +72,11 @@ class Context:
         return everyone if wanted is None else [self.inventory.node(name) for name in wanted]
 
     def backend_restarts(self, start_ns: int, end_ns: int) -> dict[str, int]:
-        """How often each backend's unit was started anew in a window; those that stayed up are left out."""
+        """How often each backend's unit was started anew in a window; those not known of are left out."""
         series = self.sampler.series
         names = [node.name for node in self.inventory.backends]
         grown = {name: series.grown(name, "rpc_restarts", start_ns, end_ns) for name in names}
-        return {name: count for name, count in grown.items() if count}
+        return {name: count for name, count in grown.items() if count is not None}
 
     def event(self, time_ns: int, kind: str, trial: str | None, node: str | None = None, **data: Any) -> None:
         """Append an event to the run."""

@@ -40,8 +40,6 @@ async def run_load(ctx: Context, trial: str, step: LoadStep) -> Finding:
     ctx.say("unloading what is up")
     await stop(ctx, trial)
     details: dict[str, Any] = {"cache": step.cache, "nodes": [node.name for node in nodes]}
-    if isinstance(step.nodes, int):
-        details["wanted_nodes"] = step.nodes
     if step.cache == "cold":
         ctx.say("emptying caches")
         path = str(ctx.models[step.model]["path"])

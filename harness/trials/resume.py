@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from harness.errors import HarnessError
-from harness.runs.read import read_lines, read_manifest, read_trials
-from harness.runs.schema import NodeFacts, Outcome, RunManifest, Trial
+from harness.runs.read import first_fault, read_lines, read_manifest, read_trials
+from harness.runs.schema import CoordinatorPhase, NodeFacts, Outcome, RunManifest, Trial
 from harness.runs.store import write_whole
 from harness.settings import shown_path
 from harness.trials.context import Context, Loaded
@@ -18,7 +18,8 @@ from harness.trials.profile import Profile
 from harness.trials.steps import FaultStep, LoadStep, ParityStep, PinStep, Step, UnloadStep
 
 LAST = "last"
-"""In place of a run's name: the newest on the inventory that did not end."""
+"""In place of a run's name: the newest on the inventory, if it did not end."""
+_CUT = (None, Outcome.INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def unfinished_run(reports: Path, inventory: Path) -> str | None:
         except HarnessError:
             continue
         if manifest.inventory == shown_path(inventory):
-            return manifest.run if manifest.outcome is None and manifest.steps else None
+            return manifest.run if manifest.outcome in _CUT and manifest.steps else None
     return None
 
 
@@ -63,18 +64,22 @@ def read_unfinished(name: str, reports: Path, inventory: Path) -> Unfinished:
             f"run {manifest.run} was on {manifest.inventory}, not on {shown_path(inventory)}; "
             f"resume it with --inventory {manifest.inventory}"
         )
-    if manifest.outcome not in (None, Outcome.INTERRUPTED) or not manifest.steps:
+    if manifest.outcome not in _CUT or not manifest.steps:
         raise HarnessError(f"run {manifest.run} has ended ({manifest.outcome}): there is nothing to resume")
     try:
         profile = Profile.model_validate(manifest.steps)
     except ValidationError as error:
-        raise HarnessError(f"run {manifest.run} was made by another version of harness: {error}") from None
+        raise HarnessError(
+            f"run {manifest.run} was made by another version of harness ({first_fault(error)})"
+        ) from None
     done = [trial for trial in read_trials(folder) if trial.outcome is not Outcome.INTERRUPTED]
     return Unfinished(folder, manifest, profile, done)
 
 
 def drop_unfinished(run: Unfinished) -> None:
     """Take what belongs to no finished trial out of the run: the trial that was cut short begins anew."""
+    for packed in run.folder.glob("*.parquet"):
+        packed.unlink()  # of an earlier end; made again at the next one
     kept = {trial.id for trial in run.done}
     _keep(run.folder / "trials.jsonl", "id", kept)
     _keep(run.folder / "requests.jsonl", "trial", kept)
@@ -86,21 +91,28 @@ def _keep(path: Path, key: str, wanted: set[str]) -> None:
         write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def check_same_cluster(manifest: RunManifest, facts: Mapping[str, NodeFacts]) -> None:
-    """The nodes are those of the run, with the same binaries.
+def check_same_cluster(run: Unfinished, facts: Mapping[str, NodeFacts]) -> None:
+    """The nodes are those of the run, with the binaries that its next trial needs.
+
+    A run that changes pins needs the one of its last finished change; none, where the next trial is a change.
 
     Raises:
         HarnessError: one is not: its figures could not stand beside the earlier ones.
     """
+    manifest, steps = run.manifest, run.profile.trials
+    changes = [step.build for step in steps[: len(run.done)] if isinstance(step, PinStep)]
+    if steps[len(run.done) :] and isinstance(steps[len(run.done)], PinStep):
+        return
     were = {node.name: node for node in manifest.nodes}
     if were.keys() != facts.keys():
         gone = ", ".join(sorted(were.keys() ^ facts.keys()))
         raise HarnessError(f"run {manifest.run} had other nodes ({gone}): begin a new run")
     for name, now in facts.items():
         before = were[name]
-        if (before.build, before.binaries) != (now.build, now.binaries):
+        wanted = changes[-1] if changes else before.build
+        if now.build != wanted or (wanted == before.build and before.binaries != now.binaries):
             raise HarnessError(
-                f"run {manifest.run}: {name} has another llama.cpp ({now.build}, was {before.build}); "
+                f"run {manifest.run}: {name} has another llama.cpp ({now.build}, was {wanted}); "
                 "deploy that one again, or begin a new run"
             )
 
@@ -116,7 +128,8 @@ async def take_up(ctx: Context, run: Unfinished) -> None:
     for step, trial in zip(steps, run.done, strict=False):
         if isinstance(step, LoadStep):
             _learn(ctx, step, trial)
-            up = (step, trial) if trial.coordinator and trial.coordinator.plan else None
+            state = trial.coordinator
+            up = (step, trial) if state and state.plan and state.phase is CoordinatorPhase.READY else None
         elif isinstance(step, UnloadStep | ParityStep | FaultStep | PinStep):
             up = None
     if up and _needs_a_load(steps[len(run.done) :]):

@@ -10,7 +10,7 @@ from harness.errors import HarnessError
 from harness.inventory import Inventory, load_inventory
 from harness.runs.lock import inventory_lock
 from harness.runs.pack import pack
-from harness.runs.read import read_requests
+from harness.runs.read import read_manifest, read_requests
 from harness.runs.schema import Outcome, RunManifest, Trial
 from harness.runs.store import RunFolder
 from harness.trials.begin import Begun, announce, begin, open_folder, outcome_of
@@ -28,6 +28,7 @@ from harness.trials.nodes import UNITS, read_journal
 from harness.trials.parity import run_parity
 from harness.trials.pin import run_pin
 from harness.trials.pool import run_pool
+from harness.trials.profile import Profile
 from harness.trials.progress import RunProgress
 from harness.trials.questions import RESTARTS, answered
 from harness.trials.resume import take_up
@@ -76,7 +77,7 @@ async def run_benchmark(options: Options, progress: RunProgress) -> RunResult:
     with stopper.installed(), inventory_lock(options.inventory, begun.run):
         async with (
             RouterClient(router_address(inventory)) as router,
-            cluster_lease(router, options.reports / begun.run),
+            cluster_lease(router, options.reports / begun.run, lambda text: progress.say(f"warning: {text}")),
         ):
             setting = await stopper.run(settle(options, begun.profile, inventory, router))
             announce(progress.say, options, begun, setting)
@@ -84,7 +85,15 @@ async def run_benchmark(options: Options, progress: RunProgress) -> RunResult:
             with contextlib.closing(folder):
                 since_ns = manifest.resumed_ns[-1] if manifest.resumed_ns else manifest.started_ns
                 ctx = _context(inventory, router, folder, setting, since_ns, progress)
+                _forget_starving(ctx)
                 return await _run_all(ctx, begun, setting, manifest, stopper, progress)
+
+
+def _forget_starving(ctx: Context) -> None:
+    """Give a lab's machines what they have by right: a run that was killed may have left one starved."""
+    if ctx.lab is not None:
+        ctx.starved.update(machine.name for machine in ctx.lab.machines)
+        feed_again(ctx)
 
 
 def _context(
@@ -124,6 +133,7 @@ async def _run_all(
 ) -> RunResult:
     profile, trials = begun.profile, list(begun.done)
     stopped: str | None = None
+    ended = False
     if begun.earlier:
         ctx.event(time.time_ns(), "resumed", None, done=len(trials))
     else:
@@ -153,12 +163,25 @@ async def _run_all(
                 ctx.event(time.time_ns(), "stopped", None, reason=stopped)
                 progress.say(f"Stopped: {stopped}")
                 break
+        ended = True
     finally:
-        asked = answered(profile, trials, list(read_requests(ctx.run.path)))
-        manifest = manifest.model_copy(update={"stopped": stopped, "questions": asked})
-        outcome = outcome_of(trials, len(profile.trials))
+        manifest = manifest.model_copy(update={"stopped": stopped})
+        # What broke off between two trials can go on.
+        outcome = outcome_of(trials, len(profile.trials)) if ended else Outcome.INTERRUPTED
         await _finish(ctx, manifest, outcome, stopper, progress)
+        _answer_questions(ctx, profile, trials)
     return RunResult(ctx.run.path, outcome, trials)
+
+
+def _answer_questions(ctx: Context, profile: Profile, trials: list[Trial]) -> None:
+    """Put the answers into run.json; a damaged line of requests costs them, and not the run."""
+    try:
+        requests = list(read_requests(ctx.run.path))
+    except HarnessError as error:
+        ctx.event(time.time_ns(), "warning", None, None, message=f"questions not answered: {error}")
+        return
+    found = answered(profile, trials, requests)
+    ctx.run.write_manifest(read_manifest(ctx.run.path).model_copy(update={"questions": found}))
 
 
 async def _run_trial(

@@ -37,7 +37,8 @@ async def run_soak(ctx: Context, trial: str, step: SoakStep) -> Finding:
     ended_ns = time.time_ns()
     await ctx.sampler.caught_up(ended_ns)
     later = await _starts_after(ctx, first)
-    restarted = ctx.backend_restarts(started_ns, ended_ns)
+    grown = ctx.backend_restarts(started_ns, ended_ns)
+    restarted = {name: count for name, count in grown.items() if count}
     metrics = summarise(asker.sent) | {"restarts": float(len(later) + sum(restarted.values()))}
     details = _drifts(ctx, asker.sent, started_ns, ended_ns) | {
         "coordinator_starts": [state.start_id for state in later],

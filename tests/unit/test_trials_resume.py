@@ -1,6 +1,7 @@
 """What is kept of a run that was cut short, wherever the cut was."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from harness.runs.schema import NodeFacts, Outcome, Request, RunManifest, Trial
 from harness.runs.store import RunFolder
 from harness.trials.profile import Profile
 from harness.trials.resume import check_same_cluster, drop_unfinished, read_unfinished, unfinished_run
-from harness.trials.steps import PoolStep
+from harness.trials.steps import PinStep, PoolStep
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -86,13 +87,31 @@ def test_run_of_another_inventory_is_refused_with_the_right_one(tmp_path: Path) 
 
 def test_cluster_with_another_binary_or_node_is_refused(tmp_path: Path) -> None:
     cut_short(tmp_path)
-    manifest = read_unfinished("last", tmp_path, tmp_path / "inventory").manifest
-    (node,) = manifest.nodes
-    check_same_cluster(manifest, {"a": node})
+    run = read_unfinished("last", tmp_path, tmp_path / "inventory")
+    (node,) = run.manifest.nodes
+    check_same_cluster(run, {"a": node})
     with pytest.raises(HarnessError, match=r"a has another llama\.cpp"):
-        check_same_cluster(manifest, {"a": node.model_copy(update={"binaries": {"rpc-server": "y"}})})
+        check_same_cluster(run, {"a": node.model_copy(update={"binaries": {"rpc-server": "y"}})})
     with pytest.raises(HarnessError, match=r"other nodes \(b\)"):
-        check_same_cluster(manifest, {"a": node, "b": node})
+        check_same_cluster(run, {"a": node, "b": node})
+
+
+def test_run_stopped_by_hand_is_the_last_to_resume_too(tmp_path: Path) -> None:
+    cut_short(tmp_path, outcome=Outcome.INTERRUPTED)
+    assert unfinished_run(tmp_path, tmp_path / "inventory") == "20260101T000000Z-mine"
+
+
+def test_run_of_two_pins_goes_on_with_the_one_it_had_put_up(tmp_path: Path) -> None:
+    cut_short(tmp_path)
+    run = read_unfinished("last", tmp_path, tmp_path / "inventory")
+    (node,) = run.manifest.nodes
+    pin, pool = PinStep(kind="pin", model="m", build=2), PoolStep(kind="pool", model="m")
+    other = node.model_copy(update={"build": 2, "binaries": {"rpc-server": "y"}})
+    changed = replace(run, profile=Profile(trials=[pin, pool]))
+    check_same_cluster(changed, {"a": other})
+    with pytest.raises(HarnessError, match=r"a has another llama\.cpp \(1, was 2\)"):
+        check_same_cluster(changed, {"a": node})
+    check_same_cluster(replace(run, profile=Profile(trials=[pool, pin])), {"a": other})
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
@@ -107,7 +126,8 @@ def test_files_cut_at_any_byte_are_read_and_begun_anew(
         path = folder.path / f"{name}.jsonl"
         path.write_bytes(path.read_bytes()[:size])
     run = read_unfinished("last", reports, reports / "inventory")
-    assert [one.id for one in run.done] == ["01-m-pool", "02-m-pool"][: len(run.done)]
+    whole = (folder.path / "trials.jsonl").read_bytes().count(b"\n")
+    assert [one.id for one in run.done] == ["01-m-pool", "02-m-pool"][:whole]
     drop_unfinished(run)
     again = RunFolder(folder.path)
     again.append_trial(trial("03-m-pool"))
