@@ -79,8 +79,7 @@ def test_each_injected_fault_is_the_diagnosis(deployed: LabUnderTest, tmp_path: 
     run = the_run(tmp_path)
     kinds = [event.kind for event in read_events(run)]
     assert kinds.count("fault") == kinds.count("fault_undone") == len(found)
-    answers = {one.text: one.verdict for one in read_manifest(run).questions}
-    assert answers == {"Does 1b-q8_0 answer without a crash?": "unknown"}, "a run of faults asks no more"
+    assert read_manifest(run).questions == [], "faults that were asked for answer nothing about the cluster"
 
 
 def test_ctrl_c_leaves_no_fault_behind(deployed: LabUnderTest, tmp_path: Path) -> None:
