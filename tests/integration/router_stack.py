@@ -86,7 +86,11 @@ class RouterStack:
         self.port, self.coordinator_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = self._write_config(binaries, config)
-        self.start_router()
+        try:
+            self.start_router()
+        except AssertionError:
+            self.close()
+            raise
 
     def _start_pool(self, binaries: Path, model: Path) -> subprocess.Popen[bytes]:
         key = self.folder / "pool.key"
@@ -161,9 +165,9 @@ class RouterStack:
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"LLAMA_ARG_CTX_SIZE": "1"},
             )
-        wait_for(lambda: listens(self.port), 20, "router")
-        wait_for(lambda: listens(self.ollama_port), 20, "double of Ollama")
-        wait_for(self._pool_is_healthy, 20, "pool server")
+        wait_for(lambda: listens(self.port), 60, "router")
+        wait_for(lambda: listens(self.ollama_port), 60, "double of Ollama")
+        wait_for(self._pool_is_healthy, 60, "pool server")
 
     def _pool_is_healthy(self) -> bool:
         with suppress(OSError):

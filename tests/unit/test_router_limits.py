@@ -44,10 +44,12 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             cwd=Path(__file__).parents[2],
             env=os.environ,
         )
-    wait_for(lambda: listens(port), 30, "router")
-    yield port
-    router.terminate()
-    router.wait(20)
+    try:
+        wait_for(lambda: listens(port), 60, "router")
+        yield port
+    finally:
+        router.terminate()
+        router.wait(20)
 
 
 def said(port: int, data: bytes) -> tuple[int, dict[str, str], Any]:
