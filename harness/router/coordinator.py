@@ -81,8 +81,7 @@ class Coordinator:
     @property
     def loaded(self) -> str | None:
         """The model that is ready to answer; None while there is none."""
-        state = self.state
-        return state.model if state.phase is CoordinatorPhase.READY else None
+        return self._server.serving
 
     @property
     def starts(self) -> list[CoordinatorState]:

@@ -14,6 +14,8 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 _LOGGER = logging.getLogger("llama_router")
 _ENCODE = json.JSONEncoder(default=str).encode
+_SINKS: "list[HeldLines]" = []
+"""Where a line goes without a record being made of it, once logging is configured."""
 _HELD_S = 0.05
 _HELD_LINES = 1000
 
@@ -22,17 +24,17 @@ class JsonLines(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time_ns": time.time_ns(),
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-        }
-        if rid := request_id.get():
-            line["request_id"] = rid
-        line |= getattr(record, "fields", {})
+        fields = getattr(record, "fields", {})
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return _ENCODE(line)
+            fields = {**fields, "traceback": self.formatException(record.exc_info)}
+        return _line(record.levelname.lower(), record.getMessage(), fields)
+
+
+def _line(level: str, event: str, fields: dict[str, Any]) -> str:
+    line: dict[str, Any] = {"time_ns": time.time_ns(), "level": level, "event": event}
+    if rid := request_id.get():
+        line["request_id"] = rid
+    return _ENCODE(line | fields)
 
 
 class HeldLines(logging.Handler):
@@ -50,13 +52,17 @@ class HeldLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take one line."""
-        self._lines.append(self.format(record))
+        self.hold(self.format(record), at_once=record.levelno >= logging.WARNING)
+
+    def hold(self, line: str, *, at_once: bool = False) -> None:
+        """Keep a line until the others of its moment have come; ``at_once`` writes them all now."""
+        self._lines.append(line)
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             self.flush()
             return
-        if record.levelno >= logging.WARNING or len(self._lines) >= _HELD_LINES:
+        if at_once or len(self._lines) >= _HELD_LINES:
             self.flush()
         elif self._timer is None:
             self._timer = loop.call_later(_HELD_S, self.flush)
@@ -75,7 +81,10 @@ class HeldLines(logging.Handler):
 
 def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
     """Log one event with its fields."""
-    if _LOGGER.isEnabledFor(level):
+    if level == logging.INFO and _SINKS:
+        for sink in _SINKS:
+            sink.hold(_line("info", event, fields))
+    elif _LOGGER.isEnabledFor(level):
         # Made here: the logging module would look for the caller's file and line, which no line shows.
         record = logging.LogRecord(_LOGGER.name, level, "", 0, event, None, None)
         record.fields = fields
@@ -89,3 +98,4 @@ def configure_logging() -> None:
     handler = HeldLines(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    _SINKS[:] = [handler]

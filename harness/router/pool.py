@@ -178,7 +178,7 @@ class Pool:
             server.succeeded()
 
     def _server(self, target: PoolTarget) -> ServerState:
-        return next(server for server in self._servers if server.target == target)
+        return next(server for server in self._servers if server.target is target or server.target == target)
 
 
 def unreachable(target: PoolTarget, model: str, seen: str) -> RouterError:

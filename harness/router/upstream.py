@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import aiohttp
@@ -142,8 +143,12 @@ async def post(
         headers["connection"] = "close"
     if key:
         headers["authorization"] = f"Bearer {key}"
-    timeout = aiohttp.ClientTimeout(total=timeout_s, connect=10)
-    return await session.post(url, data=body, headers=headers, timeout=timeout)
+    return await session.post(url, data=body, headers=headers, timeout=_timeout(timeout_s))
+
+
+@cache
+def _timeout(total_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=total_s, connect=10)
 
 
 async def whole_lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
