@@ -1,6 +1,7 @@
 """Faults caused on real machines, and what the harness says of each: class, and deciding line."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from harness.diagnosis.classify import classify
 from harness.diagnosis.evidence import RPC_SERVER, Inputs
 from harness.planner.plan import Plan
 from harness.trials.evidence import diagnose_ready
-from harness.trials.faults.fault import injected
+from harness.trials.faults.fault import RPC_UNIT, injected, serve_again
 from harness.trials.faults.files import SmallCacheDisk, TruncatedModel
 from harness.trials.faults.links import CutLink
 from harness.trials.faults.memory import SqueezeMemory, StarveIntoSwap
@@ -54,6 +55,20 @@ def other_builds(deployed: LabUnderTest) -> None:
     for build in (OTHER_PROTOCOL, OTHER_BUILD):
         playbook = Path(__file__).with_name("other_build.yml")
         deployed.ansible(playbook, limit="node1", llama_cpp_build=build)
+
+
+async def eventually(look: Callable[[], Awaitable[str]], holds: Callable[[str], bool]) -> None:
+    """Look until something holds, some five minutes at most."""
+    for _ in range(300):
+        if holds(said := await look()):
+            return
+        await asyncio.sleep(1)
+    raise AssertionError(f"never seen; last: {said}")
+
+
+def _serves_somebody(heard: str) -> bool:
+    latest = json.loads(heard)["latest"]["node1"]
+    return bool(latest and latest["rpc"] and latest["rpc"]["peer"])
 
 
 async def until(wanted: str, look: Callable[[], Awaitable[tuple[str, str]]]) -> tuple[str, str]:
@@ -185,6 +200,22 @@ async def test_dropped_packets_are_a_partition_though_the_node_answers(bench: Fa
     assert re.match(r"node node1 \| node[12]: \d+ bytes to \S+ unacknowledged", line)
     assert "llama_fault" not in await bench.on(bench.other, "nft", "list", "tables")
     await bench.forget_peer()
+
+
+async def test_backend_that_was_cut_off_for_good_is_named_before_the_next_load(bench: FaultBench) -> None:
+    await bench.load()
+    endpoint = bench.other.rpc_endpoint
+    async with injected(CutLink(bench.other, bench.head, bench.lab)):
+        await bench.ctx.router.unload(0)
+        # The kernel gives up telling the other end after some two minutes.
+        await eventually(lambda: bench.on(bench.head, "ss", "-Htan", "dst", endpoint), lambda said: not said)
+    monitor = ("/opt/llama-harness/venv/bin/llama-node-monitor", "latest", "node1")
+    await eventually(lambda: bench.on(bench.head, *monitor), _serves_somebody)
+    refusal = await bench.refused()
+    assert re.search(r"node1: its rpc-server still serves \S+, a connection that this", str(refusal))
+    await bench.on(bench.other, "systemctl", "restart", RPC_UNIT)
+    await serve_again(bench.other)
+    await bench.load()
 
 
 async def test_starved_backend_thrashes(bench: FaultBench) -> None:
