@@ -54,7 +54,7 @@ def test_warm_fills_the_caches_and_mends_what_was_altered(cold_caches: LabUnderT
 
     altered = lab.run("node1", "find", seen["node1"]["folder"], "-type", "f", "-name", "????????????????")
     path = altered.stdout.splitlines()[0]
-    lab.run("node1", "python3", "-c", f'"{ONE_BYTE}"', path)
+    lab.run("node1", "python3", "-c", ONE_BYTE, path)
     assert path.rpartition("/")[2] in harness(lab, "cache", "verify")
     assert caches(lab)["node1"]["needed_there"] == filled["node1"]["tensors"] - 1
     mended = {one["node"]: one["written"] for one in json.loads(harness(lab, "warm", MODEL, "--json"))}
