@@ -13,7 +13,7 @@ from harness.diagnosis.evidence import Inputs
 from harness.diagnosis.model import Diagnosis, FailureClass, Signal
 from harness.errors import HarnessError
 from harness.inventory import Node
-from harness.runs.schema import CoordinatorPhase, CoordinatorState, Request
+from harness.runs.schema import CoordinatorPhase, CoordinatorState, Outcome, Request
 from harness.trials.client import LoadRequest, RouterRefusedError
 from harness.trials.context import Context, Finding, Loaded, judge
 from harness.trials.coordinator import keep_log, stop
@@ -80,6 +80,8 @@ async def run_fault(ctx: Context, trial: str, step: FaultStep) -> Finding:
         metrics["found_after_s"] = (details.get("found_ns", undone_ns) - injected_ns) / 1e9
     diagnosis = seen.best(cause)
     outcome, answer = judge(diagnosis, cause, _answer(step, details, diagnosis))
+    if "injected_ns" not in details or details.get("deadline_passed"):
+        outcome = Outcome.FAILED
     return Finding(outcome, answer, cause, seen.state, diagnosis, metrics, details)
 
 

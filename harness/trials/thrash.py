@@ -78,10 +78,13 @@ async def ends_thrash(
 
 async def _look(ctx: Context, watch: ThrashWatch, last_token: Callable[[], float] | None) -> None:
     names = [node.name for node in ctx.inventory.backends]
+    begun_ns = time.time_ns()
     while watch.found is None:
         await asyncio.sleep(LOOK_EVERY_S)
         now_ns = time.time_ns()
-        windows = ctx.sampler.series.windows(names, now_ns - int(HOPELESS_S * 1e9), now_ns)
+        # What went before is not this one's doing: a trial that thrashed may have just ended.
+        since_ns = max(begun_ns, now_ns - int(HOPELESS_S * 1e9))
+        windows = ctx.sampler.series.windows(names, since_ns, now_ns)
         if last_token is None:
             progress = held_more(windows)
         else:

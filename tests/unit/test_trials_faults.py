@@ -1,23 +1,29 @@
 """The fault trial's decisions, the early end of thrash, and the floors of a load."""
 
+import asyncio
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
 from harness.errors import HarnessError
 from harness.inventory import load_inventory
+from harness.runs.schema import Outcome
 from harness.trials.check import check_faults
-from harness.trials.fault import Seen
+from harness.trials.fault import Seen, run_fault
 from harness.trials.faults.catalogue import make_fault
+from harness.trials.faults.fault import to_the_end
 from harness.trials.floors import load_floors
 from harness.trials.profile import Profile, load_profile
 from harness.trials.remote import rates
 from harness.trials.samples import Point
 from harness.trials.steps import FaultStep
-from harness.trials.thrash import GROWN_BYTES, held_more, hopeless
+from harness.trials.thrash import GROWN_BYTES, ends_thrash, held_more, hopeless
 
 LAB = Path(__file__).parents[2] / "inventories" / "lab"
 MIB = 1 << 20
@@ -133,3 +139,72 @@ def test_shipped_faults_are_all_but_the_build_that_nobody_has() -> None:
     kinds = set(FaultStep.model_json_schema()["properties"]["fault"]["enum"])
     shipped = {one.fault for one in load_profile("faults")[2].trials if isinstance(one, FaultStep)}
     assert kinds - shipped == {"other-build"}
+
+
+async def test_undo_is_done_however_often_its_caller_is_cancelled() -> None:
+    done: list[str] = []
+    go_on = asyncio.Event()
+
+    async def undo() -> None:
+        await go_on.wait()
+        done.append("undone")
+
+    caller = asyncio.create_task(to_the_end(undo()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        caller.cancel()
+        await asyncio.sleep(0)
+    assert not caller.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert done == ["undone"]
+
+
+async def test_undo_that_fails_says_so() -> None:
+    async def undo() -> None:
+        raise HarnessError("node1: cannot be mended")
+
+    with pytest.raises(HarnessError, match="cannot be mended"):
+        await to_the_end(undo())
+
+
+async def test_thrash_of_the_trial_before_is_not_held_against_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, int]] = []
+    enough = asyncio.Event()
+
+    class Series:
+        def windows(self, names: list[str], start_ns: int, end_ns: int) -> dict[str, list[Point]]:
+            asked.append((start_ns, end_ns))
+            if len(asked) > 1:
+                enough.set()
+            return {}
+
+    monkeypatch.setattr("harness.trials.thrash.LOOK_EVERY_S", 0.01)
+    inventory = load_inventory(LAB)
+    ctx: Any = SimpleNamespace(inventory=inventory, sampler=SimpleNamespace(series=Series()))
+    begun_ns = time.time_ns()
+    async with ends_thrash(ctx):
+        await enough.wait()
+    assert all(start >= begun_ns for start, _ in asked)
+
+
+async def test_fault_that_was_never_caused_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*given: object) -> Seen:
+        return Seen()
+
+    async def silent(*given: object) -> None:
+        pass
+
+    async def plan(request: object) -> SimpleNamespace:
+        return SimpleNamespace(plan=None)
+
+    for name, double in (("stop", silent), ("_acted", nothing), ("_forget_peer", silent)):
+        monkeypatch.setattr(f"harness.trials.fault.{name}", double)
+    ctx: Any = SimpleNamespace(
+        inventory=load_inventory(LAB), router=SimpleNamespace(plan=plan), event=lambda *a, **k: None
+    )
+    found = await run_fault(ctx, "t", step(fault="slow-link"))
+    assert (found.outcome, "could not be caused" in found.answer) == (Outcome.FAILED, True)

@@ -3,16 +3,17 @@
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from harness.diagnosis.model import FailureClass, Signal
 from harness.errors import HarnessError
 from harness.inventory import Node
 from harness.trials.nodes import run_on
 
+ResultT = TypeVar("ResultT")
 RPC_UNIT = "llama-rpc-server.service"
 _SERVES_WITHIN_S = 40
 
@@ -86,14 +87,28 @@ async def injected(fault: Fault, tell: Tell | None = None) -> AsyncIterator[Inje
     await reset_failed(fault.node)
     begun_ns = time.time_ns()
     try:
-        what = await fault.inject()
+        what = await to_the_end(fault.inject())
         record = Injected(fault.kind, fault.node.name, what, begun_ns, fault.expected, fault.signals())
         if tell:
             tell(record)
         yield record
     finally:
-        # Whoever is cancelled here leaves the node as it was all the same.
-        await asyncio.shield(fault.undo())
+        # Whoever is cancelled here, and however often, leaves the node as it was all the same.
+        await to_the_end(fault.undo())
+
+
+async def to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Await ``work`` until it is done, whatever cancels the caller meanwhile; the cancel comes after it."""
+    task = asyncio.create_task(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    return task.result()
 
 
 async def on(node: Node, *argv: str, stdin: str = "", deadline_s: float = 60) -> str:
