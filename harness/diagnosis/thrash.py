@@ -1,12 +1,15 @@
 """Swap thrash, told from node samples: rpc-server's memory in swap, read back page after page."""
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Protocol
 
 from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
 
 SWAPPED_BYTES = 128 << 20
 FAULTS_PER_S = 100.0
+FULL_PERCENT = 20.0
+"""PSI, memory full: of the time in which nothing on the node could run for want of memory."""
 
 
 class Pressure(Protocol):
@@ -24,12 +27,17 @@ class Pressure(Protocol):
     def major_faults(self) -> int:
         """Major faults of the node, a counter."""
 
+    @property
+    def memory_full_avg10(self) -> float | None:
+        """PSI of the last 10 s in percent; None where the kernel counts none for the node."""
+
 
 def find_thrash(samples: Mapping[str, Sequence[Pressure]]) -> Diagnosis | None:
     """Whether a backend lived off its swap.
 
     It did where rpc-server had at least 128 MiB in swap and the node took at least 100 major faults a second
-    over the window: the figures of a trial of the founding report's kind lie an order of magnitude above.
+    over the window, or stood still for memory a fifth of the time (PSI, median of the samples): the figures
+    of a trial of the founding report's kind lie an order of magnitude above.
 
     Args:
         samples: by node, in order of time, those of the window that is asked about.
@@ -41,8 +49,11 @@ def find_thrash(samples: Mapping[str, Sequence[Pressure]]) -> Diagnosis | None:
         elapsed = (points[-1].time_ns - points[0].time_ns) / 1e9
         rate = (points[-1].major_faults - points[0].major_faults) / elapsed
         swapped = max(one.rpc_swap_bytes for one in points)
-        if swapped >= SWAPPED_BYTES and rate >= FAULTS_PER_S:
+        full = [one.memory_full_avg10 for one in points if one.memory_full_avg10 is not None]
+        stood = median(full) if full else 0.0
+        if swapped >= SWAPPED_BYTES and (rate >= FAULTS_PER_S or stood >= FULL_PERCENT):
             line = f"rpc-server had up to {swapped / 2**20:.0f} MiB in swap; {rate:.0f} major faults/s"
+            line += f", memory full {stood:.0f} % of the time" if full else ""
             evidence.append(Evidence(source=f"samples {node}", line=f"{line} over {elapsed:.0f} s"))
     if not evidence:
         return None

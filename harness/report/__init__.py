@@ -1,6 +1,5 @@
 """Report: tables, figures and the HTML page."""
 
-import os
 from pathlib import Path
 
 REPORT_NAME = "report.html"
@@ -15,18 +14,10 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         HarnessError: the folder is no run, its ``run.json`` cannot be used, or the page cannot be written.
     """
-    from harness.errors import HarnessError
     from harness.report.load import load_run
     from harness.report.page import render
+    from harness.runs.store import write_whole
 
-    page = render(load_run(run_dir))
     target = run_dir / REPORT_NAME
-    temporary = run_dir / f".{REPORT_NAME}.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(target)
-    except OSError as error:
-        raise HarnessError(f"cannot write {target}: {error.strerror}; free some space") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(target, render(load_run(run_dir)).encode())
     return target

@@ -44,20 +44,16 @@ MOST_EVIDENCE = 12
 
 def render(run: RunData) -> str:
     """The run as one self-contained HTML page."""
+    return self_contained("report.html.j2", run=run, sections=SECTIONS, **_content(run))
+
+
+def self_contained(template: str, **content: Any) -> str:
+    """A page with its style and its one script in it, and a policy that lets nothing else run."""
     script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            run=run,
-            sections=SECTIONS,
-            style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
-            script=script,
-            script_hash=f"sha256-{digest}",
-            **_content(run),
-        )
-    )
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    page = _environment().get_template(template)
+    return page.render(style=style, script=script, script_hash=f"sha256-{digest}", **content)
 
 
 def _content(run: RunData) -> dict[str, Any]:
@@ -105,7 +101,7 @@ def _clean(value: object) -> object:
     return numbers.printable(value) if type(value) is str else value
 
 
-def environment() -> Environment:
+def _environment() -> Environment:
     """Templates with everything that they show escaped and freed of control characters."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=_clean

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.runs.metrics import decode_rate
+from harness.runs.metrics import SWAP_NOISE_BYTES, decode_rate
 from harness.runs.read import read_manifest, read_requests, read_trials
 from harness.runs.schema import CoordinatorState, Outcome, Request, RunManifest, Trial
 from harness.runs.statistics import Difference, Spread, difference, spread
@@ -40,8 +40,6 @@ FIGURES = (
 )
 _PER_REQUEST = ("ttft_s", "tpot_s", "decode_tokens_per_s")
 _NOT_A_PARAMETER = ("repeats", "requests", "duration_s", "may_not_fit")
-_SWAP_NOISE = 16 << 20
-"""Bytes that a kernel puts aside without need count as none."""
 _PLAIN: dict[str, Any] = {"parallel": 1, "concurrency": 1, "context": 2048}
 """Values that a step has where nothing else is said: runs of before there was such a key match."""
 
@@ -142,7 +140,7 @@ def _values(trial: Trial, requests: Sequence[Request]) -> Iterator[tuple[str, fl
             yield figure.name, trial.metrics[figure.name]
     if trial.peak and trial.kind == "load":
         swap = max(peak.get("rpc_swap_bytes", 0) for peak in trial.peak.values())
-        yield "swap_bytes", float(swap if swap > _SWAP_NOISE else 0)
+        yield "swap_bytes", float(swap if swap > SWAP_NOISE_BYTES else 0)
     for request in requests:
         for name, value in (
             ("ttft_s", request.ttft_s),

@@ -5,6 +5,9 @@ from statistics import median
 
 from harness.runs.schema import Request
 
+SWAP_NOISE_BYTES = 16 << 20
+"""Of a backend in swap: pages that the kernel puts aside without need."""
+
 
 def summarise(requests: Sequence[Request]) -> dict[str, float]:
     """Metrics of the measured requests (warm-ups left out), each named with its unit.

@@ -103,7 +103,7 @@ def write_whole(target: Path, content: bytes) -> None:
     Raises:
         HarnessError: it cannot be written, say for want of space.
     """
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -112,6 +112,8 @@ def write_whole(target: Path, content: bytes) -> None:
         temporary.replace(target)
     except OSError as error:
         raise HarnessError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _open_for_append(path: Path) -> BinaryIO:

@@ -18,8 +18,8 @@ from harness.trials.client import LoadRequest, RouterRefusedError
 from harness.trials.context import Context, Finding, Loaded, judge
 from harness.trials.coordinator import keep_log, stop
 from harness.trials.evidence import diagnose_ready, diagnose_waiting, diagnose_with_nodes
-from harness.trials.faults.catalogue import make_fault
-from harness.trials.faults.fault import Fault, Injected, injected, serve_again
+from harness.trials.faults.catalogue import cause_of, make_fault
+from harness.trials.faults.fault import Fault, Injected, injected, serve_again, to_the_end
 from harness.trials.faults.processes import KillCoordinator
 from harness.trials.nodes import run_on
 from harness.trials.prompt import words
@@ -64,7 +64,7 @@ async def run_fault(ctx: Context, trial: str, step: FaultStep) -> Finding:
         details.update(injected_ns=record.time_ns, what=record.what)
         ctx.event(record.time_ns, "fault", trial, record.node, fault=record.kind, what=record.what)
 
-    cause = step.cause
+    cause = cause_of(step)
     seen = Seen()
     begun_s = time.monotonic()
     try:
@@ -72,12 +72,15 @@ async def run_fault(ctx: Context, trial: str, step: FaultStep) -> Finding:
             seen = await _acted(ctx, trial, step, request, tell, details)
     except TimeoutError:
         details["deadline_passed"] = True
-    details["undone_ns"] = undone_ns = time.time_ns()
-    ctx.event(undone_ns, "fault_undone", trial, step.node, fault=step.fault)
-    await _forget_peer(ctx, step, node)
+    finally:
+        # The fault has been undone by now; whoever is cancelled waits for what it has left, too.
+        details["undone_ns"] = time.time_ns()
+        if "injected_ns" in details:
+            ctx.event(details["undone_ns"], "fault_undone", trial, step.node, fault=step.fault)
+            await to_the_end(_forget_peer(ctx, step, node))
     metrics = {"fault_s": time.monotonic() - begun_s}
     if injected_ns := details.get("injected_ns"):
-        metrics["found_after_s"] = (details.get("found_ns", undone_ns) - injected_ns) / 1e9
+        metrics["found_after_s"] = (details.get("found_ns", details["undone_ns"]) - injected_ns) / 1e9
     diagnosis = seen.best(cause)
     outcome, answer = judge(diagnosis, cause, _answer(step, details, diagnosis))
     if "injected_ns" not in details or details.get("deadline_passed"):
@@ -102,6 +105,8 @@ async def _acted(
         loading = asyncio.create_task(_load(ctx, request))
         try:
             await _load_began(ctx, step, loading)
+            if loading.done():
+                return await loading
             async with injected(_fault(ctx, step, node, None), tell):
                 return await _found(ctx, step, node, details, await loading)
         finally:
@@ -147,7 +152,9 @@ async def _load_began(ctx: Context, step: FaultStep, loading: "asyncio.Task[Seen
 async def _request(ctx: Context, trial: str, step: FaultStep) -> AsyncIterator[Awaitable[None]]:
     """A long request under way; what it yields is over at the moment that the step asks for."""
     came = asyncio.Event()
-    prompt = words(LONG_PROMPT) if step.moment == "prompt" else "Count to ten thousand."
+    # A longer one than the context would be refused, and the fault come while nothing is under way.
+    longest = words(min(LONG_PROMPT, step.context * 3 // 4))
+    prompt = longest if step.moment == "prompt" else "Count to ten thousand."
     ask = ChatRequest(
         step.model, prompt, LONG_ANSWER, step.deadline_s, trial=trial, index=1, on_token=came.set
     )
@@ -159,6 +166,10 @@ async def _request(ctx: Context, trial: str, step: FaultStep) -> AsyncIterator[A
             await asyncio.wait({waiting, asking}, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
         await asyncio.sleep(step.after_s)
+        if asking.done():
+            raise HarnessError(
+                f"the request was over before the fault came: {(await asking).error or 'answered'}"
+            )
 
     try:
         yield moment()
@@ -177,9 +188,10 @@ async def _found(
     ours: Sequence[Signal] = (),
 ) -> Seen:
     """Look again and again, until a diagnosis is the cause; without one to come, once is enough."""
+    cause = cause_of(step)
     while True:
         seen = await _look(ctx, node, first, ours)
-        if step.cause is None or ((found := seen.best(step.cause)) and found.failure_class == step.cause):
+        if cause is None or ((found := seen.best(cause)) and found.failure_class == cause):
             details["found_ns"] = time.time_ns()
             return seen
         await asyncio.sleep(LOOK_EVERY_S)
@@ -230,7 +242,7 @@ async def _forget_peer(ctx: Context, step: FaultStep, node: Node) -> None:
 
 def _answer(step: FaultStep, details: dict[str, Any], diagnosis: Diagnosis | None) -> str:
     if "injected_ns" not in details:
-        return f"{step.fault} could not be caused: the load before it did not come up"
+        return f"{step.fault} could not be caused: its moment, {step.moment}, did not come"
     told = "nothing was diagnosed"
     if diagnosis:
         line = diagnosis.evidence[0]

@@ -26,15 +26,19 @@ async def measured_rates(ctx: Context, model: str) -> dict[str, float]:
     return ctx.rates[model]
 
 
-def load_floors(rates: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
-    """Seconds of disk and hash.
+def load_floors(
+    rates: Mapping[str, float], file_bytes: float | None, hashed_bytes: float | None
+) -> dict[str, float]:
+    """Seconds of disk and hash; one whose bytes or rate are not known is left out.
 
-    A load reads the file once, and hashes what goes to backends (one thread, before it offers each tensor to
-    a cache; tensors of up to 10 MiB are sent unhashed and are a hundredth of a model).
+    Args:
+        rates: bytes per second of each.
+        file_bytes: what is read; None where the page cache may have it.
+        hashed_bytes: what the planner says is hashed: tensors over 10 MiB that go to backends.
     """
-    floors = {}
-    if "disk" in rates and "file_bytes" in metrics:
-        floors["disk_floor_s"] = metrics["file_bytes"] / rates["disk"]
-    if "hash" in rates and "rpc_model_bytes" in metrics:
-        floors["hash_floor_s"] = metrics["rpc_model_bytes"] / rates["hash"]
-    return floors
+    bytes_of = {"disk": file_bytes, "hash": hashed_bytes}
+    return {
+        f"{name}_floor_s": size / rates[name]
+        for name, size in bytes_of.items()
+        if size is not None and name in rates
+    }

@@ -8,9 +8,9 @@ FORMULAS = {
     "wire_bytes": "received bytes of the backends' interfaces over the load (counters of the node samples); "
     "the head node's own backend is reached over loopback and not counted",
     "wire_floor_s": "8 * wire_bytes / stated link rate of the head node",
-    "disk_floor_s": "size of the model's file / rate of reading 128 MiB of it cold on the head node",
-    "hash_floor_s": "bytes of the model on backends / rate of llama.cpp's hash on one of the head node's "
-    "processors",
+    "disk_floor_s": "cold loads: size of the model's file / rate of reading 128 MiB of it on the head node",
+    "hash_floor_s": "bytes of tensors over 10 MiB on backends / rate of llama.cpp's hash on one of the head "
+    "node's processors",
     "ttft_s": "first non-empty token - request sent",
     "itl_s": "gaps between successive tokens, pooled over requests",
     "tpot_s": "(E2E - TTFT) / (n - 1), n = usage.completion_tokens",

@@ -1,7 +1,8 @@
 """The load trial: a model put over the backends, from cold caches or warm ones."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from harness.diagnosis.classify import classify
@@ -50,7 +51,9 @@ async def run_load(ctx: Context, trial: str, step: LoadStep) -> Finding:
     if step.starve:
         starve(ctx, step.starve)
         details["starved"] = step.starve.model_dump()
-    rates = await measured_rates(ctx, step.model)
+    details["rates_bytes_per_s"] = await measured_rates(ctx, step.model)
+    with suppress(RouterRefusedError):  # which the load itself will say better
+        details["hashed_bytes"] = (await ctx.router.plan(request)).forecast.hash_bytes
     ctx.say("loading")
     started_ns = time.time_ns()
     try:
@@ -63,7 +66,7 @@ async def run_load(ctx: Context, trial: str, step: LoadStep) -> Finding:
         if step.may_not_fit and refusal.failure_class == "does_not_fit":
             return Finding(Outcome.SKIPPED, f"it does not fit: {refusal}", step.expected, details=details)
         return await refused(ctx, trial, step.expected, refusal, details)
-    return await _ready(ctx, trial, step, key, request, state, started_ns, details, rates)
+    return await _ready(ctx, trial, step, key, request, state, started_ns, details)
 
 
 def load_key(step: LoadStep, nodes: Sequence[Node]) -> LoadKey:
@@ -131,7 +134,6 @@ async def _ready(
     state: CoordinatorState,
     started_ns: int,
     details: dict[str, Any],
-    rates: Mapping[str, float],
 ) -> Finding:
     ended_ns = time.time_ns()
     if state.start_id is None or state.plan is None:
@@ -148,8 +150,8 @@ async def _ready(
     await keep_log(ctx, state)
     await ctx.sampler.caught_up(ended_ns)
     metrics = load_metrics(state) | wire_metrics(ctx, state, started_ns, ended_ns, details)
-    metrics |= load_floors(rates, metrics)
-    details["rates_bytes_per_s"] = dict(rates)
+    read = metrics.get("file_bytes") if step.cache == "cold" else None
+    metrics |= load_floors(details["rates_bytes_per_s"], read, details.get("hashed_bytes"))
     if gap:
         diagnosis = _with_log(ctx, state, gap)
         metrics |= local_footprint(state)

@@ -20,14 +20,16 @@ class Parity:
 
     compared: int
     equal: int
-    """Tokens before the first that differs."""
+    """Tokens with an id before the first that differs."""
+    same_text: bool
+    """llama-server names no id for a token that ends inside a character: the text tells of those."""
     largest_logprob_gap: float | None
     """Of the equal tokens: how far the two computations are apart where the choice is the same."""
 
     @property
     def same(self) -> bool:
         """Whether no token differs."""
-        return self.equal == self.compared
+        return self.equal == self.compared and self.same_text
 
 
 def compare(reference: Request, seen: Request) -> Parity:
@@ -39,7 +41,7 @@ def compare(reference: Request, seen: Request) -> Parity:
         abs(one - other)
         for one, other in zip(reference.logprobs[:equal], seen.logprobs[:equal], strict=False)
     ]
-    return Parity(compared, equal, max(gaps, default=None))
+    return Parity(compared, equal, reference.text == seen.text, max(gaps, default=None))
 
 
 async def run_parity(ctx: Context, trial: str, step: ParityStep) -> Finding:
@@ -71,6 +73,10 @@ async def run_parity(ctx: Context, trial: str, step: ParityStep) -> Finding:
         except RouterRefusedError as refusal:
             return await refused(ctx, trial, step.expected, refusal, {"nodes": names})
         states.append(state)
+        if alone and (state.report is None or state.report.offloaded):
+            return Finding(
+                Outcome.FAILED, "the reference is not of the coordinator alone", step.expected, state
+            )
         answers.append(await _answer(ctx, trial, step, index=len(answers)))
         if wrong := _wrong(answers[-1], step):
             return await _failed(ctx, step, answers[-1], wrong)
@@ -93,9 +99,9 @@ def _wrong(seen: Request, step: ParityStep) -> str | None:
         return seen.error
     if seen.route != "coordinator":
         return f"{step.model} was answered by the {seen.route}, not by the coordinator"
-    if len(seen.token_ids) != step.tokens:
-        return f"{len(seen.token_ids)} token ids came, {step.tokens} were asked for"
-    return None
+    if seen.completion_tokens != step.tokens:
+        return f"{seen.completion_tokens} tokens came, {step.tokens} were asked for"
+    return None if seen.token_ids else "the server names no token by its id"
 
 
 async def _failed(ctx: Context, step: ParityStep, seen: Request, wrong: str) -> Finding:
@@ -123,7 +129,11 @@ def _found(step: ParityStep, names: list[str], answers: list[Request], state: Co
         return Finding(outcome, answer, step.expected, state, gap, metrics, details)
     if parity.same:
         answer = f"{parity.equal} of {parity.compared} greedy tokens are the same over {', '.join(names)}"
-        return Finding(Outcome.PASSED, answer, step.expected, state, None, metrics, details)
+        outcome, answer = judge(None, step.expected, answer)
+        return Finding(outcome, answer, step.expected, state, None, metrics, details)
+    if parity.equal == parity.compared:
+        answer = "the tokens with an id are the same, the text is not"
+        return Finding(Outcome.FAILED, answer, step.expected, state, None, metrics, details)
     answer = (
         f"token {parity.equal + 1} of {parity.compared} differs: {_at(alone, parity.equal)} on the "
         f"coordinator alone, {_at(over, parity.equal)} over {', '.join(names)}"

@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from harness.diagnosis.model import FailureClass
+from harness.runs.metrics import SWAP_NOISE_BYTES
 from harness.runs.schema import Outcome, Question, Request, Trial, Verdict
 from harness.runs.statistics import Difference, difference
 from harness.trials.load import REFUSED
@@ -23,8 +24,6 @@ _LOST = (
     FailureClass.NETWORK_PARTITION,
 )
 _TOO_LARGE = (FailureClass.OOM_KILLED, FailureClass.OUT_OF_MEMORY, FailureClass.SWAP_THRASH)
-_SWAP_NOISE = 16 << 20
-"""Pages that the kernel puts aside without need."""
 
 
 def asked(profile: Profile) -> list[Ask]:
@@ -81,7 +80,7 @@ def _fits(ask: Ask, id_: str, trials: Sequence[Trial], requests: Sequence[Reques
             id=id_,
             text=text,
             answer=f"it came up over {over}, {_in_swap(swap)}",
-            verdict=Verdict.PARTLY if swap is None or swap > _SWAP_NOISE else Verdict.YES,
+            verdict=Verdict.PARTLY if swap is None or swap > SWAP_NOISE_BYTES else Verdict.YES,
             trials=_ids(up),
             figures={} if swap is None else {"swap_bytes": float(swap)},
         )
@@ -120,7 +119,7 @@ def _how_long(ask: Ask, id_: str, trials: Sequence[Trial], requests: Sequence[Re
         id=id_,
         text=text,
         answer="; ".join([", ".join(said), _in_swap(swap), *told]),
-        verdict=Verdict.YES if not failed and swap is not None and swap <= _SWAP_NOISE else Verdict.PARTLY,
+        verdict=Verdict.PARTLY if failed or swap is None or swap > SWAP_NOISE_BYTES else Verdict.YES,
         trials=_ids([*up, *failed]),
         figures=figures if swap is None else {**figures, "swap_bytes": float(swap)},
     )
@@ -270,7 +269,7 @@ def _most_swap(trials: Sequence[Trial]) -> int | None:
 def _in_swap(size: int | None) -> str:
     if size is None:
         return "swap not known: no monitor told"
-    if size <= _SWAP_NOISE:
+    if size <= SWAP_NOISE_BYTES:
         return "no backend in swap"
     return f"up to {size / 2**20:,.0f} MiB of a backend in swap"
 

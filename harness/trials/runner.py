@@ -45,6 +45,7 @@ from harness.trials.steps import (
     SoakStep,
     Step,
     UnloadStep,
+    step_title,
 )
 from harness.trials.stopper import Interrupted, Stopper
 from harness.trials.unload import run_unload
@@ -238,25 +239,6 @@ async def _act(ctx: Context, trial_id: str, step: Step) -> Finding:
             return await run_pin(ctx, trial_id, step)
         case UnloadStep():
             return await run_unload(ctx, trial_id, step)
-
-
-def step_title(step: Step) -> str:
-    """What a trial is called: ``13b-q4_0-cold-load``."""
-    if isinstance(step, LoadStep):
-        parts = [step.model, step.cache, "load"]
-        if step.n_gpu_layers is not None:
-            parts.append(f"ngl{step.n_gpu_layers}")
-        if step.nodes is not None:
-            parts.append(f"{step.nodes if isinstance(step.nodes, int) else len(step.nodes)}-nodes")
-        return "-".join([*parts, *(["starved"] if step.starve else [])])
-    if isinstance(step, InferenceStep):
-        streams = f"-{step.concurrency}-streams" if step.concurrency > 1 else ""
-        return f"{step.model}-inference-{step.prompt_tokens}x{step.repeats}{streams}"
-    if isinstance(step, FaultStep):
-        return f"{step.fault}-{step.node}-{step.moment}"
-    if isinstance(step, PinStep):
-        return f"pin-{step.build}"
-    return f"{step.model}-{step.kind}"
 
 
 async def _finish(

@@ -33,6 +33,8 @@ class Point:
     received_bytes: int | None
     sent_bytes: int | None
     oom_kills: int | None = None
+    memory_full_avg10: float | None = None
+    """PSI, percent; None where the kernel counts none for this node."""
     rpc_restarts: int | None = None
 
 
@@ -52,6 +54,7 @@ def point(sample: Sample) -> Point:
         received_bytes=sample.network.received_bytes if sample.network else None,
         sent_bytes=sample.network.sent_bytes if sample.network else None,
         oom_kills=sample.memory.oom_kills,
+        memory_full_avg10=sample.pressure.memory_full_avg10 if sample.pressure else None,
         rpc_restarts=sample.units[RPC_UNIT].restarts if RPC_UNIT in sample.units else None,
     )
 

@@ -1,21 +1,27 @@
 """The soak trial: the same request for a long time. What drifts, what restarts, what fails?"""
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import count, islice
+from statistics import median
 from typing import Any
 
 from harness.runs.metrics import decode_rate, summarise
-from harness.runs.schema import CoordinatorState, Outcome, Request
+from harness.runs.schema import CoordinatorPhase, CoordinatorState, Outcome, Request
 from harness.runs.statistics import Drift, drift
 from harness.trials.context import Context, Finding, judge
 from harness.trials.coordinator import diagnose_requests, keep_log
 from harness.trials.evidence import diagnose_with_nodes
-from harness.trials.requests import Asker, in_flight
+from harness.trials.requests import Asker, in_flight, shortfall
 from harness.trials.samples import Point
 from harness.trials.steps import SoakStep
 
 HOUR_S = 3600.0
+PAUSE_S = 1.0
+"""After a request that failed: one that is refused at once must not be sent a thousand times a second."""
 
 
 async def run_soak(ctx: Context, trial: str, step: SoakStep) -> Finding:
@@ -29,11 +35,12 @@ async def run_soak(ctx: Context, trial: str, step: SoakStep) -> Finding:
 
     async def ask(index: int) -> bool:
         ctx.say(f"request {index}")
-        await asker.exact(index)
+        if (await asker.exact(index)).error:
+            await asyncio.sleep(PAUSE_S)
         return step.duration_s is None or time.monotonic() - begun_s < step.duration_s
 
     if await asker.warm_up():
-        await in_flight(step.concurrency, _indices(step.requests), ask)
+        await in_flight(step.concurrency, islice(count(1), step.requests), ask)
     ended_ns = time.time_ns()
     await ctx.sampler.caught_up(ended_ns)
     later = await _starts_after(ctx, first)
@@ -47,21 +54,16 @@ async def run_soak(ctx: Context, trial: str, step: SoakStep) -> Finding:
     if rate := details["rate_drift"]:
         metrics["rate_drift_percent_per_hour"] = rate["percent_per_hour"]
     if later and later[-1].start_id:
-        ctx.loaded = type(ctx.loaded)(later[-1].start_id, step.model, ctx.loaded.request)
-    wrong = _wrong(asker.sent, len(later), restarted)
+        ctx.loaded = replace(ctx.loaded, start_id=later[-1].start_id)
+    up = await ctx.router.start(ctx.loaded.start_id)
+    wrong = _wrong(step, asker.sent, len(later), restarted, up)
     if wrong is None:
-        return Finding(Outcome.PASSED, _answer(metrics, details), step.expected, None, None, metrics, details)
+        outcome, answer = judge(None, step.expected, _answer(metrics, details, known=bool(grown)))
+        return Finding(outcome, answer, step.expected, None, None, metrics, details)
     state = await _first_end(ctx, first)
     diagnosis = diagnose_requests(state, asker.sent, wrong)
     outcome, answer = judge(diagnosis, step.expected, wrong)
     return Finding(outcome, answer, step.expected, state, diagnosis, metrics, details)
-
-
-def _indices(requests: int | None) -> Iterator[int]:
-    index = 0
-    while requests is None or index < requests:
-        index += 1
-        yield index
 
 
 async def _starts_after(ctx: Context, first: str) -> list[CoordinatorState]:
@@ -80,7 +82,13 @@ async def _first_end(ctx: Context, first: str) -> CoordinatorState | None:
     return state
 
 
-def _wrong(sent: Sequence[Request], starts: int, restarted: dict[str, int]) -> str | None:
+def _wrong(
+    step: SoakStep,
+    sent: Sequence[Request],
+    starts: int,
+    restarted: dict[str, int],
+    up: CoordinatorState | None,
+) -> str | None:
     failed = [request for request in sent if request.error]
     said = []
     if failed:
@@ -89,7 +97,16 @@ def _wrong(sent: Sequence[Request], starts: int, restarted: dict[str, int]) -> s
         said.append(f"the coordinator was started again {starts} time{'s' * (starts > 1)}")
     if restarted:
         said.append("restarted backends: " + ", ".join(f"{n} {count}x" for n, count in restarted.items()))
-    return "; ".join(said) or None
+    if up is None or up.phase is not CoordinatorPhase.READY:
+        said.append("the coordinator is not up any more")
+    short = shortfall(
+        [request for request in sent if not request.error],
+        route="coordinator",
+        prompt_tokens=step.prompt_tokens,
+        generated_tokens=step.generated_tokens,
+        repeats=1,
+    )
+    return "; ".join([*said, *([short] if short else [])]) or None
 
 
 def _drifts(ctx: Context, sent: Sequence[Request], started_ns: int, ended_ns: int) -> dict[str, Any]:
@@ -100,7 +117,7 @@ def _drifts(ctx: Context, sent: Sequence[Request], started_ns: int, ended_ns: in
     nodes = [node.name for node in ctx.inventory.backends]
     windows = ctx.sampler.series.windows(nodes, started_ns, ended_ns)
     memory = {node: _memory_drift(points) for node, points in windows.items()}
-    middle = sorted(rates)[len(rates) // 2] if rates else 0.0
+    middle = median(rates) if rates else 0.0
     return {
         "rate_drift": _per_hour("percent_per_hour", moved, 100 / middle) if moved and middle else None,
         "memory_drift": {node: found for node, found in memory.items() if found},
@@ -122,13 +139,23 @@ def _per_hour(name: str, moved: Drift, scale: float) -> dict[str, Any]:
     }
 
 
-def _answer(metrics: dict[str, float], details: dict[str, Any]) -> str:
-    said = [f"{metrics['requests']:.0f} requests, no error, no restart"]
+def _answer(metrics: dict[str, float], details: dict[str, Any], *, known: bool) -> str:
+    """What was seen.
+
+    Args:
+        known: whether any monitor told of the backends' restarts.
+    """
+    restarts = "no restart" if known else "no restart of the coordinator (no monitor told of the backends)"
+    said = [f"{metrics['requests']:.0f} requests, no error, {restarts}"]
     if (rate := details["rate_drift"]) and rate["beyond_noise"]:
         said.append(f"tokens/s drift {rate['percent_per_hour']:+.1f} % an hour")
     for node, moved in details["memory_drift"].items():
         if moved["beyond_noise"]:
             said.append(f"{node}'s memory {moved['bytes_per_hour'] / 2**20:+,.0f} MiB an hour")
+    if details["rate_drift"] is None:
+        said.append("too few answers to tell whether the rate drifts")
+    if not details["memory_drift"]:
+        said.append("no samples to tell whether memory drifts")
     if len(said) == 1:
         said.append("neither rate nor memory drifts beyond the noise")
     return "; ".join(said)

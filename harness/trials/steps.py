@@ -93,9 +93,15 @@ class InferenceStep(Strict):
     concurrency: Count = Field(
         1, description="requests in flight at once; those beyond the load's slots wait"
     )
-    repeats: int = Field(1, ge=1, description="measured requests in all")
+    repeats: int = Field(1, ge=1, description="measured requests in all, as many as are in flight or more")
     expected: FailureClass | None = None
     deadline_s: Deadline = Field(600, description="per request")
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.repeats < self.concurrency:
+            raise ValueError(f"{self.repeats} repeats are never {self.concurrency} in flight; raise repeats")
+        return self
 
 
 class SoakStep(Strict):
@@ -174,25 +180,13 @@ class FaultStep(Strict):
     expected: FailureClass | None = Field(None, description="by default the class that the fault stands for")
     deadline_s: Deadline = Field(180, description="from the injection to the diagnosis")
 
-    @property
-    def cause(self) -> FailureClass | None:
-        """What a diagnosis must come to; None where the fault is no failure, as a slow link."""
-        return self.expected or _CAUSES.get(self.fault)
-
-
-_CAUSES = {
-    "kill-backend": FailureClass.BACKEND_LOST,
-    "freeze-backend": FailureClass.BACKEND_STALLED,
-    "kill-coordinator": FailureClass.STOPPED_BUSY,
-    "squeeze-memory": FailureClass.OOM_KILLED,
-    "starve-into-swap": FailureClass.SWAP_THRASH,
-    "cut-link": FailureClass.NETWORK_PARTITION,
-    "small-cache-disk": FailureClass.DISK_FULL,
-    "other-build": FailureClass.BUILD_MISMATCH,
-    "closed-port": FailureClass.BACKEND_UNREACHABLE,
-    "taken-port": FailureClass.PORT_IN_USE,
-    "wrong-flag": FailureClass.BAD_ARGUMENTS,
-}
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.fault == "other-build" and self.build is None:
+            raise ValueError("other-build needs 'build': another one that is installed on the node")
+        if self.fault == "kill-coordinator" and self.moment not in ("prompt", "generating"):
+            raise ValueError("kill-coordinator needs one that answers: moment prompt or generating")
+        return self
 
 
 class PinStep(Strict):
@@ -226,3 +220,22 @@ def each_combination(step: object) -> Iterator[Any]:
     lists = {name: step[name] for name in _COUNTS if isinstance(step.get(name), list) and step[name]}
     for values in product(*lists.values()):
         yield step | dict(zip(lists, values, strict=True))
+
+
+def step_title(step: Step) -> str:
+    """What a trial is called: ``13b-q4_0-cold-load``."""
+    if isinstance(step, LoadStep):
+        parts = [step.model, step.cache, "load"]
+        if step.n_gpu_layers is not None:
+            parts.append(f"ngl{step.n_gpu_layers}")
+        if step.nodes is not None:
+            parts.append(f"{step.nodes if isinstance(step.nodes, int) else len(step.nodes)}-nodes")
+        return "-".join([*parts, *(["starved"] if step.starve else [])])
+    if isinstance(step, InferenceStep):
+        streams = f"-{step.concurrency}-streams" if step.concurrency > 1 else ""
+        return f"{step.model}-inference-{step.prompt_tokens}x{step.repeats}{streams}"
+    if isinstance(step, FaultStep):
+        return f"{step.fault}-{step.node}-{step.moment}"
+    if isinstance(step, PinStep):
+        return f"pin-{step.build}"
+    return f"{step.model}-{step.kind}"

@@ -26,9 +26,7 @@ class ThrashWatch:
     found: Diagnosis | None = None
 
 
-def hopeless(
-    windows: Mapping[str, Sequence[Point]], progress: str | None, over_s: float = HOPELESS_S
-) -> Diagnosis | None:
+def hopeless(windows: Mapping[str, Sequence[Point]], progress: str | None, over_s: float) -> Diagnosis | None:
     """The diagnosis of something that thrashes and stands still; None while it moves or does not thrash.
 
     Args:
@@ -89,7 +87,7 @@ async def _look(ctx: Context, watch: ThrashWatch, last_token: Callable[[], float
             progress = held_more(windows)
         else:
             progress = "a token" if time.monotonic() - last_token() < HOPELESS_S else None
-        watch.found = hopeless(windows, progress)
+        watch.found = hopeless(windows, progress, HOPELESS_S)
     ctx.say("hopeless: it thrashes and stands still; unloading")
     with suppress(HarnessError):
         await ctx.router.unload(0)

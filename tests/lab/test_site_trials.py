@@ -1,5 +1,6 @@
 """Trials that hurt, on real nodes: each diagnosis is the cause, and nothing of the fault is left behind."""
 
+import io
 import json
 import signal
 import subprocess
@@ -7,11 +8,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from harness.runs.read import read_events, read_manifest, read_trials
 from harness.runs.schema import Outcome, Trial
+from harness.trials.progress import RunProgress
+from harness.trials.runner import run_benchmark
+from harness.trials.setup import Options
 from lab_under_test import LabUnderTest
 from readme import REPOSITORY
+from rich.console import Console
 
 FAULT = {"kind": "fault", "model": "1b-q8_0", "node": "node1", "context": 512}
 
@@ -108,3 +114,23 @@ def test_backends_of_the_lab_compute_what_the_head_computes(deployed: LabUnderTe
     assert parity.outcome is Outcome.PASSED, parity.answer
     assert parity.metrics["tokens_equal"] == 32
     assert (the_run(tmp_path) / "report.html").exists()
+
+
+async def test_starved_backend_that_gets_nowhere_ends_its_trial_with_the_figures(
+    deployed: LabUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute of standing still takes a model larger than these machines: here two seconds are enough."""
+    monkeypatch.setattr("harness.trials.thrash.HOPELESS_S", 2.0)
+    monkeypatch.setattr("harness.trials.thrash.LOOK_EVERY_S", 0.2)
+    load = {"kind": "load", "model": "1b-q8_0", "nodes": 2, "context": 512}
+    asked = {"kind": "inference", "model": "1b-q8_0", "prompt_tokens": 64, "generated_tokens": 400}
+    profile = tmp_path / "starved.yml"
+    starved = load | {"starve": {"node": "node1", "memory": "160M"}}
+    profile.write_text(yaml.safe_dump({"trials": [load, starved, asked]}))
+    with RunProgress(Console(file=io.StringIO())) as progress:
+        result = await run_benchmark(Options(str(profile), deployed.path, tmp_path / "reports"), progress)
+    ended = [t for t in result.trials if t.diagnosis and t.diagnosis.failure_class == "swap_thrash"]
+    assert ended, "\n".join(f"{trial.id}: {trial.answer}" for trial in result.trials)
+    told = [f"{one.source}: {one.line}" for one in ended[0].diagnosis.evidence] if ended[0].diagnosis else []
+    assert any(line.startswith("samples node1: rpc-server had up to") for line in told)
+    assert told[-1] == "trial: ended early: no progress within 2 s"

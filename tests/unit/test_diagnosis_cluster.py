@@ -90,6 +90,7 @@ class Point:
     time_ns: int
     rpc_swap_bytes: int
     major_faults: int
+    memory_full_avg10: float | None = None
 
 
 def test_paging_backend_is_the_reason_to_wait() -> None:

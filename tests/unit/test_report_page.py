@@ -123,10 +123,10 @@ def test_a_failed_report_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pyt
     run = copy_run(tmp_path)
     before = write_report(run).read_bytes()
 
-    def broken(self: Path, data: str, encoding: str) -> int:
+    def broken(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", broken)
+    monkeypatch.setattr("harness.runs.store.os.fsync", broken)
     with pytest.raises(HarnessError, match=r"cannot write .*report\.html: No space left on device"):
         write_report(run)
     assert (run / "report.html").read_bytes() == before

@@ -144,3 +144,17 @@ def test_drift_is_found_behind_outliers_and_noise() -> None:
 def test_drift_of_two_points_or_of_one_moment_is_none() -> None:
     assert drift([0.0, 1.0], [1.0, 2.0]) is None
     assert drift([5.0] * 4, [1.0, 2.0, 3.0, 4.0]) is None
+
+
+def test_noise_that_lasts_is_seldom_called_a_drift() -> None:
+    """One second's memory is nearly the last one's; Sen's interval takes its points to be independent."""
+    rng = np.random.default_rng(3)
+    called = 0
+    for _ in range(200):
+        noise = rng.normal(size=600)
+        walk = np.zeros(600)
+        for place in range(1, 600):
+            walk[place] = 0.9 * walk[place - 1] + noise[place]
+        found = drift([float(s) for s in range(400)], list(walk[200:]))
+        called += found is not None and found.beyond_noise
+    assert called < 30, "points taken one by one: two in three"

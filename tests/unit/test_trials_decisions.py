@@ -23,7 +23,7 @@ from harness.trials.context import judge
 from harness.trials.estimate import earlier_durations, estimate, step_signature
 from harness.trials.load import undistributed
 from harness.trials.profile import Profile, parse_profile
-from harness.trials.runner import step_title
+from harness.trials.steps import step_title
 
 GIB = 1 << 30
 

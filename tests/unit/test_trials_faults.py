@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +12,10 @@ import pytest
 from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
 from harness.errors import HarnessError
 from harness.inventory import load_inventory
-from harness.runs.schema import Outcome
+from harness.runs.schema import CoordinatorPhase, CoordinatorState, Outcome
 from harness.trials.check import check_faults
 from harness.trials.fault import Seen, run_fault
-from harness.trials.faults.catalogue import make_fault
+from harness.trials.faults.catalogue import FAULTS, cause_of, make_fault
 from harness.trials.faults.fault import to_the_end
 from harness.trials.floors import load_floors
 from harness.trials.profile import Profile, load_profile
@@ -24,13 +23,14 @@ from harness.trials.remote import rates
 from harness.trials.samples import Point
 from harness.trials.steps import FaultStep
 from harness.trials.thrash import GROWN_BYTES, ends_thrash, held_more, hopeless
+from pydantic import ValidationError
 
 LAB = Path(__file__).parents[2] / "inventories" / "lab"
 MIB = 1 << 20
 
 
-def point(second: int, *, swap: int = 0, rss: int = 0, faults: int = 0) -> Point:
-    return Point(second * 10**9, 0, swap, rss, swap, faults, None, None)
+def point(second: int, *, swap: int = 0, rss: int = 0, faults: int = 0, full: float | None = None) -> Point:
+    return Point(second * 10**9, 0, swap, rss, swap, faults, None, None, memory_full_avg10=full)
 
 
 def thrashing(seconds: int, *, growing: int = 0) -> dict[str, list[Point]]:
@@ -39,7 +39,7 @@ def thrashing(seconds: int, *, growing: int = 0) -> dict[str, list[Point]]:
 
 
 def test_thrash_without_progress_is_hopeless_after_a_minute_and_says_why() -> None:
-    found = hopeless(thrashing(60), None)
+    found = hopeless(thrashing(60), None, 60)
     assert found is not None
     assert found.failure_class is FailureClass.SWAP_THRASH
     assert [one.line for one in found.evidence] == [
@@ -49,10 +49,18 @@ def test_thrash_without_progress_is_hopeless_after_a_minute_and_says_why() -> No
 
 
 def test_what_moves_or_has_not_thrashed_long_is_left_alone() -> None:
-    assert hopeless(thrashing(60), "a token") is None
-    assert hopeless(thrashing(30), None) is None
-    assert hopeless({"a": [point(s) for s in range(61)]}, None) is None, "slow is not thrash"
-    assert hopeless({}, None) is None
+    assert hopeless(thrashing(60), "a token", 60) is None
+    assert hopeless(thrashing(30), None, 60) is None
+    assert hopeless({"a": [point(s) for s in range(61)]}, None, 60) is None, "slow is not thrash"
+    assert hopeless({}, None, 60) is None
+
+
+def test_node_that_stands_still_for_memory_thrashes_though_it_takes_few_faults() -> None:
+    pressed = {"a": [point(s, swap=200 * MIB, full=45.0) for s in range(61)]}
+    found = hopeless(pressed, None, 60)
+    assert found is not None
+    assert "memory full 45 % of the time" in found.evidence[0].line
+    assert hopeless({"a": [point(s, swap=200 * MIB, full=5.0) for s in range(61)]}, None, 60) is None
 
 
 def test_load_gets_somewhere_while_its_backends_hold_more_and_more() -> None:
@@ -62,10 +70,10 @@ def test_load_gets_somewhere_while_its_backends_hold_more_and_more() -> None:
 
 def test_floors_are_bytes_over_rates_and_absent_where_nothing_was_measured() -> None:
     rated = {"disk": 500.0, "hash": 800.0}
-    sizes = {"file_bytes": 1000.0, "rpc_model_bytes": 1600.0}
-    assert load_floors(rated, sizes) == {"disk_floor_s": 2.0, "hash_floor_s": 2.0}
-    assert load_floors({"disk": 500.0}, sizes) == {"disk_floor_s": 2.0}
-    assert load_floors({}, sizes) == {}
+    assert load_floors(rated, 1000, 1600) == {"disk_floor_s": 2.0, "hash_floor_s": 2.0}
+    assert load_floors({"disk": 500.0}, 1000, 1600) == {"disk_floor_s": 2.0}
+    assert load_floors(rated, None, 0) == {"hash_floor_s": 0.0}
+    assert load_floors({}, 1000, 1600) == {}
 
 
 def test_rates_are_measured_in_the_file_and_there_is_none_without_the_tool(
@@ -100,26 +108,41 @@ def step(**more: object) -> FaultStep:
     return FaultStep.model_validate(asked)
 
 
+POSSIBLE: dict[str, dict[str, object]] = {"other-build": {"build": 6792}}
+"""What a fault cannot be asked for without."""
+
+
 def test_every_fault_has_its_cause_but_the_slow_link_and_a_profile_may_say_another() -> None:
     kinds = FaultStep.model_json_schema()["properties"]["fault"]["enum"]
-    assert [kind for kind in kinds if step(fault=kind).cause is None] == ["slow-link"]
-    assert step(expected="hung").cause is FailureClass.HUNG
+    assert set(kinds) == set(FAULTS)
+    without = [kind for kind in kinds if cause_of(step(fault=kind, **POSSIBLE.get(kind, {}))) is None]
+    assert without == ["slow-link"]
+    assert cause_of(step(expected="hung")) is FailureClass.HUNG
 
 
-def test_every_fault_of_a_profile_can_be_made_or_says_what_it_lacks() -> None:
+def test_every_fault_is_made_as_what_it_is_called() -> None:
     inventory = load_inventory(LAB)
     node, head = inventory.node("node1"), inventory.head
-    lacking: dict[str, str] = {
-        "kill-coordinator": "needs a coordinator that is up",
-        "other-build": "needs 'build'",
-    }
-    for kind in FaultStep.model_json_schema()["properties"]["fault"]["enum"]:
-        make: Callable[[], object] = lambda kind=kind: make_fault(step(fault=kind), node, head, None, None)  # noqa: E731
-        if kind in lacking:
-            with pytest.raises(HarnessError, match=lacking[kind]):
-                make()
-        else:
-            assert make()
+    up = CoordinatorState(phase=CoordinatorPhase.READY, pid=7)
+    for kind in FAULTS:
+        asked = step(fault=kind, **POSSIBLE.get(kind, {}))
+        assert make_fault(asked, node, head, None, up).kind == kind
+    with pytest.raises(HarnessError, match="has ended already"):
+        make_fault(step(fault="kill-coordinator"), node, head, None, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "lacks"),
+    [
+        ({"fault": "other-build"}, "needs 'build'"),
+        ({"fault": "kill-coordinator", "moment": "idle"}, "answers"),
+    ],
+)
+def test_fault_that_cannot_be_caused_so_is_refused_with_the_profile(
+    asked: dict[str, object], lacks: str
+) -> None:
+    with pytest.raises(ValidationError, match=lacks):
+        step(**asked)
 
 
 def test_real_machines_are_hurt_only_with_consent_and_only_as_they_can_be() -> None:

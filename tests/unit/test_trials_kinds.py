@@ -1,11 +1,14 @@
 """Decisions of the parity and soak trials, and requests in flight together."""
 
 import asyncio
+from typing import Any
 
 import pytest
-from harness.runs.schema import Request
+from harness.runs.schema import CoordinatorPhase, CoordinatorState, Request
+from harness.trials import soak
 from harness.trials.parity import compare
 from harness.trials.requests import in_flight
+from harness.trials.steps import SoakStep
 
 
 def answer(ids: list[int], logprobs: list[float] | None = None) -> Request:
@@ -60,3 +63,47 @@ async def test_none_is_begun_after_one_that_says_so() -> None:
 
     await in_flight(1, range(10), ask)
     assert asked == [0, 1, 2, 3, 4]
+
+
+def test_text_tells_of_the_tokens_that_have_no_id() -> None:
+    """llama-server gives none for a token that ends inside a character."""
+    one, other = answer([1, 2]), answer([1, 2]).model_copy(update={"text": "\u65e5"})
+    assert compare(one, one).same
+    assert not compare(one, other).same
+
+
+SOAK = SoakStep(kind="soak", model="m", requests=2, prompt_tokens=3, generated_tokens=2)
+UP = CoordinatorState(phase=CoordinatorPhase.READY)
+
+
+def soaked(**more: Any) -> Request:
+    told: dict[str, Any] = {"prompt_tokens": 3, "completion_tokens": 2, "token_ns": [1, 2]}
+    return answer([]).model_copy(update={**told, **more})
+
+
+def test_soak_of_whole_answers_of_one_coordinator_is_well() -> None:
+    assert soak._wrong(SOAK, [soaked(), soaked()], 0, {}, UP) is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "up", "says"),
+    [
+        ([soaked(route="pool")], UP, "answered by the pool"),
+        ([soaked(completion_tokens=1)], UP, "1 tokens generated, 2 asked"),
+        ([soaked(warmup=True)], UP, "no prompt of exactly 3 tokens"),
+        ([], UP, "no prompt of exactly 3 tokens"),
+        ([soaked(), soaked(error="gone")], UP, "1 of 2 requests failed, the first with: gone"),
+        ([soaked()], CoordinatorState(phase=CoordinatorPhase.ENDED), "not up any more"),
+        ([soaked()], None, "not up any more"),
+    ],
+)
+def test_soak_says_what_is_wrong(sent: list[Request], up: CoordinatorState | None, says: str) -> None:
+    assert says in str(soak._wrong(SOAK, sent, 0, {}, up))
+
+
+def test_soak_claims_nothing_that_nobody_saw() -> None:
+    said = soak._answer({"requests": 2.0}, {"rate_drift": None, "memory_drift": {}}, known=False)
+    assert "no monitor told" in said
+    assert "too few answers to tell" in said
+    assert "no samples to tell" in said
+    assert "neither" not in said

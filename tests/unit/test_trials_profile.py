@@ -192,7 +192,8 @@ def test_lists_of_counts_are_a_trial_for_each_combination() -> None:
     text = """
     trials:
       - {kind: load, model: m}
-      - {kind: inference, model: m, prompt_tokens: [35, 512], generated_tokens: 8, concurrency: [1, 2]}
+      - {kind: inference, model: m, prompt_tokens: [35, 512], generated_tokens: 8, concurrency: [1, 2],
+         repeats: 2}
       - {kind: unload, model: m}
     """
     asked = [step for step in profile(text).trials if isinstance(step, InferenceStep)]
@@ -211,3 +212,9 @@ def test_list_of_counts_with_something_wrong_in_it_is_refused(counts: str) -> No
 def test_soak_without_an_end_is_refused() -> None:
     with pytest.raises(HarnessError, match="duration_s, requests, or both"):
         profile("trials: [{kind: soak, model: m}]")
+
+
+def test_more_in_flight_than_requests_in_all_is_refused() -> None:
+    asked = "{kind: inference, model: m, prompt_tokens: 35, generated_tokens: 1, concurrency: 4, repeats: 2}"
+    with pytest.raises(HarnessError, match="2 repeats are never 4 in flight"):
+        profile(f"trials: [{asked}]")

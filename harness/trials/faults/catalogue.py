@@ -1,5 +1,6 @@
 """The faults that a profile can ask for, by name, and how each is made for a node."""
 
+from harness.diagnosis.model import FailureClass
 from harness.errors import HarnessError
 from harness.inventory import Node
 from harness.lab.spec import LabSpec
@@ -15,9 +16,29 @@ from harness.trials.steps import FaultStep
 STARVED_BYTES = 160 << 20
 """What a starved machine is held to, where the profile does not say."""
 
-_SIMPLE: dict[str, type[Fault]] = {
-    kind.kind: kind for kind in (KillBackend, FreezeBackend, ClosedPort, TakenPort, WrongFlag)
+FAULTS: dict[str, type[Fault]] = {
+    kind.kind: kind
+    for kind in (
+        KillBackend,
+        FreezeBackend,
+        KillCoordinator,
+        SqueezeMemory,
+        StarveIntoSwap,
+        CutLink,
+        SlowLink,
+        SmallCacheDisk,
+        OtherBuild,
+        ClosedPort,
+        TakenPort,
+        WrongFlag,
+    )
 }
+
+
+def cause_of(step: FaultStep) -> FailureClass | None:
+    """What a diagnosis must come to; None where the fault is no failure, as a slow link."""
+    cause = step.expected or FAULTS[step.fault].expected
+    return None if cause is FailureClass.UNKNOWN else cause
 
 
 def make_fault(
@@ -30,16 +51,10 @@ def make_fault(
         state: of the coordinator that is up, for faults that concern it.
 
     Raises:
-        HarnessError: the step lacks what this fault needs.
+        HarnessError: there is no coordinator to kill.
     """
-    if step.fault in _SIMPLE:
-        return _SIMPLE[step.fault](node)
     match step.fault:
-        case "kill-coordinator":
-            if state is None or state.pid is None:
-                raise HarnessError(
-                    "kill-coordinator needs a coordinator that is up: moment prompt or generating"
-                )
+        case "kill-coordinator" if state is not None and state.pid is not None:
             return KillCoordinator(head, state.pid, 1)
         case "squeeze-memory":
             return SqueezeMemory(node, lab=lab)
@@ -51,8 +66,9 @@ def make_fault(
             return SlowLink(node, head, lab=lab)
         case "small-cache-disk":
             return SmallCacheDisk(node, lab=lab)
-        case "other-build":
-            if step.build is None:
-                raise HarnessError("other-build needs 'build': another one that is installed on the node")
+        case "other-build" if step.build is not None:
             return OtherBuild(node, step.build)
-    raise HarnessError(f"no fault '{step.fault}'")
+        case "kill-coordinator":
+            raise HarnessError("kill-coordinator: the coordinator that was loaded has ended already")
+        case name:
+            return FAULTS[name](node)

@@ -80,7 +80,7 @@ class KillCoordinator(Fault):
     """kill -9 of the coordinator, on the head node; the router is not told."""
 
     kind = "kill-coordinator"
-    expected = FailureClass.STOPPED
+    expected = FailureClass.STOPPED_BUSY
 
     pid: int
     """As the router's state gives it."""
