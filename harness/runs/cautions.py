@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from harness.runs.metrics import decode_rate
+from harness.runs.metrics import decode_rate, measured_by_trial
 from harness.runs.schema import Outcome, Request, Trial
 from harness.runs.statistics import FEWEST
 
@@ -63,7 +63,7 @@ def outliers(values: Sequence[float]) -> list[int]:
 
 
 def _of_requests(requests: Sequence[Request]) -> Iterator[str]:
-    for trial, group in _measured(requests).items():
+    for trial, group in measured_by_trial(requests).items():
         for name, values, slow in (
             ("TTFT", [r.ttft_s for r in group if r.ttft_s is not None], max),
             ("decode rate", [rate for r in group if (rate := decode_rate(r))], min),
@@ -101,7 +101,7 @@ def _of_loads(trials: Sequence[Trial]) -> Iterator[str]:
 
 def _of_repeats(trials: Sequence[Trial], requests: Sequence[Request]) -> Iterator[str]:
     repeated = {trial.id for trial in trials if trial.kind in REPEATED}
-    groups = {trial: group for trial, group in _measured(requests).items() if trial in repeated}
+    groups = {trial: group for trial, group in measured_by_trial(requests).items() if trial in repeated}
     few = [trial for trial, group in groups.items() if len(group) < FEWEST]
     if few:
         yield (
@@ -127,11 +127,3 @@ def _of_node(node: Conditions) -> Iterator[str]:
             f"{'ahead of' if node.clock_offset_s > 0 else 'behind'} the head node's; the order of events of "
             "different nodes is known no better than that"
         )
-
-
-def _measured(requests: Sequence[Request]) -> dict[str, list[Request]]:
-    groups: dict[str, list[Request]] = {}
-    for request in requests:
-        if not request.warmup and request.error is None:
-            groups.setdefault(request.trial, []).append(request)
-    return groups

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.runs.metrics import SWAP_NOISE_BYTES, decode_rate
+from harness.runs.metrics import SWAP_NOISE_BYTES, decode_rate, measured_by_trial
 from harness.runs.read import read_manifest, read_requests, read_trials
 from harness.runs.schema import CoordinatorState, Outcome, Request, RunManifest, Trial
 from harness.runs.statistics import Difference, Spread, difference, spread
@@ -121,10 +121,7 @@ def read_figures(folder: Path) -> RunFigures:
 
 def figures_of(manifest: RunManifest, trials: list[Trial], requests: Sequence[Request]) -> RunFigures:
     """The same from records that have been read. Trials that did not pass, and warm-ups, have no figures."""
-    by_trial: dict[str, list[Request]] = {}
-    for request in requests:
-        if not request.warmup and request.error is None:
-            by_trial.setdefault(request.trial, []).append(request)
+    by_trial = measured_by_trial(requests)
     values: dict[str, dict[str, list[float]]] = {}
     for trial in trials:
         if trial.outcome is Outcome.PASSED:

@@ -1,6 +1,6 @@
 """Figures of a batch of requests; their formulas are in ``run.json`` and in the report."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 from harness.runs.schema import Request
@@ -9,10 +9,26 @@ SWAP_NOISE_BYTES = 16 << 20
 """Of a backend in swap: pages that the kernel puts aside without need."""
 
 
-def summarise(requests: Sequence[Request]) -> dict[str, float]:
+LIMITED = ("ttft_s", "tpot_s", "e2e_s")
+"""Figures of one request that a limit can be stated for."""
+
+
+def measured_by_trial(requests: Iterable[Request]) -> dict[str, list[Request]]:
+    """The requests that figures are made of, neither warm-ups nor failures, by trial."""
+    groups: dict[str, list[Request]] = {}
+    for request in requests:
+        if not request.warmup and request.error is None:
+            groups.setdefault(request.trial, []).append(request)
+    return groups
+
+
+def summarise(requests: Sequence[Request], limits: Mapping[str, float] | None = None) -> dict[str, float]:
     """Metrics of the measured requests (warm-ups left out), each named with its unit.
 
     A figure for which no request has the data is absent, not zero.
+
+    Args:
+        limits: seconds that a request may take, by a name of ``LIMITED``; without one there is no goodput.
     """
     measured = [request for request in requests if not request.warmup]
     good = [request for request in measured if request.error is None]
@@ -30,6 +46,9 @@ def summarise(requests: Sequence[Request]) -> dict[str, float]:
     figures["output_tokens"] = sum(r.completion_tokens or 0 for r in good)
     if rate := stage_rate(good):
         figures["tokens_per_s"] = rate
+    if limits and measured:
+        met, wall_s = sum(_meets(request, limits) for request in good), stage_s(measured)
+        figures |= {"requests_within_limits": met, "goodput_per_s": met / wall_s if wall_s else 0.0}
     return figures
 
 
@@ -53,10 +72,24 @@ def server_prompt_rate(request: Request) -> float | None:
 def stage_rate(requests: Sequence[Request]) -> float | None:
     """Output tokens of all requests / time from the first request sent to the last token."""
     ended = [r for r in requests if r.token_ns]
-    if not ended:
-        return None
-    wall = (max(r.token_ns[-1] for r in ended) - min(r.sent_ns for r in ended)) / 1e9
-    return sum(r.completion_tokens or 0 for r in ended) / wall if wall > 0 else None
+    wall_s = stage_s(ended)
+    return sum(r.completion_tokens or 0 for r in ended) / wall_s if wall_s else None
+
+
+def stage_s(requests: Sequence[Request]) -> float | None:
+    """Seconds from the first request sent to the last token; None without a token."""
+    tokens = [r.token_ns[-1] for r in requests if r.token_ns]
+    wall_ns = max(tokens) - min(r.sent_ns for r in requests) if tokens else 0
+    return wall_ns / 1e9 if wall_ns > 0 else None
+
+
+def _meets(request: Request, limits: Mapping[str, float]) -> bool:
+    """Whether every figure that has a limit is there and within it; one token has no TPOT, and meets it."""
+    return all(
+        (value := getattr(request, name)) is not None and value <= limit
+        for name, limit in limits.items()
+        if name != "tpot_s" or request.completion_tokens != 1
+    )
 
 
 def _spread(name: str, values: list[float]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from harness.inventory import Inventory, Node
 from harness.lab.spec import LabSpec
 from harness.runs.schema import NodeFacts
 from harness.trials.profile import Profile
-from harness.trials.steps import FaultStep, LoadStep
+from harness.trials.steps import FaultStep, LoadStep, ParityStep
 
 RUNTIME_SHARE = 1.02
 """A loaded model needs at least this much of its file: KV cache and compute buffers come on top."""
@@ -113,25 +113,28 @@ def check_fit(
     Raises:
         HarnessError: one is, with the bytes that are missing.
     """
+    backends = [node.name for node in inventory.backends]
     for step in profile.trials:
-        if isinstance(step, LoadStep) and not (step.starve or step.may_not_fit) and step.n_gpu_layers is None:
-            _check_load(step, inventory, facts, int(models[step.model]["file_bytes"]))
+        if not isinstance(step, LoadStep | ParityStep):
+            continue
+        size = int(models[step.model]["file_bytes"])
+        if isinstance(step, ParityStep):  # First the head node has it whole, then the backends.
+            _check_load(step.model, size, [inventory.head.name], facts)
+        elif step.starve or step.may_not_fit or step.n_gpu_layers is not None:
+            continue
+        if isinstance(step.nodes, list):
+            _check_load(step.model, size, [inventory.node(name).name for name in step.nodes], facts)
+        elif step.nodes is None or step.nodes <= len(backends):
+            _check_load(step.model, size, backends[: step.nodes], facts)
 
 
-def _check_load(step: LoadStep, inventory: Inventory, facts: dict[str, NodeFacts], file_bytes: int) -> None:
-    names = [node.name for node in inventory.backends]
-    if isinstance(step.nodes, list):
-        names = [inventory.node(name).name for name in step.nodes]
-    elif step.nodes is not None:
-        if step.nodes > len(names):
-            return
-        names = names[: step.nodes]
+def _check_load(model: str, file_bytes: int, names: Sequence[str], facts: dict[str, NodeFacts]) -> None:
     available = {name: facts[name].memory_available_bytes or 0 for name in names}
     needed, total = int(file_bytes * RUNTIME_SHARE), sum(available.values())
     if needed > total:
         shown = ", ".join(f"{name} {_gib(size)}" for name, size in available.items())
         raise HarnessError(
-            f"{step.model} cannot fit: it needs {_gib(needed)} and {shown} have {_gib(total)} available, "
+            f"{model} cannot fit: it needs {_gib(needed)} and {shown} have {_gib(total)} available, "
             f"{_gib(needed - total)} too little; free memory there, add a backend or quantise further"
         )
 

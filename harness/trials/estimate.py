@@ -82,11 +82,12 @@ def _assumed(step: Step, size: float) -> float:
     token_s = size / DECODE_BYTES_PER_S
     if isinstance(step, ParityStep):
         return 2 * (size / COLD_BYTES_PER_S + step.tokens * token_s)
-    if isinstance(step, SoakStep) and step.duration_s is not None:
-        return step.duration_s
     repeats = (step.requests or 1) if isinstance(step, PoolStep | SoakStep) else step.repeats
     prompt_s = step.prompt_tokens * token_s / PROMPT_SPEEDUP
-    return repeats * (step.generated_tokens * token_s + prompt_s) + min(step.prompt_tokens, 64) * token_s
+    requests_s = repeats * (step.generated_tokens * token_s + prompt_s)
+    if isinstance(step, SoakStep) and step.duration_s is not None:
+        requests_s = min(step.duration_s, requests_s) if step.requests else step.duration_s
+    return requests_s + min(step.prompt_tokens, 64) * token_s
 
 
 def earlier_durations(reports: Path, inventory: Path) -> dict[str, float]:

@@ -8,8 +8,8 @@ from harness.runs.metrics import summarise
 from harness.runs.schema import CoordinatorPhase, Outcome
 from harness.trials.context import Context, Finding, judge
 from harness.trials.coordinator import any_late, diagnose_requests, ended_state
-from harness.trials.requests import measure, shortfall
-from harness.trials.steps import InferenceStep
+from harness.trials.requests import goodput, measure, shortfall
+from harness.trials.steps import InferenceStep, stated
 
 
 async def run_inference(ctx: Context, trial: str, step: InferenceStep) -> Finding:
@@ -27,7 +27,7 @@ async def run_inference(ctx: Context, trial: str, step: InferenceStep) -> Findin
         deadline_s=step.deadline_s,
         concurrency=step.concurrency,
     )
-    metrics = summarise(sent) | {
+    metrics = summarise(sent, stated(step.limits)) | {
         "prompt_tokens": float(step.prompt_tokens),
         "generated_tokens": float(step.generated_tokens),
         "concurrency": float(step.concurrency),
@@ -74,5 +74,5 @@ def _figures(metrics: dict[str, float]) -> str:
 
     return (
         f"first token after {figure('ttft_s_median')} s, {figure('decode_tokens_per_s_median')} tokens/s "
-        f"(server: {figure('server_decode_tokens_per_s_median')})"
+        f"(server: {figure('server_decode_tokens_per_s_median')})" + goodput(metrics)
     )

@@ -10,7 +10,17 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from harness.diagnosis.model import FailureClass
 from harness.errors import HarnessError
-from harness.trials.steps import STEPS, LoadStep, Names, ParityStep, Starve, Step, Strict, each_combination
+from harness.trials.steps import (
+    STEPS,
+    Limits,
+    LoadStep,
+    Names,
+    ParityStep,
+    Starve,
+    Step,
+    Strict,
+    each_combination,
+)
 
 PROFILES = Path(__file__).with_name("profiles")
 
@@ -167,14 +177,16 @@ def parse_profile(path: Path, text: str) -> Profile:
     try:
         return Profile.model_validate(content)
     except ValidationError as error:
-        raise HarnessError(f"profile {path}: {_explain(error)}") from error
+        raise HarnessError(f"profile {path}: {_explain(error, content)}") from error
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, content: Any) -> str:
     # A misspelt key is often a missing one too: the misspelling says more.
     fault = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     # ("trials", 0, "load", "repeats"): the kind is pydantic's, not a part of the file.
     location = [part for place, part in enumerate(fault["loc"]) if place != 2 or part not in STEPS]
+    if location[:1] == ["trials"] and len(location) > 1:
+        location[1] = _written(content["trials"], int(location[1]))
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if fault["type"] == "extra_forbidden":
         known = ", ".join(_model_at(fault["loc"]).model_fields)
@@ -182,9 +194,16 @@ def _explain(error: ValidationError) -> str:
     return f"{where or 'the file'}: {fault['msg']} (got {str(fault['input'])[:80]!r})"
 
 
+def _written(trials: list[object], place: int) -> int:
+    """Where the file has the trial that came to ``place`` once lists of counts were trials of their own."""
+    return [number for number, step in enumerate(trials) for _ in each_combination(step)][place]
+
+
 def _model_at(location: tuple[int | str, ...]) -> type[BaseModel]:
     if "starve" in location[:-1]:
         return Starve
+    if "limits" in location[:-1]:
+        return Limits
     if "stop_when" in location[:-1]:
         return StopWhen
     kinds = [part for part in location[:-1] if isinstance(part, str) and part in STEPS]

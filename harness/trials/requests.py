@@ -141,6 +141,14 @@ async def measure(
     return asker.sent, watch.found
 
 
+def goodput(metrics: dict[str, float]) -> str:
+    """What to add to an answer where limits were stated."""
+    if "goodput_per_s" not in metrics:
+        return ""
+    met, sent = metrics["requests_within_limits"], metrics["requests"]
+    return f"; {met:.0f} of {sent:.0f} requests within their limits, {metrics['goodput_per_s']:.3g} a second"
+
+
 def shortfall(
     sent: list[Request], *, route: str, prompt_tokens: int, generated_tokens: int, repeats: int
 ) -> str | None:

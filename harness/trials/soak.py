@@ -15,9 +15,9 @@ from harness.runs.statistics import Drift, drift
 from harness.trials.context import Context, Finding, judge
 from harness.trials.coordinator import diagnose_requests, keep_log
 from harness.trials.evidence import diagnose_with_nodes
-from harness.trials.requests import Asker, in_flight, shortfall
+from harness.trials.requests import Asker, goodput, in_flight, shortfall
 from harness.trials.samples import Point
-from harness.trials.steps import SoakStep
+from harness.trials.steps import SoakStep, stated
 
 HOUR_S = 3600.0
 PAUSE_S = 1.0
@@ -46,7 +46,8 @@ async def run_soak(ctx: Context, trial: str, step: SoakStep) -> Finding:
     later = await _starts_after(ctx, first)
     grown = ctx.backend_restarts(started_ns, ended_ns)
     restarted = {name: count for name, count in grown.items() if count}
-    metrics = summarise(asker.sent) | {"restarts": float(len(later) + sum(restarted.values()))}
+    metrics = summarise(asker.sent, stated(step.limits))
+    metrics["restarts"] = float(len(later) + sum(restarted.values()))
     details = _drifts(ctx, asker.sent, started_ns, ended_ns) | {
         "coordinator_starts": [state.start_id for state in later],
         "errors": dict(Counter(request.error for request in asker.sent if request.error)),
@@ -158,4 +159,4 @@ def _answer(metrics: dict[str, float], details: dict[str, Any], *, known: bool) 
         said.append("no samples to tell whether memory drifts")
     if len(said) == 1:
         said.append("neither rate nor memory drifts beyond the noise")
-    return "; ".join(said)
+    return "; ".join(said) + goodput(metrics)

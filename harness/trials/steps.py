@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from harness.diagnosis.model import FailureClass
 from harness.lab.spec import parse_size
+from harness.runs.metrics import LIMITED
 
 Size = Annotated[
     int,
@@ -83,6 +84,25 @@ class LoadStep(Strict):
     deadline_s: Deadline = 900
 
 
+class Limits(Strict):
+    """What a request may take to count for goodput: any, and at least one, of these."""
+
+    ttft_s: Deadline | None = None
+    tpot_s: Deadline | None = None
+    e2e_s: Deadline | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if not self.model_dump(exclude_none=True):
+            raise ValueError(f"state one at least: {', '.join(LIMITED)}")
+        return self
+
+
+def stated(limits: Limits | None) -> dict[str, float]:
+    """Seconds by figure; empty where nothing is limited."""
+    return limits.model_dump(exclude_none=True) if limits else {}
+
+
 class InferenceStep(Strict):
     """Requests of one prompt length to the loaded model."""
 
@@ -94,6 +114,7 @@ class InferenceStep(Strict):
         1, description="requests in flight at once; those beyond the load's slots wait"
     )
     repeats: int = Field(1, ge=1, description="measured requests in all, as many as are in flight or more")
+    limits: Limits | None = Field(None, description="of a request that counts for goodput")
     expected: FailureClass | None = None
     deadline_s: Deadline = Field(600, description="per request")
 
@@ -114,6 +135,7 @@ class SoakStep(Strict):
     prompt_tokens: int = Field(35, ge=1)
     generated_tokens: int = Field(16, ge=1)
     concurrency: int = Field(1, ge=1)
+    limits: Limits | None = Field(None, description="of a request that counts for goodput")
     expected: FailureClass | None = None
     deadline_s: Deadline = Field(600, description="per request")
 

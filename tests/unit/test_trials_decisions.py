@@ -57,6 +57,15 @@ def test_model_that_cannot_fit_is_refused_with_what_is_missing(
         check_fit(step, inventory, facts, {"big": {"file_bytes": 10 * GIB}})
 
 
+def test_parity_needs_the_model_whole_on_the_head_node_too(
+    inventory: Inventory, facts: dict[str, NodeFacts]
+) -> None:
+    step = profile("{kind: parity, model: big}")
+    check_fit(step, inventory, facts, {"big": {"file_bytes": 5 * GIB}})
+    with pytest.raises(HarnessError, match=r"big cannot fit: it needs 10\.2 GiB and node2 6\.0 GiB have"):
+        check_fit(step, inventory, facts, {"big": {"file_bytes": 10 * GIB}})
+
+
 def test_model_that_fits_more_nodes_is_not_refused(inventory: Inventory, facts: dict[str, NodeFacts]) -> None:
     check_fit(profile("{kind: load, model: big}"), inventory, facts, {"big": {"file_bytes": 10 * GIB}})
 
@@ -122,6 +131,17 @@ def test_estimate_grows_with_the_model_and_with_the_cold_cache() -> None:
     )
     assert small < warm < big
     assert known == 0
+
+
+def test_soak_is_estimated_by_what_ends_it_first() -> None:
+    steps = profile(
+        "{kind: soak, model: m, duration_s: 3600}, {kind: soak, model: m, duration_s: 3600, requests: 1}, "
+        "{kind: soak, model: m, duration_s: 9, requests: 999999}"
+    )
+    (long, few, short), _ = estimate(steps, {"m": {"file_bytes": GIB}}, {})
+    assert long > 3600
+    assert few < 60
+    assert 9 < short < 60
 
 
 def test_earlier_run_on_the_same_inventory_replaces_the_assumption(tmp_path: Path) -> None:

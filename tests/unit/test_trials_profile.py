@@ -14,7 +14,7 @@ from harness.trials.profile import (
     parse_profile,
     schema_text,
 )
-from harness.trials.steps import InferenceStep, LoadStep, UnloadStep
+from harness.trials.steps import InferenceStep, LoadStep, UnloadStep, stated
 from jsonschema import Draft202012Validator
 
 
@@ -200,6 +200,24 @@ def test_lists_of_counts_are_a_trial_for_each_combination() -> None:
     assert [(one.prompt_tokens, one.concurrency) for one in asked] == [(35, 1), (35, 2), (512, 1), (512, 2)]
     assert {one.generated_tokens for one in asked} == {8}
     assert not list(Draft202012Validator(json.loads(schema_text())).iter_errors(yaml.safe_load(text)))
+
+
+def test_fault_behind_a_list_is_named_where_the_file_has_it() -> None:
+    lists = "{kind: inference, model: m, prompt_tokens: [1, 2], generated_tokens: [1, 2]}"
+    with pytest.raises(HarnessError, match=r"trials\[1\]\.context"):
+        profile(f"trials: [{lists}, {{kind: load, model: m, context: 1}}]")
+
+
+def test_limits_of_goodput_are_seconds_of_known_figures() -> None:
+    step = "{kind: inference, model: m, prompt_tokens: 1, generated_tokens: 1, limits: {%s}}"
+    found = profile(f"trials: [{step % 'ttft_s: 2, tpot_s: 0.5'}]").trials[0]
+    assert isinstance(found, InferenceStep)
+    assert stated(found.limits) == {"ttft_s": 2.0, "tpot_s": 0.5}
+    assert stated(None) == {}
+    with pytest.raises(HarnessError, match="state one at least: ttft_s, tpot_s, e2e_s"):
+        profile(f"trials: [{step % ''}]")
+    with pytest.raises(HarnessError, match=r"'trials\[0\]\.limits\.itl_s'; known keys here: ttft_s, tpot_s"):
+        profile(f"trials: [{step % 'itl_s: 1'}]")
 
 
 @pytest.mark.parametrize("counts", ["[]", "[0]", "[1, two]"])
