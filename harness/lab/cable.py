@@ -1,5 +1,7 @@
 """A machine's cable while a trial plays with it: pulled, slowed, and as it was."""
 
+import json
+
 from harness.errors import HarnessError
 from harness.lab.link import shape
 from harness.lab.machine import Machine
@@ -17,9 +19,13 @@ def cut(lab: LabSpec, name: str) -> None:
     run("ip", "link", "set", _cable(lab, name), "down")
 
 
-def mend(lab: LabSpec, name: str) -> None:
-    """Plug a machine's cable in again; one that was never pulled stays as it is."""
-    run("ip", "link", "set", _cable(lab, name), "up")
+def mend(lab: LabSpec, name: str) -> bool:
+    """Plug a machine's cable in again; tells whether it was pulled."""
+    device = _cable(lab, name)
+    pulled = "UP" not in json.loads(run("ip", "-j", "link", "show", "dev", device))[0]["flags"]
+    if pulled:
+        run("ip", "link", "set", device, "up")
+    return pulled
 
 
 def slow(lab: LabSpec, name: str, rate: str) -> None:

@@ -59,6 +59,11 @@ def detach(lab: LabSpec, name: str, folder: Path) -> None:
     image.unlink()
 
 
+def attached(lab: LabSpec, name: str) -> bool:
+    """Whether a machine has such a disk."""
+    return _image(Machine(lab, name)).exists()
+
+
 def _image(machine: Machine) -> Path:
     return machine.folder / "disk.img"
 

@@ -20,6 +20,7 @@ from harness.trials.coordinator import feed_again, stop
 from harness.trials.ending import RunDeadline, why_stop
 from harness.trials.estimate import step_signature
 from harness.trials.fault import run_fault
+from harness.trials.faults.leftovers import undo_leftovers
 from harness.trials.inference import run_inference
 from harness.trials.lab import lab_of
 from harness.trials.lease import cluster_lease
@@ -31,7 +32,7 @@ from harness.trials.pool import run_pool
 from harness.trials.profile import Profile
 from harness.trials.progress import RunProgress
 from harness.trials.questions import RESTARTS, answered
-from harness.trials.resume import take_up
+from harness.trials.resume import take_up, unfinished_run
 from harness.trials.samples import Sampler
 from harness.trials.setup import Options, Setting, settle
 from harness.trials.soak import run_soak
@@ -80,6 +81,8 @@ async def run_benchmark(options: Options, progress: RunProgress) -> RunResult:
             RouterClient(router_address(inventory)) as router,
             cluster_lease(router, options.reports / begun.run, lambda text: progress.say(f"warning: {text}")),
         ):
+            if unfinished_run(options.reports, options.inventory):
+                await stopper.run(undo_leftovers(inventory.backends, lab_of(inventory), progress.say))
             setting = await stopper.run(settle(options, begun.profile, inventory, router))
             announce(progress.say, options, begun, setting)
             folder, manifest = open_folder(begun, options, setting)

@@ -14,6 +14,7 @@ from harness.planner.plan import Plan
 from harness.trials.evidence import diagnose_ready
 from harness.trials.faults.fault import RPC_UNIT, injected, serve_again
 from harness.trials.faults.files import SmallCacheDisk, TruncatedModel
+from harness.trials.faults.leftovers import undo_leftovers
 from harness.trials.faults.links import CutLink
 from harness.trials.faults.memory import SqueezeMemory, StarveIntoSwap
 from harness.trials.faults.processes import BackendByHand, FreezeBackend, KillBackend, KillCoordinator
@@ -283,3 +284,26 @@ async def test_backend_of_another_protocol_is_named_with_its_version(bench: Faul
     failure, line = decided_by(refusal.state.diagnosis)
     assert failure == "rpc_version_mismatch"
     assert line.endswith("RPC server version mismatch: 2.0.0")
+
+
+async def test_what_a_killed_run_left_is_found_and_undone(bench: FaultBench) -> None:
+    left: list[str] = []
+
+    async def found() -> list[str]:
+        left.clear()
+        await undo_leftovers(bench.inventory.backends, bench.lab, left.append)
+        return left
+
+    for fault, name in (
+        (FreezeBackend(bench.other), "a frozen rpc-server"),
+        (WrongFlag(bench.other), "a wrong flag"),
+        (TakenPort(bench.other), "a taken port"),
+        (ClosedPort(bench.other), "no rpc-server"),
+        (SmallCacheDisk(bench.other, lab=bench.lab), "a small cache disk"),
+        (CutLink(bench.other, bench.head, bench.lab), "a pulled cable"),
+        (CutLink(bench.other, bench.head), "dropped packets"),
+    ):
+        await fault.inject()
+        assert await found() == [f"node1: undid what a run that was killed left there: {name}"]
+        assert not await found()
+    await bench.load()

@@ -20,13 +20,16 @@ from readme import REPOSITORY
 from rich.console import Console
 
 FAULT = {"kind": "fault", "model": "1b-q8_0", "node": "node1", "context": 512}
+ENDLESS = {"fault": "freeze-backend", "moment": "generating", "expected": "gpu_driver", "deadline_s": 600}
 
 
 def begin(lab: LabUnderTest, folder: Path, *trials: dict[str, Any]) -> subprocess.Popen[str]:
-    """``harness run benchmark`` with these trials, in a process of its own."""
+    """``harness run benchmark`` with these trials, in a process of its own; without any, ``--resume``."""
     profile = folder / "mine.yml"
-    profile.write_text(yaml.safe_dump({"trials": list(trials)}))
-    argv = [str(REPOSITORY / ".venv/bin/harness"), "run", "benchmark", "--profile", str(profile)]
+    asked = ["--profile", str(profile)] if trials else ["--resume", "last"]
+    if trials:
+        profile.write_text(yaml.safe_dump({"trials": list(trials)}))
+    argv = [str(REPOSITORY / ".venv/bin/harness"), "run", "benchmark", *asked]
     return subprocess.Popen(
         [*argv, "--inventory", str(lab.path), "--reports", str(folder / "reports")],
         stdout=subprocess.PIPE,
@@ -89,17 +92,36 @@ def test_each_injected_fault_is_the_diagnosis(deployed: LabUnderTest, tmp_path: 
 
 def test_ctrl_c_leaves_no_fault_behind(deployed: LabUnderTest, tmp_path: Path) -> None:
     # The expected class never comes: the trial looks until it is stopped.
-    endless = {"fault": "freeze-backend", "moment": "generating", "expected": "gpu_driver", "deadline_s": 600}
-    process = begin(deployed, tmp_path, FAULT | endless)
-    deadline = time.monotonic() + 300
-    while not _injected(tmp_path):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    process = begin(deployed, tmp_path, FAULT | ENDLESS)
+    _until_injected(process, tmp_path)
     process.send_signal(signal.SIGINT)
     shown, _ = process.communicate(timeout=180)
     assert process.returncode == 130, shown
     assert not left_of_faults(deployed)
+
+
+def test_run_that_is_killed_amid_a_fault_is_resumed_on_nodes_without_it(
+    deployed: LabUnderTest, tmp_path: Path
+) -> None:
+    process = begin(deployed, tmp_path, FAULT | ENDLESS | {"deadline_s": 60})
+    _until_injected(process, tmp_path)
+    process.kill()
+    process.communicate()
+    assert "stopped" in left_of_faults(deployed)
+    shown, _ = begin(deployed, tmp_path).communicate(timeout=600)
+    assert "node1: undid what a run that was killed left there: a frozen rpc-server" in shown
+    (trial,) = read_trials(the_run(tmp_path))
+    assert trial.diagnosis, shown
+    assert trial.diagnosis.failure_class == "backend_stalled", shown
+    assert not left_of_faults(deployed)
+
+
+def _until_injected(process: subprocess.Popen[str], folder: Path) -> None:
+    deadline = time.monotonic() + 300
+    while not _injected(folder):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 def _injected(folder: Path) -> bool:

@@ -91,7 +91,7 @@ table inet {TABLE} {{
     await on(node, "nft", "-f", "-", stdin=ruleset)
 
 
-async def _lift(node: Node, lab: LabSpec | None, mend: Callable[[LabSpec, str], None]) -> None:
+async def _lift(node: Node, lab: LabSpec | None, mend: Callable[[LabSpec, str], object]) -> None:
     if lab is not None:
         await asyncio.to_thread(mend, lab, node.name)
         return
