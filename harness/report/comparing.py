@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.report.changes import rows
+from harness.report.compare_figure import MOST_ROWS, compare_figure
 from harness.report.page import self_contained
 from harness.runs.compare import Comparison, compare, read_figures
 from harness.runs.store import write_whole
@@ -18,6 +19,8 @@ def render_comparison(comparison: Comparison) -> str:
         first=comparison.runs[0].manifest,
         others=[run.manifest for run in comparison.runs[1:]],
         rows=rows(comparison.changes),
+        figure=compare_figure(comparison.changes),
+        most_drawn=MOST_ROWS,
         worse=worse + sum(one.worse for one in comparison.outcomes),
         better=sum(one.verdict == "better" for one in comparison.changes),
     )

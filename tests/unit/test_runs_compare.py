@@ -10,6 +10,8 @@ import pytest
 from harness.cli import main
 from harness.errors import HarnessError
 from harness.report.changes import rows
+from harness.report.compare_figure import compare_figure
+from harness.report.comparing import render_comparison
 from harness.report.load import load_run
 from harness.report.markdown import render_markdown, safe
 from harness.report.since import since_last
@@ -309,3 +311,23 @@ def test_comparison_with_itself_through_the_library_is_all_noise() -> None:
     assert set(verdicts(run, run).values()) == {"same"}
     with pytest.raises(HarnessError, match=r"run\.json"):
         read_figures(Path("/nowhere"))
+
+
+def test_page_draws_each_ratio_with_its_interval_and_none_without() -> None:
+    before = figures("a", STEADY)
+    found = compare([before, figures("b", [rate * 0.8 for rate in STEADY])])
+    drawn = compare_figure(found.changes)
+    assert drawn
+    for svg in (drawn.wide, drawn.narrow):
+        assert "decode, inference m generated_tokens 8 prompt_tokens 35: 0.8, worse" in svg
+        assert "var(--bad)" in svg
+    assert compare_figure(compare([figures("a", [10.0]), figures("b", [9.0])]).changes) is None
+    assert "figure-compare-wide" in render_comparison(found)
+
+
+@pytest.mark.parametrize("factor", [0.001, 0.1, 0.8, 1.0, 1.04, 3.0, 50.0, 1e6])
+def test_axis_of_any_ratio_has_a_few_ticks(factor: float) -> None:
+    found = compare([figures("a", STEADY), figures("b", [rate * factor for rate in STEADY])])
+    drawn = compare_figure(found.changes)
+    assert drawn
+    assert ">1<" in drawn.wide
