@@ -11,6 +11,8 @@ from harness.diagnosis.thrash import find_thrash
 
 IDLE_CPU_SHARE = 0.02
 """Of one core: what rpc-server uses while it waits for its coordinator."""
+HEARD_S = 3.0
+"""A monitor samples once a second."""
 LOOKED_AT_S = 3.0
 """A shorter look says nothing about a process that uses no CPU."""
 STOPPED_STATES = ("T", "t")
@@ -18,22 +20,27 @@ _SEGFAULTS = (signal.SIGSEGV, signal.SIGBUS)
 
 
 def thrashes(facts: Facts) -> list[Evidence] | None:
-    """It waits or runs, and on a backend's node rpc-server lives off its swap: at least 128 MiB in swap and
-    100 major faults a second"""
+    """It waits or runs, and on a backend's node rpc-server lives off its swap: at least 128 MiB in swap, and
+    100 major faults a second or nothing but waiting for memory a fifth of the time (PSI)"""
     found = find_thrash(facts.inputs.pressure) if facts.inputs.running or facts.inputs.waiting else None
     return found.evidence if found else None
 
 
 def node_cut_off(facts: Facts) -> list[Evidence] | None:
-    """It waits, or lost a backend, and the node of a backend does not answer, or nobody acknowledges what is
-    sent between the two"""
+    """It waits, or lost a backend, and the node of a backend neither answers nor sends samples, or nobody
+    acknowledges what is sent between the two"""
     if not (facts.inputs.waiting or broke_at_a_backend(facts)):
         return None
     return [
         Evidence(source=f"node {node}", line=_silence(seen))
         for node, seen in facts.inputs.backends.items()
-        if not seen.reachable or seen.unheard
+        if seen.unheard or not (seen.reachable or _heard(seen))
     ] or None
+
+
+def _heard(seen: BackendSeen) -> bool:
+    """Whether its samples still come: then its network works, whatever else kept a login from it."""
+    return seen.silent_s is not None and seen.silent_s < HEARD_S
 
 
 def _silence(seen: BackendSeen) -> str:

@@ -25,7 +25,7 @@ ELSEWHERE: tuple[tuple[FailureClass, str, str], ...] = (
     (
         _C.SWAP_THRASH,
         "While requests ran, rpc-server had at least 128 MiB in swap, and its node took at least 100 major "
-        "faults a second (likely).",
+        "faults a second or stood still for memory a fifth of the time (likely).",
         "harness/diagnosis/thrash.py",
     ),
     (

@@ -23,9 +23,10 @@ def why_stop(when: StopWhen, trials: Sequence[Trial]) -> str | None:
 class RunDeadline:
     """The time that a run may take, on a clock that nobody sets."""
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, spent_s: float = 0.0) -> None:
+        """Begin to count, at what the finished trials of a run that goes on took."""
         self._seconds = seconds
-        self._ends = None if seconds is None else time.monotonic() + seconds
+        self._ends = None if seconds is None else time.monotonic() + seconds - spent_s
 
     @property
     def over(self) -> bool:

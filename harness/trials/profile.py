@@ -64,7 +64,9 @@ class Profile(Strict):
     )
     seed: int | None = Field(None, ge=0, description="of the shuffle; drawn and recorded without it")
     deadline_s: Annotated[float, Field(gt=0, le=7 * 24 * 3600)] | None = Field(
-        None, description="the whole run ends when so many seconds have passed since its first trial"
+        None,
+        description="the whole run ends when so many seconds have passed since its first trial; one that is "
+        "resumed counts what its finished trials took",
     )
     stop_when: StopWhen = StopWhen()
     trials: list[Annotated[Step, Field(discriminator="kind")]] = Field(min_length=1)

@@ -148,7 +148,7 @@ async def _run_all(
                 time.time_ns(), "warning", None, name, message=f"its clock is {offset / 1e9:+.3f} s off ours"
             )
     ctx.sampler.begin()
-    deadline = RunDeadline(profile.deadline_s)
+    deadline = RunDeadline(profile.deadline_s, sum(t.ended_ns - t.started_ns for t in trials) / 1e9)
     try:
         if begun.earlier:
             await stopper.run(take_up(ctx, begun.earlier))

@@ -49,6 +49,14 @@ def test_node_that_does_not_answer_is_a_partition() -> None:
     assert classify(ended).failure_class == "network_partition"
 
 
+def test_node_that_lets_nobody_in_but_whose_samples_come_is_not_cut_off() -> None:
+    busy = BackendSeen(reachable=False, silent_s=1.2)
+    assert classify(replace(WAITS, backends={"node2": busy})).failure_class == "hung"
+    assert classify(replace(WAITS, backends={"node2": BackendSeen(reachable=False)})).failure_class == (
+        "network_partition"
+    )
+
+
 def test_backend_lost_on_a_node_that_answers_is_no_partition() -> None:
     assert (
         classify(Inputs(exit=ABORTED, logs=LOST, backends={"node2": SERVED})).failure_class == "backend_lost"

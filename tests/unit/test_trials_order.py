@@ -143,3 +143,5 @@ async def test_time_out_inside_a_trial_is_not_the_runs_deadline() -> None:
     with pytest.raises(TimeoutError):
         await RunDeadline(None).hold(timed_out())
     assert not RunDeadline(None).over
+    assert not RunDeadline(60, spent_s=50).over
+    assert RunDeadline(60, spent_s=60).over
