@@ -46,6 +46,13 @@ def unfinished_run(reports: Path, inventory: Path) -> str | None:
     return None
 
 
+def may_have_left_a_fault(reports: Path, inventory: Path) -> bool:
+    """Whether the newest run on this inventory was cut short, and was one that causes faults."""
+    cut = unfinished_run(reports, inventory)
+    steps = read_manifest(reports / cut).steps.get("trials", []) if cut else []
+    return any(step["kind"] == "fault" for step in steps)
+
+
 def read_unfinished(name: str, reports: Path, inventory: Path) -> Unfinished:
     """The run to go on with.
 

@@ -32,7 +32,7 @@ from harness.trials.pool import run_pool
 from harness.trials.profile import Profile
 from harness.trials.progress import RunProgress
 from harness.trials.questions import RESTARTS, answered
-from harness.trials.resume import take_up, unfinished_run
+from harness.trials.resume import may_have_left_a_fault, take_up
 from harness.trials.samples import Sampler
 from harness.trials.setup import Options, Setting, settle
 from harness.trials.soak import run_soak
@@ -81,7 +81,7 @@ async def run_benchmark(options: Options, progress: RunProgress) -> RunResult:
             RouterClient(router_address(inventory)) as router,
             cluster_lease(router, options.reports / begun.run, lambda text: progress.say(f"warning: {text}")),
         ):
-            if unfinished_run(options.reports, options.inventory):
+            if may_have_left_a_fault(options.reports, options.inventory):
                 await stopper.run(undo_leftovers(inventory.backends, lab_of(inventory), progress.say))
             setting = await stopper.run(settle(options, begun.profile, inventory, router))
             announce(progress.say, options, begun, setting)
