@@ -42,6 +42,10 @@ class Seen:
     coordinator: Diagnosis | None = None
     backend: Diagnosis | None = None
 
+    def take(self, other: "Seen") -> None:
+        """Be what was seen last: at a deadline it is all there is to say."""
+        self.state, self.coordinator, self.backend = other.state, other.coordinator, other.backend
+
     def best(self, wanted: FailureClass | None) -> Diagnosis | None:
         """The diagnosis that names the cause, where one does; else the coordinator's, else the backend's."""
         told = [one for one in (self.coordinator, self.backend) if one]
@@ -69,7 +73,7 @@ async def run_fault(ctx: Context, trial: str, step: FaultStep) -> Finding:
     begun_s = time.monotonic()
     try:
         async with asyncio.timeout(step.deadline_s):
-            seen = await _acted(ctx, trial, step, request, tell, details)
+            await _acted(ctx, trial, step, request, tell, details, seen)
     except TimeoutError:
         details["deadline_passed"] = True
     finally:
@@ -95,33 +99,40 @@ async def _acted(
     request: LoadRequest,
     tell: Callable[[Injected], None],
     details: dict[str, Any],
-) -> Seen:
+    seen: Seen,
+) -> None:
+    """Bring the moment about, cause the fault, and look; ``seen`` is what was seen last."""
     node = ctx.inventory.node(step.node)
     if step.moment == "idle":
         async with injected(_fault(ctx, step, node, None), tell):
             ctx.say(f"loading after {step.fault} on {step.node}")
-            return await _found(ctx, step, node, details, await _load(ctx, request))
+            seen.take(await _load(ctx, request))
+            await _find(ctx, step, node, details, seen)
+        return
     if step.moment == "loading":
         loading = asyncio.create_task(_load(ctx, request))
         try:
             await _load_began(ctx, step, loading)
             if loading.done():
-                return await loading
+                seen.take(await loading)
+                return
             async with injected(_fault(ctx, step, node, None), tell):
-                return await _found(ctx, step, node, details, await loading)
+                seen.take(await loading)
+                await _find(ctx, step, node, details, seen)
         finally:
             loading.cancel()
-    first = await _load(ctx, request)
-    if first.state is None or first.coordinator:
-        return first
+        return
+    seen.take(await _load(ctx, request))
+    if seen.state is None or seen.coordinator:
+        return
     async with _request(ctx, trial, step) as asked:
         await asked
-        fault = _fault(ctx, step, node, first.state)
+        fault = _fault(ctx, step, node, seen.state)
         async with injected(fault, tell) as record:
             ctx.say(f"{step.fault} on {step.node}: looking for its cause")
             # The router did not send the signal that ends its child; this trial did, and knows it.
             ours = record.signals if isinstance(fault, KillCoordinator) else ()
-            return await _found(ctx, step, node, details, first, ours)
+            await _find(ctx, step, node, details, seen, ours)
 
 
 def _fault(ctx: Context, step: FaultStep, node: Node, state: CoordinatorState | None) -> Fault:
@@ -179,21 +190,21 @@ async def _request(ctx: Context, trial: str, step: FaultStep) -> AsyncIterator[A
             ctx.run.append_request(await asking)
 
 
-async def _found(
+async def _find(
     ctx: Context,
     step: FaultStep,
     node: Node,
     details: dict[str, Any],
-    first: Seen,
+    seen: Seen,
     ours: Sequence[Signal] = (),
-) -> Seen:
+) -> None:
     """Look again and again, until a diagnosis is the cause; without one to come, once is enough."""
-    cause = cause_of(step)
+    cause, first = cause_of(step), replace(seen)
     while True:
-        seen = await _look(ctx, node, first, ours)
+        seen.take(await _look(ctx, node, first, ours))
         if cause is None or ((found := seen.best(cause)) and found.failure_class == cause):
             details["found_ns"] = time.time_ns()
-            return seen
+            return
         await asyncio.sleep(LOOK_EVERY_S)
 
 

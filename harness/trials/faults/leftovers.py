@@ -12,7 +12,7 @@ from harness.trials.faults.links import GUARD, TABLE
 from harness.trials.faults.starts import DROP_IN, HOLDER_UNIT
 
 _UNDO = r"""
-unit=$1 drop_in=$2 holder=$3 table=$4 guard=$5 cache=$6 image=$7
+unit=$1 drop_in=$2 holder=$3 table=$4 guard=$5 cache=$6 image=$7 stopped=$8
 again() { echo "$1"; restart=1; }
 if nft list table inet "$table" >/dev/null 2>&1; then
   nft delete table inet "$table"; systemctl stop "$guard.timer"
@@ -33,7 +33,7 @@ if grep -qs '^State:[[:space:]]*T' "/proc/$pid/status"; then
   kill -CONT "$pid"; again "a frozen rpc-server"
 fi
 if [ "$restart" ]; then systemctl daemon-reload; systemctl stop "$unit"; fi
-if ! systemctl is-active --quiet "$unit"; then [ "$restart" ] || echo "no rpc-server"; fi
+if ! systemctl is-active --quiet "$unit"; then [ "$stopped$restart" ] || echo "no rpc-server"; fi
 """
 """Prints a line for each thing that it found, and undid."""
 
@@ -69,7 +69,7 @@ async def _undone(node: Node, lab: LabSpec | None) -> list[str]:
         await on(node, "systemctl", "stop", RPC_UNIT)
     if lab:
         await asyncio.to_thread(disk.detach, lab, node.name, CACHE)
-    words = (RPC_UNIT, DROP_IN, HOLDER_UNIT, TABLE, GUARD, str(CACHE), IMAGE)
+    words = (RPC_UNIT, DROP_IN, HOLDER_UNIT, TABLE, GUARD, str(CACHE), IMAGE, "stopped" if left else "")
     left += (await on(node, "sh", "-s", "--", *words, stdin=_UNDO)).splitlines()
     if left:
         await serve_again(node)
