@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from harness.models.gguf import GgufModel
 from harness.planner.offer import LoadForecast
 from harness.planner.plan import Plan
+from harness.planner.tensors import cached_tensors
 
-OFFERED_BYTES = 10 * 1024 * 1024
-"""Tensors over this size are offered to a backend's cache by their hash first (ggml-rpc's HASH_THRESHOLD)."""
 _HASH_BYTES_PER_S = 0.75e9
 _LINK_BYTES_PER_S = 125e6
 _DISK_BYTES_PER_S = 500e6
@@ -47,9 +46,7 @@ def forecast_load(
         if share.node != head and share.model_bytes:
             wire[share.node] = wire.get(share.node, 0) + share.model_bytes
     wire = {node: max(0, size - cached.get(node, 0)) for node, size in wire.items()}
-    placed = sum(share.model_bytes for share in plan.shares)
-    offered = sum(tensor.bytes for tensor in model.tensors if tensor.bytes > OFFERED_BYTES)
-    hashed = min(offered, placed)
+    hashed = sum(tensor.bytes for tensors in cached_tensors(model, plan).values() for tensor in tensors)
     wire_s = sum(size / rates.link_bytes_per_s.get(node, _LINK_BYTES_PER_S) for node, size in wire.items())
     hash_s, disk_s = hashed / rates.hash_bytes_per_s, model.file_bytes / rates.disk_bytes_per_s
     return LoadForecast(

@@ -1,9 +1,11 @@
 """Which tensors of a model's file a plan puts on which backend, and which of them a tensor cache keeps."""
 
 from harness.models.gguf import GgufModel, Tensor
-from harness.planner.forecast import OFFERED_BYTES
 from harness.planner.memory import tensor_place
 from harness.planner.plan import Plan
+
+OFFERED_BYTES = 10 * 1024 * 1024
+"""Tensors over this size are offered to a backend's cache by their hash first (ggml-rpc's HASH_THRESHOLD)."""
 
 
 def cached_tensors(model: GgufModel, plan: Plan) -> dict[str, list[Tensor]]:

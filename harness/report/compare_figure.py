@@ -79,5 +79,9 @@ def _limits(drawn: Sequence[Change]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """The finest of the scales that has nine ticks or fewer between the limits."""
-    return next(kept for scale in TICKS if len(kept := [tick for tick in scale if low <= tick <= high]) <= 9)
+    """Those of the finest scale that reaches to both limits and has nine or fewer between them."""
+    for scale in TICKS:
+        kept = [tick for tick in scale if low <= tick <= high]
+        if len(kept) <= 9 and scale[0] <= low * 1.1 and high <= scale[-1] * 1.1:
+            break
+    return kept

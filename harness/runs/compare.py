@@ -39,7 +39,7 @@ FIGURES = (
     Figure("swap_bytes", "peak swap of a backend", "bytes", "lower"),
 )
 _PER_REQUEST = ("ttft_s", "tpot_s", "decode_tokens_per_s")
-_NOT_A_PARAMETER = ("repeats", "requests", "duration_s", "may_not_fit")
+_NOT_A_PARAMETER = ("repeats", "requests", "duration_s", "may_not_fit", "limits")
 _PLAIN: dict[str, Any] = {"parallel": 1, "concurrency": 1, "context": 2048}
 """Values that a step has where nothing else is said: runs of before there was such a key match."""
 

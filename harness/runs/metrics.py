@@ -47,8 +47,9 @@ def summarise(requests: Sequence[Request], limits: Mapping[str, float] | None = 
     if rate := stage_rate(good):
         figures["tokens_per_s"] = rate
     if limits and measured:
-        met, wall_s = sum(_meets(request, limits) for request in good), stage_s(measured)
-        figures |= {"requests_within_limits": met, "goodput_per_s": met / wall_s if wall_s else 0.0}
+        met = sum(_meets(request, limits) for request in good)
+        wall_ns = max(_ended_ns(r) for r in measured) - min(r.sent_ns for r in measured)
+        figures |= {"requests_within_limits": met, "goodput_per_s": met / wall_ns * 1e9 if wall_ns else 0.0}
     return figures
 
 
@@ -72,15 +73,14 @@ def server_prompt_rate(request: Request) -> float | None:
 def stage_rate(requests: Sequence[Request]) -> float | None:
     """Output tokens of all requests / time from the first request sent to the last token."""
     ended = [r for r in requests if r.token_ns]
-    wall_s = stage_s(ended)
-    return sum(r.completion_tokens or 0 for r in ended) / wall_s if wall_s else None
+    if not ended:
+        return None
+    wall = (max(r.token_ns[-1] for r in ended) - min(r.sent_ns for r in ended)) / 1e9
+    return sum(r.completion_tokens or 0 for r in ended) / wall if wall > 0 else None
 
 
-def stage_s(requests: Sequence[Request]) -> float | None:
-    """Seconds from the first request sent to the last token; None without a token."""
-    tokens = [r.token_ns[-1] for r in requests if r.token_ns]
-    wall_ns = max(tokens) - min(r.sent_ns for r in requests) if tokens else 0
-    return wall_ns / 1e9 if wall_ns > 0 else None
+def _ended_ns(request: Request) -> int:
+    return request.done_ns or max(request.token_ns, default=request.sent_ns)
 
 
 def _meets(request: Request, limits: Mapping[str, float]) -> bool:

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 FEWEST = 3
 """Values below which no interval is given: it would only repeat the values."""
+FEWEST_DRIFT = 5
+"""Points below which a slope has no interval: noise of three is called a drift one time in three."""
 FEW = 10
 """Up to so many values are shown one by one."""
 LEVEL = 0.95
@@ -109,10 +111,10 @@ def drift(times_s: Sequence[float], values: Sequence[float]) -> Drift | None:
     medians, for one second's memory is nearly the last one's.
 
     Returns:
-        None of fewer than three points, or where all are of one moment.
+        None of fewer than ``FEWEST_DRIFT`` points, or where all are of one moment.
     """
     blocks = min(len(values), _BLOCKS)
-    if blocks < FEWEST:
+    if blocks < FEWEST_DRIFT:
         return None
     x, y = (
         np.array([np.median(part) for part in np.array_split(np.asarray(series, dtype=np.float64), blocks)])

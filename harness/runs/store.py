@@ -1,5 +1,6 @@
 """A run's folder: JSON lines written as things happen, packed to parquet at the end."""
 
+import contextlib
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -111,9 +112,12 @@ def write_whole(target: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as error:
-        raise HarnessError(f"cannot write {target}: {error.strerror}") from error
+        raise HarnessError(
+            f"cannot write {target}: {error.strerror}; free some space there, or write elsewhere"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _open_for_append(path: Path) -> BinaryIO:

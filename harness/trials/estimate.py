@@ -47,7 +47,7 @@ def assumptions() -> str:
 
 def step_signature(step: Step) -> str:
     """What makes the durations of two trials comparable."""
-    return step.model_dump_json(exclude={"deadline_s", "expected"})
+    return step.model_dump_json(exclude={"deadline_s", "expected", "limits"})
 
 
 def estimate(

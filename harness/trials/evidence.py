@@ -149,7 +149,8 @@ def _backends(ctx: Context, state: CoordinatorState, looks: Looks, window_s: flo
     planned = {share.node for share in state.plan.shares} if state.plan else None
     nodes = [node for node in ctx.inventory.backends if planned is None or node.name in planned]
     last = {node.name: ctx.sampler.series.last_ns(node.name) for node in nodes}
-    silent_s = {name: (time.time_ns() - ns) / 1e9 for name, ns in last.items() if ns}
+    ahead, now_ns = ctx.clock_offset_ns, time.time_ns()
+    silent_s = {name: (now_ns + ahead.get(name, 0) - ns) / 1e9 for name, ns in last.items() if ns}
     return backends_seen(looks, nodes, silent_s, window_s)
 
 

@@ -68,20 +68,24 @@ async def run_fault(ctx: Context, trial: str, step: FaultStep) -> Finding:
         details.update(injected_ns=record.time_ns, what=record.what)
         ctx.event(record.time_ns, "fault", trial, record.node, fault=record.kind, what=record.what)
 
+    def undone() -> None:
+        details["undone_ns"] = time.time_ns()
+        if "injected_ns" in details:
+            ctx.event(details["undone_ns"], "fault_undone", trial, step.node, fault=step.fault)
+
     cause = cause_of(step)
     seen = Seen()
     begun_s = time.monotonic()
     try:
         async with asyncio.timeout(step.deadline_s):
-            await _acted(ctx, trial, step, request, tell, details, seen)
+            await _acted(ctx, trial, step, request, (tell, undone), details, seen)
     except TimeoutError:
         details["deadline_passed"] = True
     finally:
-        # The fault has been undone by now; whoever is cancelled waits for what it has left, too.
-        details["undone_ns"] = time.time_ns()
-        if "injected_ns" in details:
-            ctx.event(details["undone_ns"], "fault_undone", trial, step.node, fault=step.fault)
-            await to_the_end(_forget_peer(ctx, step, node))
+        # Whoever is cancelled waits for what the fault has left, too; and stays cancelled if that fails.
+        unserved = await to_the_end(_forget_peer(ctx, step, node))
+    if unserved:
+        raise unserved
     metrics = {"fault_s": time.monotonic() - begun_s}
     if injected_ns := details.get("injected_ns"):
         metrics["found_after_s"] = (details.get("found_ns", details["undone_ns"]) - injected_ns) / 1e9
@@ -97,14 +101,14 @@ async def _acted(
     trial: str,
     step: FaultStep,
     request: LoadRequest,
-    tell: Callable[[Injected], None],
+    told: tuple[Callable[[Injected], None], Callable[[], None]],
     details: dict[str, Any],
     seen: Seen,
 ) -> None:
     """Bring the moment about, cause the fault, and look; ``seen`` is what was seen last."""
     node = ctx.inventory.node(step.node)
     if step.moment == "idle":
-        async with injected(_fault(ctx, step, node, None), tell):
+        async with injected(_fault(ctx, step, node, None), *told):
             ctx.say(f"loading after {step.fault} on {step.node}")
             seen.take(await _load(ctx, request))
             await _find(ctx, step, node, details, seen)
@@ -116,7 +120,7 @@ async def _acted(
             if loading.done():
                 seen.take(await loading)
                 return
-            async with injected(_fault(ctx, step, node, None), tell):
+            async with injected(_fault(ctx, step, node, None), *told):
                 seen.take(await loading)
                 await _find(ctx, step, node, details, seen)
         finally:
@@ -128,7 +132,7 @@ async def _acted(
     async with _request(ctx, trial, step) as asked:
         await asked
         fault = _fault(ctx, step, node, seen.state)
-        async with injected(fault, tell) as record:
+        async with injected(fault, *told) as record:
             ctx.say(f"{step.fault} on {step.node}: looking for its cause")
             # The router did not send the signal that ends its child; this trial did, and knows it.
             ours = record.signals if isinstance(fault, KillCoordinator) else ()
@@ -238,17 +242,22 @@ def _told(found: Diagnosis | None) -> Diagnosis | None:
     return None if found is None or found.failure_class in quiet else found
 
 
-async def _forget_peer(ctx: Context, step: FaultStep, node: Node) -> None:
-    """End the coordinator, and have the backend serve again.
+async def _forget_peer(ctx: Context, step: FaultStep, node: Node) -> HarnessError | None:
+    """End the coordinator, and have the backend serve again; why it does not, where it does not.
 
     One that was cut off cannot have heard of that: rpc-server waits for a peer that is gone for ever.
     """
+    ctx.loaded = None
     with contextlib.suppress(HarnessError):
         await ctx.router.unload(0)
-    ctx.loaded = None
-    if step.fault in ("cut-link", "slow-link"):
-        await run_on(node, "systemctl", "restart", RPC_UNIT, root=True)
-    await serve_again(node)
+    try:
+        if step.fault in ("cut-link", "slow-link"):
+            await run_on(node, "systemctl", "restart", RPC_UNIT, root=True)
+        await serve_again(node)
+    except HarnessError as error:
+        ctx.event(time.time_ns(), "warning", None, node.name, message=str(error))
+        return error
+    return None
 
 
 def _answer(step: FaultStep, details: dict[str, Any], diagnosis: Diagnosis | None) -> str:

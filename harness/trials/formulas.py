@@ -30,7 +30,7 @@ FORMULAS = {
     "output_tokens": "sum of usage.completion_tokens",
     "errors": "requests that were refused, broke off, or were over their deadline",
     "goodput_per_s": "requests that meet every stated limit / time from the first request sent to the last "
-    "token; an error is a miss",
+    "end, answered or not; an error is a miss",
     "decode_tokens_per_s": "1 / tpot_s, median over requests (client's clock)",
     "server_decode_tokens_per_s": "(predicted_n - 1) / predicted_ms of llama.cpp's timings, median over "
     "requests; llama.cpp's own predicted_per_second divides predicted_n by the time of predicted_n - 1 gaps",
@@ -41,8 +41,9 @@ FORMULAS = {
     "tokens_equal": "parity: greedy tokens before the first whose id differs from the coordinator's alone",
     "largest_logprob_gap": "parity: largest difference of a token's log probability among the equal ones",
     "rate_drift_percent_per_hour": "soak: Theil-Sen slope of the client's decode rate over the requests' "
-    "start times, in percent of their median an hour",
-    "memory_drift": "soak: Theil-Sen slope of a node's used memory over its samples, bytes an hour",
+    "start times, both in ten block medians, in percent of their median an hour",
+    "memory_drift": "soak: Theil-Sen slope of a node's used memory over ten block medians of its samples, "
+    "bytes an hour",
     "fault_s": "fault: trial's first load -> fault undone",
     "found_after_s": "fault: injection -> the first look whose diagnosis is the injected cause",
     "restarts": "soak: coordinators started after the first, plus restarts of the backends' units",

@@ -1,5 +1,7 @@
 """The lab around a trial: a machine's memory limit while it is starved, and the stated rate of its link."""
 
+import mmap
+
 from harness.inventory import Inventory
 from harness.lab.cgroup import Groups
 from harness.lab.link import bits_per_second
@@ -21,6 +23,23 @@ def lab_memory_limit(lab: LabSpec, node: str, memory: int | None) -> None:
     """
     machine = lab.machine(node)
     Groups().limit(lab.group / node, memory or machine.memory, lab.swap, machine.cpu)
+
+
+def fed_again(lab: LabSpec) -> list[str]:
+    """Give every machine that is up the memory that the lab promised; the names of those that had less.
+
+    Raises:
+        HarnessError: the kernel refuses it.
+    """
+    starved = []
+    for machine in lab.machines:
+        group = lab.group / machine.name
+        if Groups().folder("memory", group).exists():
+            limit = Groups().usage(group).limit
+            lab_memory_limit(lab, machine.name, None)
+            if limit and limit <= machine.memory - mmap.PAGESIZE:  # the kernel counts whole pages
+                starved.append(machine.name)
+    return starved
 
 
 def stated_rate(lab: LabSpec | None, node: str) -> float | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from harness.errors import HarnessError
-from harness.runs.read import first_fault, read_lines, read_manifest, read_trials
+from harness.runs.read import first_fault, read_events, read_lines, read_manifest, read_trials
 from harness.runs.schema import CoordinatorPhase, NodeFacts, Outcome, RunManifest, Trial
 from harness.runs.store import write_whole
 from harness.settings import shown_path
@@ -36,21 +36,32 @@ class Unfinished:
 
 def unfinished_run(reports: Path, inventory: Path) -> str | None:
     """Name of the newest run on this inventory that a kill cut short; None where there is none."""
+    newest = _newest(reports, inventory)
+    return newest.run if newest and newest.outcome in _CUT and newest.steps else None
+
+
+def may_have_left_a_fault(reports: Path, inventory: Path) -> bool:
+    """Whether the newest run on this inventory causes faults and was cut short, or did not undo its last."""
+    newest = _newest(reports, inventory)
+    if newest is None or not any(step["kind"] == "fault" for step in newest.steps.get("trials", [])):
+        return False
+    try:
+        kinds = [event.kind for event in read_events(reports / newest.run)]
+    except HarnessError:
+        return True
+    last = next((kind for kind in reversed(kinds) if kind in ("fault", "fault_undone")), None)
+    return newest.outcome in _CUT or last == "fault"
+
+
+def _newest(reports: Path, inventory: Path) -> RunManifest | None:
     for path in sorted(reports.glob("*/run.json"), reverse=True):
         try:
             manifest = read_manifest(path.parent)
         except HarnessError:
             continue
         if manifest.inventory == shown_path(inventory):
-            return manifest.run if manifest.outcome in _CUT and manifest.steps else None
+            return manifest
     return None
-
-
-def may_have_left_a_fault(reports: Path, inventory: Path) -> bool:
-    """Whether the newest run on this inventory was cut short, and was one that causes faults."""
-    cut = unfinished_run(reports, inventory)
-    steps = read_manifest(reports / cut).steps.get("trials", []) if cut else []
-    return any(step["kind"] == "fault" for step in steps)
 
 
 def read_unfinished(name: str, reports: Path, inventory: Path) -> Unfinished:

@@ -22,7 +22,7 @@ from harness.trials.estimate import step_signature
 from harness.trials.fault import run_fault
 from harness.trials.faults.leftovers import undo_leftovers
 from harness.trials.inference import run_inference
-from harness.trials.lab import lab_of
+from harness.trials.lab import fed_again, lab_of
 from harness.trials.lease import cluster_lease
 from harness.trials.load import run_load
 from harness.trials.nodes import UNITS, read_journal
@@ -81,23 +81,18 @@ async def run_benchmark(options: Options, progress: RunProgress) -> RunResult:
             RouterClient(router_address(inventory)) as router,
             cluster_lease(router, options.reports / begun.run, lambda text: progress.say(f"warning: {text}")),
         ):
+            lab = lab_of(inventory)
+            for name in fed_again(lab) if lab else []:
+                progress.say(f"{name}: gave it back the memory that an earlier run had left it without")
             if may_have_left_a_fault(options.reports, options.inventory):
-                await stopper.run(undo_leftovers(inventory.backends, lab_of(inventory), progress.say))
+                await stopper.run(undo_leftovers(inventory.backends, lab, progress.say))
             setting = await stopper.run(settle(options, begun.profile, inventory, router))
             announce(progress.say, options, begun, setting)
             folder, manifest = open_folder(begun, options, setting)
             with contextlib.closing(folder):
                 since_ns = manifest.resumed_ns[-1] if manifest.resumed_ns else manifest.started_ns
                 ctx = _context(inventory, router, folder, setting, since_ns, progress)
-                _forget_starving(ctx)
                 return await _run_all(ctx, begun, setting, manifest, stopper, progress)
-
-
-def _forget_starving(ctx: Context) -> None:
-    """Give a lab's machines what they have by right: a run that was killed may have left one starved."""
-    if ctx.lab is not None:
-        ctx.starved.update(machine.name for machine in ctx.lab.machines)
-        feed_again(ctx)
 
 
 def _context(

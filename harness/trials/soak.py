@@ -100,13 +100,18 @@ def _wrong(
         said.append("restarted backends: " + ", ".join(f"{n} {count}x" for n, count in restarted.items()))
     if up is None or up.phase is not CoordinatorPhase.READY:
         said.append("the coordinator is not up any more")
-    short = shortfall(
-        [request for request in sent if not request.error],
-        route="coordinator",
-        prompt_tokens=step.prompt_tokens,
-        generated_tokens=step.generated_tokens,
-        repeats=1,
-    )
+    answered = [request for request in sent if not request.error]
+    # As many as were asked for, where nothing but their count ended the soak.
+    wanted = 1 if step.requests is None or step.duration_s is not None else step.requests - len(failed)
+    short = None
+    if answered or not failed:
+        short = shortfall(
+            answered,
+            route="coordinator",
+            prompt_tokens=step.prompt_tokens,
+            generated_tokens=step.generated_tokens,
+            repeats=wanted,
+        )
     return "; ".join([*said, *([short] if short else [])]) or None
 
 

@@ -19,6 +19,7 @@ from harness.trials.faults.links import CutLink
 from harness.trials.faults.memory import SqueezeMemory, StarveIntoSwap
 from harness.trials.faults.processes import BackendByHand, FreezeBackend, KillBackend, KillCoordinator
 from harness.trials.faults.starts import ClosedPort, OtherBuild, OtherProtocol, TakenPort, WrongFlag
+from harness.trials.lab import fed_again
 from lab_under_test import LabUnderTest
 
 OTHER_PROTOCOL, OTHER_BUILD = 6666, 6792
@@ -306,4 +307,11 @@ async def test_what_a_killed_run_left_is_found_and_undone(bench: FaultBench) -> 
         await fault.inject()
         assert await found() == [f"node1: undid what a run that was killed left there: {name}"]
         assert not await found()
+    for fault in (
+        SqueezeMemory(bench.other, lab=bench.lab),
+        StarveIntoSwap(bench.other, 600 << 20, bench.lab),
+    ):
+        await fault.inject()
+        assert fed_again(bench.lab) == ["node1"]
+        assert not fed_again(bench.lab)
     await bench.load()

@@ -66,11 +66,11 @@ def test_goodput_counts_requests_that_meet_every_limit_and_an_error_as_a_miss() 
         request(0, [3, 3.5, 4]),  # TTFT too long
         request(4, [5, 7, 9]),  # TPOT too long
         request(8, [9]),  # one token: no TPOT to be too long
-        request(9, [], error="broke", completion_tokens=None),
+        request(9, [], error="no end within 11 s", completion_tokens=None, done_ns=20 * S),
     ]
     figures = summarise(requests, {"ttft_s": 1.0, "tpot_s": 0.5})
     assert figures["requests_within_limits"] == 2
-    assert figures["goodput_per_s"] == pytest.approx(2 / 9)
+    assert figures["goodput_per_s"] == pytest.approx(2 / 20)
     assert summarise(requests, {"e2e_s": 4})["requests_within_limits"] == 3
     assert summarise(requests[-1:], {"e2e_s": 4})["goodput_per_s"] == 0
     assert "goodput_per_s" not in summarise(requests)

@@ -141,9 +141,10 @@ def test_drift_is_found_behind_outliers_and_noise() -> None:
     assert not level.beyond_noise
 
 
-def test_drift_of_two_points_or_of_one_moment_is_none() -> None:
-    assert drift([0.0, 1.0], [1.0, 2.0]) is None
-    assert drift([5.0] * 4, [1.0, 2.0, 3.0, 4.0]) is None
+def test_drift_of_few_points_or_of_one_moment_is_none() -> None:
+    assert drift([0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0]) is None
+    assert drift([0.0, 1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0, 5.0]) is not None
+    assert drift([5.0] * 6, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) is None
 
 
 def test_noise_that_lasts_is_seldom_called_a_drift() -> None:

@@ -17,6 +17,7 @@ from harness.trials.check import check_faults
 from harness.trials.fault import Seen, run_fault
 from harness.trials.faults.catalogue import FAULTS, cause_of, make_fault
 from harness.trials.faults.fault import to_the_end
+from harness.trials.faults.starts import ClosedPort
 from harness.trials.floors import load_floors
 from harness.trials.profile import Profile, load_profile
 from harness.trials.remote import rates
@@ -231,3 +232,92 @@ async def test_fault_that_was_never_caused_is_no_success(monkeypatch: pytest.Mon
     )
     found = await run_fault(ctx, "t", step(fault="slow-link"))
     assert (found.outcome, "could not be caused" in found.answer) == (Outcome.FAILED, True)
+
+
+class Recorded:
+    """A run's context that keeps what is told of it; whatever is loaded can be unloaded."""
+
+    def __init__(self) -> None:
+        self.inventory = load_inventory(LAB)
+        self.loaded: object = "the fault's own load"
+        self.kinds: list[str] = []
+        self.router = SimpleNamespace(plan=self._plan, unload=self._unload)
+
+    async def _plan(self, request: object) -> SimpleNamespace:
+        return SimpleNamespace(plan=None)
+
+    async def _unload(self, patience_s: float) -> None:
+        self.kinds.append("unload")
+
+    def event(self, time_ns: int, kind: str, *more: object, **data: object) -> None:
+        self.kinds.append(kind)
+
+    def say(self, text: str) -> None:
+        pass
+
+
+class Unmendable(ClosedPort):
+    """Stands in for a fault that cannot be undone, on a node that is not there."""
+
+    async def inject(self) -> str:
+        return "broken"
+
+    async def undo(self) -> None:
+        raise HarnessError("node1: umount: target is busy")
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    async def silent(*given: object) -> None:
+        pass
+
+    for name in ("harness.trials.fault.stop", "harness.trials.fault.serve_again"):
+        monkeypatch.setattr(name, silent)
+    monkeypatch.setattr("harness.trials.faults.fault.reset_failed", silent)
+    return Recorded()
+
+
+async def test_fault_that_could_not_be_undone_is_not_said_to_be(
+    recorded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def load(*given: object) -> Seen:
+        return Seen()
+
+    node = recorded.inventory.node("node1")
+    monkeypatch.setattr("harness.trials.fault._fault", lambda *given: Unmendable(node))
+    monkeypatch.setattr("harness.trials.fault._load", load)
+    monkeypatch.setattr("harness.trials.fault._look", load)
+    with pytest.raises(HarnessError, match="target is busy"):
+        await run_fault(recorded, "t", step(fault="closed-port", moment="idle", deadline_s=0.1))
+    assert recorded.kinds == ["fault", "unload"]
+
+
+async def test_load_of_a_fault_that_never_came_is_not_left_for_the_next_trial(
+    recorded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def too_late(*given: object) -> None:
+        raise HarnessError("the request was over before the fault came: answered")
+
+    monkeypatch.setattr("harness.trials.fault._acted", too_late)
+    with pytest.raises(HarnessError, match="before the fault came"):
+        await run_fault(recorded, "t", step(fault="kill-backend"))
+    assert (recorded.loaded, recorded.kinds) == (None, ["unload"])
+
+
+async def test_ctrl_c_stays_one_though_the_backend_does_not_serve_again(
+    recorded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def for_ever(*given: object) -> None:
+        await asyncio.sleep(3600)
+
+    async def refuses(*given: object) -> None:
+        raise HarnessError("node1 cannot be reached")
+
+    monkeypatch.setattr("harness.trials.fault._acted", for_ever)
+    monkeypatch.setattr("harness.trials.fault.serve_again", refuses)
+    running = asyncio.create_task(run_fault(recorded, "t", step(fault="kill-backend")))
+    await asyncio.sleep(0.05)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert recorded.kinds == ["unload", "warning"]

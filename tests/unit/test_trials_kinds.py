@@ -89,16 +89,23 @@ def test_soak_of_whole_answers_of_one_coordinator_is_well() -> None:
     ("sent", "up", "says"),
     [
         ([soaked(route="pool")], UP, "answered by the pool"),
-        ([soaked(completion_tokens=1)], UP, "1 tokens generated, 2 asked"),
+        ([soaked(completion_tokens=1), soaked()], UP, "1 tokens generated, 2 asked"),
         ([soaked(warmup=True)], UP, "no prompt of exactly 3 tokens"),
         ([], UP, "no prompt of exactly 3 tokens"),
         ([soaked(), soaked(error="gone")], UP, "1 of 2 requests failed, the first with: gone"),
+        ([soaked(), soaked(warmup=True)], UP, "no prompt of exactly 3 tokens"),
         ([soaked()], CoordinatorState(phase=CoordinatorPhase.ENDED), "not up any more"),
         ([soaked()], None, "not up any more"),
     ],
 )
 def test_soak_says_what_is_wrong(sent: list[Request], up: CoordinatorState | None, says: str) -> None:
     assert says in str(soak._wrong(SOAK, sent, 0, {}, up))
+
+
+def test_soak_whose_requests_all_failed_says_that_alone() -> None:
+    assert soak._wrong(SOAK, [soaked(error="refused")], 0, {}, UP) == (
+        "1 of 1 requests failed, the first with: refused"
+    )
 
 
 def test_soak_claims_nothing_that_nobody_saw() -> None:

@@ -7,11 +7,17 @@ from typing import Any
 
 import pytest
 from harness.errors import HarnessError
-from harness.runs.read import read_requests, read_trials
+from harness.runs.read import read_manifest, read_requests, read_trials
 from harness.runs.schema import NodeFacts, Outcome, Request, RunManifest, Trial
 from harness.runs.store import RunFolder
 from harness.trials.profile import Profile
-from harness.trials.resume import check_same_cluster, drop_unfinished, read_unfinished, unfinished_run
+from harness.trials.resume import (
+    check_same_cluster,
+    drop_unfinished,
+    may_have_left_a_fault,
+    read_unfinished,
+    unfinished_run,
+)
 from harness.trials.steps import PinStep, PoolStep
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -58,6 +64,31 @@ def test_newest_run_of_the_inventory_is_found_unless_it_ended(tmp_path: Path) ->
     assert unfinished_run(tmp_path, tmp_path / "another") is None
     cut_short(tmp_path, "20260102T000000Z-mine", Outcome.PASSED)
     assert unfinished_run(tmp_path, inventory) is None, "a later run has ended: the earlier one is history"
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome", "events", "looked_for"),
+    [
+        ("fault", None, [], True),
+        ("fault", Outcome.INTERRUPTED, ["fault", "fault_undone"], True),
+        ("fault", Outcome.FAILED, ["fault", "fault_undone", "fault", "warning"], True),
+        ("fault", Outcome.FAILED, ["fault", "fault_undone"], False),
+        ("fault", Outcome.PASSED, [], False),
+        ("load", None, [], False),
+    ],
+)
+def test_faults_are_looked_for_after_a_run_that_may_have_left_one(
+    tmp_path: Path, kind: str, outcome: Outcome | None, events: list[str], looked_for: bool
+) -> None:
+    inventory = tmp_path / "inventory"
+    assert not may_have_left_a_fault(tmp_path, inventory)
+    folder = cut_short(tmp_path, outcome=outcome)
+    manifest = read_manifest(folder.path)
+    folder.write_manifest(manifest.model_copy(update={"steps": {"trials": [{"kind": kind}]}}))
+    (folder.path / "events.jsonl").write_text(
+        "".join(json.dumps({"time_ns": 1, "kind": one}) + "\n" for one in events)
+    )
+    assert may_have_left_a_fault(tmp_path, inventory) is looked_for
 
 
 def test_finished_trials_stay_and_the_cut_one_begins_anew(tmp_path: Path) -> None:

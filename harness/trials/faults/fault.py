@@ -71,7 +71,9 @@ Tell = Callable[[Injected], None]
 
 
 @asynccontextmanager
-async def injected(fault: Fault, tell: Tell | None = None) -> AsyncIterator[Injected]:
+async def injected(
+    fault: Fault, tell: Tell | None = None, undone: Callable[[], None] | None = None
+) -> AsyncIterator[Injected]:
     """Cause a fault for as long as the block runs.
 
     The count of its unit's starts is forgotten first: repeated faults would use up ``StartLimit*``, and the
@@ -80,6 +82,7 @@ async def injected(fault: Fault, tell: Tell | None = None) -> AsyncIterator[Inje
     Args:
         fault: what to cause, and where.
         tell: called with the record once it is caused.
+        undone: called once it is undone.
 
     Raises:
         HarnessError: it cannot be caused, or it cannot be undone.
@@ -95,6 +98,8 @@ async def injected(fault: Fault, tell: Tell | None = None) -> AsyncIterator[Inje
     finally:
         # Whoever is cancelled here, and however often, leaves the node as it was all the same.
         await to_the_end(fault.undo())
+        if undone:
+            undone()
 
 
 async def to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:

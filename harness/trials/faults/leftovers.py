@@ -20,9 +20,10 @@ if nft list table inet "$table" >/dev/null 2>&1; then
 fi
 if systemctl is-active --quiet "$holder"; then systemctl stop "$holder"; again "a taken port"; fi
 if [ -e "$drop_in" ]; then rm -f "$drop_in"; again "a wrong flag"; fi
-for limit in "/run/systemd/system.control/$unit.d"/50-Memory*Max.conf; do
-  if [ -e "$limit" ]; then rm -f "$limit"; again "a memory limit"; fi
-done
+limits=/run/systemd/system.control/$unit.d
+if grep -qsx MemorySwapMax=0 "$limits/50-MemorySwapMax.conf"; then
+  rm -f "$limits/50-MemoryMax.conf" "$limits/50-MemorySwapMax.conf"; again "a memory limit"
+fi
 if [ -e "$image" ]; then
   systemctl stop "$unit"
   while mountpoint -q "$cache"; do umount "$cache" || exit 1; done
