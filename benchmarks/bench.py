@@ -65,6 +65,7 @@ def bench_command(options: argparse.Namespace, endpoints: str) -> list[str]:
         *(str(options.binaries / "llama-bench"), "--model", str(options.model), "--rpc", endpoints),
         *("-dev", devices(options, "/"), "-ngl", "999", "-ts", "/".join("1" * options.backends)),
         *("-t", str(options.threads), "-fa", str(int(options.flash_attn)), "-p", "0"),
+        *("--poll", str(options.poll)),
         *("-n", str(options.generated - 1), "-d", str(options.prompt), "-r", str(options.requests)),
         *("-o", "json"),
     ]
@@ -167,6 +168,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2, help="of each program")
     parser.add_argument("--flash-attn", action="store_true")
+    parser.add_argument("--poll", type=int, default=50, help="how long llama-bench's threads spin, 0 to 100")
     parser.add_argument("--first", action="store_true", help="all of it goes before all else (needs root)")
     parser.add_argument("--json", type=Path, help="write every round here")
     parser.add_argument("--keep", type=Path, help="keep logs and llama-bench's last report here")
