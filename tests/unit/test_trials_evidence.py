@@ -50,6 +50,7 @@ def context(tmp_path: Path, *, log: str = "", kills: dict[str, int] | None = Non
             inventory=parse_inventory(Path("inventory"), listing),
             run=SimpleNamespace(logs=tmp_path),
             sampler=SimpleNamespace(series=series, caught_up=caught_up),
+            clock_offset_ns={},
         ),
     )
 
@@ -188,3 +189,14 @@ async def test_ready_coordinator_over_another_build_is_a_mismatch(
     assert found
     assert found.failure_class is FailureClass.BUILD_MISMATCH
     assert {"llama.cpp 6751 (01d2bdc2b)", "llama.cpp 6792 (abc)"} == {item.line for item in found.evidence}
+
+
+def test_age_of_a_sample_is_told_by_the_clock_of_its_node(tmp_path: Path) -> None:
+    ctx = context(tmp_path)
+    state = ended(code=1)
+    looks: dict[str, NodeLook | str] = dict.fromkeys(("head", "node1"), "no route to host")
+    before = evidence._backends(ctx, state, looks, 0)["node1"].silent_s
+    ctx.clock_offset_ns["node1"] = -20 * S
+    after = evidence._backends(ctx, state, looks, 0)["node1"].silent_s
+    assert before
+    assert after == pytest.approx(before - 20, abs=1)
