@@ -99,8 +99,12 @@ class Groups:
         for tree in self.hierarchies:
             (tree.mount / group / "cgroup.procs").write_text(str(os.getpid()))
 
-    def limit(self, group: Path, memory: int, swap: int, cpu: float) -> None:
-        """Hold ``group`` to ``memory`` bytes, ``swap`` bytes beside them, and ``cpu`` cores (0: no limit)."""
+    def limit(self, group: Path, memory: int, swap: int, cpu: float, deadline_s: float = 60) -> None:
+        """Hold ``group`` to ``memory`` bytes, ``swap`` bytes beside them, and ``cpu`` cores (0: no limit).
+
+        Raises:
+            HarnessError: what the group holds does not fit, or did not go to swap within ``deadline_s``.
+        """
         folder = self.folder("memory", group)
         try:
             if (folder / "memory.max").exists():
@@ -108,7 +112,7 @@ class Groups:
                 _write_if_there(folder / "memory.swap.max", str(swap))
             else:
                 _write_if_there(folder / "memory.memsw.limit_in_bytes", "-1")
-                (folder / "memory.limit_in_bytes").write_text(str(memory))
+                _shrink(folder / "memory.limit_in_bytes", memory, time.monotonic() + deadline_s)
                 _write_if_there(folder / "memory.memsw.limit_in_bytes", str(memory + swap))
         except OSError as error:
             raise HarnessError(f"{group}: the kernel refuses a limit of {memory} bytes: {error}") from None
@@ -183,6 +187,19 @@ class Groups:
 def _write_if_there(path: Path, text: str) -> None:
     if path.exists():
         path.write_text(text)
+
+
+def _shrink(path: Path, memory: int, until: float) -> None:
+    # Version 1 gives up (EBUSY) after a few rounds of reclaim that freed nothing, as on a slow swap device.
+    while True:
+        try:
+            path.write_text(str(memory))
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 def _remove_tree(folder: Path, until: float) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,8 @@ LONG_ANSWER = 4000
 """Tokens of the request that is under way: more than come before the fault is found."""
 LONG_PROMPT = 1500
 """Words: its prompt is still being computed when the fault comes."""
+TRANSFERS = "model buffer size"
+"""What llama-server prints once its buffers are there, just before it fills them."""
 LOOK_EVERY_S = 1.0
 
 
@@ -107,24 +109,8 @@ async def _acted(
 ) -> None:
     """Bring the moment about, cause the fault, and look; ``seen`` is what was seen last."""
     node = ctx.inventory.node(step.node)
-    if step.moment == "idle":
-        async with injected(_fault(ctx, step, node, None), *told):
-            ctx.say(f"loading after {step.fault} on {step.node}")
-            seen.take(await _load(ctx, request))
-            await _find(ctx, step, node, details, seen)
-        return
-    if step.moment == "loading":
-        loading = asyncio.create_task(_load(ctx, request))
-        try:
-            await _load_began(ctx, step, loading)
-            if loading.done():
-                seen.take(await loading)
-                return
-            async with injected(_fault(ctx, step, node, None), *told):
-                seen.take(await loading)
-                await _find(ctx, step, node, details, seen)
-        finally:
-            loading.cancel()
+    if step.moment in ("idle", "loading"):
+        await _around_a_load(ctx, step, request, told, details, seen)
         return
     seen.take(await _load(ctx, request))
     if seen.state is None or seen.coordinator:
@@ -137,6 +123,31 @@ async def _acted(
             # The router did not send the signal that ends its child; this trial did, and knows it.
             ours = record.signals if isinstance(fault, KillCoordinator) else ()
             await _find(ctx, step, node, details, seen, ours)
+
+
+async def _around_a_load(
+    ctx: Context,
+    step: FaultStep,
+    request: LoadRequest,
+    told: tuple[Callable[[Injected], None], Callable[[], None]],
+    details: dict[str, Any],
+    seen: Seen,
+) -> None:
+    """A fault before a load, or amid one, which may wait for ever: it is looked at meanwhile."""
+    node = ctx.inventory.node(step.node)
+    async with AsyncExitStack() as stack:
+        if step.moment == "idle":
+            await stack.enter_async_context(injected(_fault(ctx, step, node, None), *told))
+        ctx.say(f"loading, {step.fault} on {step.node}")
+        loading = asyncio.create_task(_load(ctx, request))
+        stack.callback(loading.cancel)
+        if step.moment == "loading":
+            await _load_began(ctx, step, loading)
+            if loading.done():
+                seen.take(await loading)
+                return
+            await stack.enter_async_context(injected(_fault(ctx, step, node, None), *told))
+        await _find(ctx, step, node, details, seen, loading=loading)
 
 
 def _fault(ctx: Context, step: FaultStep, node: Node, state: CoordinatorState | None) -> Fault:
@@ -154,10 +165,10 @@ async def _load(ctx: Context, request: LoadRequest) -> Seen:
 
 
 async def _load_began(ctx: Context, step: FaultStep, loading: "asyncio.Task[Seen]") -> None:
-    """Wait until the coordinator runs, then as long as the step says."""
+    """Wait until the coordinator sends tensors to its backends, then as long as the step says."""
     while not loading.done():
-        state = await ctx.router.coordinator()
-        if state.model == step.model and state.phase is CoordinatorPhase.STARTING:
+        state = await _starting(ctx, step)
+        if state and state.start_id and TRANSFERS in await ctx.router.log(state.start_id):
             break
         await asyncio.sleep(0.1)
     await asyncio.sleep(step.after_s)
@@ -201,15 +212,26 @@ async def _find(
     details: dict[str, Any],
     seen: Seen,
     ours: Sequence[Signal] = (),
+    loading: "asyncio.Task[Seen] | None" = None,
 ) -> None:
     """Look again and again, until a diagnosis is the cause; without one to come, once is enough."""
     cause, first = cause_of(step), replace(seen)
     while True:
+        if loading and (loading.done() or cause is None):
+            first, loading = await loading, None
+        elif loading:
+            first = Seen(await _starting(ctx, step))
         seen.take(await _look(ctx, node, first, ours))
         if cause is None or ((found := seen.best(cause)) and found.failure_class == cause):
             details["found_ns"] = time.time_ns()
             return
         await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _starting(ctx: Context, step: FaultStep) -> CoordinatorState | None:
+    """The coordinator that loads the model now, if one does."""
+    state = await ctx.router.coordinator()
+    return state if state.model == step.model and state.phase is CoordinatorPhase.STARTING else None
 
 
 async def _look(ctx: Context, node: Node, first: Seen, ours: Sequence[Signal]) -> Seen:

@@ -82,6 +82,9 @@ def test_each_injected_fault_is_the_diagnosis(deployed: LabUnderTest, tmp_path: 
         FAULT | {"fault": "small-cache-disk", "moment": "idle"},
         FAULT | {"fault": "wrong-flag", "moment": "idle"},
         FAULT | {"fault": "slow-link", "moment": "idle"},
+        FAULT | {"fault": "taken-port", "moment": "idle"},
+        FAULT | {"fault": "closed-port", "moment": "idle"},
+        FAULT | {"fault": "starve-into-swap", "moment": "generating"},
     )
     assert {name: trial.outcome for name, trial in found.items()} == dict.fromkeys(found, Outcome.PASSED), (
         "\n".join(f"{name}: {trial.answer}" for name, trial in found.items())
@@ -91,6 +94,15 @@ def test_each_injected_fault_is_the_diagnosis(deployed: LabUnderTest, tmp_path: 
     kinds = [event.kind for event in read_events(run)]
     assert kinds.count("fault") == kinds.count("fault_undone") == len(found)
     assert read_manifest(run).questions == [], "faults that were asked for answer nothing about the cluster"
+
+
+@pytest.mark.parametrize("moment", ["loading", "prompt"])
+def test_backend_that_is_killed_amid_a_load_or_a_prompt_is_lost(
+    deployed: LabUnderTest, tmp_path: Path, moment: str
+) -> None:
+    trial = tried(deployed, tmp_path, FAULT | {"fault": "kill-backend", "moment": moment})["kill-backend"]
+    assert trial.outcome is Outcome.PASSED, trial.answer
+    assert (trial.expected, trial.details["moment"]) == ("backend_lost", moment)
 
 
 def test_ctrl_c_leaves_no_fault_behind(deployed: LabUnderTest, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Control groups of either version, against folders that stand for the kernel's."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,24 @@ def test_a_kernel_without_the_controller_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cgroup.controllers").write_text("pids\n")
     with pytest.raises(HarnessError, match="no 'memory' control group"):
         Groups([Hierarchy(tmp_path, 2, frozenset())]).folder("memory", GROUP)
+
+
+def test_a_limit_refused_while_memory_goes_to_swap_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, refusals, write = v1(tmp_path), [errno.EBUSY, errno.EBUSY], Path.write_text
+
+    def busy_twice(path: Path, text: str) -> int:
+        if path.name == "memory.limit_in_bytes" and refusals:
+            raise OSError(refusals.pop(), "Device or resource busy")
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", busy_twice)
+    groups.limit(GROUP, memory=1000, swap=0, cpu=0)
+    assert (tmp_path / "memory" / GROUP / "memory.limit_in_bytes").read_text() == "1000"
+    refusals.append(errno.EBUSY)
+    with pytest.raises(HarnessError, match=r"refuses a limit of 1000 bytes: .*busy"):
+        groups.limit(GROUP, memory=1000, swap=0, cpu=0, deadline_s=-1)
 
 
 def test_a_limit_the_kernel_refuses_is_said(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from harness.trials.faults.processes import FreezeBackend, KillBackend, KillCoor
 from harness.trials.faults.starts import ClosedPort, OtherBuild, TakenPort, WrongFlag
 from harness.trials.steps import FaultStep
 
-STARVED_BYTES = 160 << 20
+STARVED_BYTES = 120 << 20
 """What a starved machine is held to, where the profile does not say."""
 
 FAULTS: dict[str, type[Fault]] = {

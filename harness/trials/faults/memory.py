@@ -10,6 +10,7 @@ from harness.lab.spec import LabSpec
 from harness.trials.faults.fault import RPC_UNIT, Fault, on, serve_again
 
 _TRIES = 5
+_AT_ONCE_S = 1
 _PROPERTIES = ("MemoryMax", "MemorySwapMax")
 
 
@@ -87,7 +88,7 @@ def _hold(lab: LabSpec, name: str, headroom: int, swap: int) -> int:
     for tries in range(1, _TRIES + 1):
         limit = Groups().usage(lab.group / name).used + headroom * tries
         try:
-            _limit(lab, name, limit, swap)
+            _limit(lab, name, limit, swap, _AT_ONCE_S)
         except HarnessError:
             if tries == _TRIES:
                 raise
@@ -96,8 +97,8 @@ def _hold(lab: LabSpec, name: str, headroom: int, swap: int) -> int:
     return limit
 
 
-def _limit(lab: LabSpec, name: str, memory: int, swap: int) -> None:
-    Groups().limit(lab.group / name, memory, swap, lab.machine(name).cpu)
+def _limit(lab: LabSpec, name: str, memory: int, swap: int, deadline_s: float = 60) -> None:
+    Groups().limit(lab.group / name, memory, swap, lab.machine(name).cpu, deadline_s)
 
 
 def _release(lab: LabSpec, name: str) -> None:
