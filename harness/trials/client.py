@@ -237,7 +237,12 @@ class RouterClient:
             message, failure_class = str(error["message"]), error.get("class")
             state = self._state(error["state"]) if error.get("state") else None
         except (ValueError, KeyError, TypeError, AttributeError):
-            message, failure_class, state = await response.text(), None, None
+            said = " ".join((await response.text(errors="replace")).split())[:200]
+            return HarnessError(
+                f"{self.address.url} answered {method} {path} with {response.status}, and not as this router "
+                f"does{f' ({said})' if said else ''}; see that llama-router.service is active on "
+                f"{self.address.node}, or deploy again"
+            )
         return RouterRefusedError(
             f"router: {method} {path}: {response.status}: {message[:500]}", failure_class, state
         )

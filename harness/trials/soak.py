@@ -9,6 +9,7 @@ from itertools import count, islice
 from statistics import median
 from typing import Any
 
+from harness.errors import HarnessError
 from harness.runs.metrics import decode_rate, summarise
 from harness.runs.schema import CoordinatorPhase, CoordinatorState, Outcome, Request
 from harness.runs.statistics import Drift, drift
@@ -43,7 +44,7 @@ async def run_soak(ctx: Context, trial: str, step: SoakStep) -> Finding:
         await in_flight(step.concurrency, islice(count(1), step.requests), ask)
     ended_ns = time.time_ns()
     await ctx.sampler.caught_up(ended_ns)
-    later = await _starts_after(ctx, first)
+    later, up, gone = await _after(ctx, first)
     grown = ctx.backend_restarts(started_ns, ended_ns)
     restarted = {name: count for name, count in grown.items() if count}
     metrics = summarise(asker.sent, stated(step.limits))
@@ -56,22 +57,29 @@ async def run_soak(ctx: Context, trial: str, step: SoakStep) -> Finding:
         metrics["rate_drift_percent_per_hour"] = rate["percent_per_hour"]
     if later and later[-1].start_id:
         ctx.loaded = replace(ctx.loaded, start_id=later[-1].start_id)
-    up = await ctx.router.start(ctx.loaded.start_id)
     wrong = _wrong(step, asker.sent, len(later), restarted, up)
+    wrong = f"{wrong}; {gone}" if gone else wrong
     if wrong is None:
         outcome, answer = judge(None, step.expected, _answer(metrics, details, known=bool(grown)))
         return Finding(outcome, answer, step.expected, None, None, metrics, details)
-    state = await _first_end(ctx, first)
+    state = None if gone else await _first_end(ctx, first)
     diagnosis = diagnose_requests(state, asker.sent, wrong)
     outcome, answer = judge(diagnosis, step.expected, wrong)
     return Finding(outcome, answer, step.expected, state, diagnosis, metrics, details)
 
 
-async def _starts_after(ctx: Context, first: str) -> list[CoordinatorState]:
-    """Coordinators that the router started since the one that was loaded."""
-    starts = await ctx.router.starts()
-    place = next((number for number, state in enumerate(starts) if state.start_id == first), None)
-    return starts if place is None else starts[place + 1 :]
+async def _after(
+    ctx: Context, first: str
+) -> tuple[list[CoordinatorState], CoordinatorState | None, str | None]:
+    """Coordinators that the router started since the one that was loaded, the last of them all as it is now,
+    and why the router cannot tell, if it cannot: what was measured until then is not lost."""
+    try:
+        starts = await ctx.router.starts()
+        place = next((number for number, state in enumerate(starts) if state.start_id == first), None)
+        later = starts if place is None else starts[place + 1 :]
+        return later, await ctx.router.start(later[-1].start_id or first if later else first), None
+    except HarnessError as error:
+        return [], None, str(error)
 
 
 async def _first_end(ctx: Context, first: str) -> CoordinatorState | None:

@@ -1,9 +1,11 @@
 """Decisions of the parity and soak trials, and requests in flight together."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from harness.errors import HarnessError
 from harness.runs.schema import CoordinatorPhase, CoordinatorState, Request
 from harness.trials import soak
 from harness.trials.parity import compare
@@ -114,3 +116,22 @@ def test_soak_claims_nothing_that_nobody_saw() -> None:
     assert "too few answers to tell" in said
     assert "no samples to tell" in said
     assert "neither" not in said
+
+
+async def test_soak_keeps_what_it_measured_when_the_router_is_gone() -> None:
+    async def gone() -> None:
+        raise HarnessError("router cannot be reached")
+
+    async def starts() -> list[CoordinatorState]:
+        return [UP.model_copy(update={"start_id": name}) for name in ("before", "ours", "again")]
+
+    async def start(start_id: str) -> CoordinatorState:
+        return UP.model_copy(update={"start_id": start_id})
+
+    ctx: Any = SimpleNamespace(router=SimpleNamespace(starts=gone))
+    assert await soak._after(ctx, "ours") == ([], None, "router cannot be reached")
+    ctx.router = SimpleNamespace(starts=starts, start=start)
+    later, up, why = await soak._after(ctx, "ours")
+    assert ([state.start_id for state in later], up and up.start_id, why) == (["again"], "again", None)
+    later, up, why = await soak._after(ctx, "again")
+    assert (later, up and up.start_id, why) == ([], "again", None)
