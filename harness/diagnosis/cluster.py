@@ -8,11 +8,10 @@ from harness.diagnosis.facts import Facts
 from harness.diagnosis.lines import ends, memory, rpc
 from harness.diagnosis.model import Evidence
 from harness.diagnosis.thrash import find_thrash
+from harness.monitor.state import SILENT_AFTER_S
 
 IDLE_CPU_SHARE = 0.02
 """Of one core: what rpc-server uses while it waits for its coordinator."""
-HEARD_S = 3.0
-"""A monitor samples once a second."""
 LOOKED_AT_S = 3.0
 """A shorter look says nothing about a process that uses no CPU."""
 STOPPED_STATES = ("T", "t")
@@ -40,7 +39,7 @@ def node_cut_off(facts: Facts) -> list[Evidence] | None:
 
 def _heard(seen: BackendSeen) -> bool:
     """Whether its samples still come: then its network works, whatever else kept a login from it."""
-    return seen.silent_s is not None and seen.silent_s < HEARD_S
+    return seen.silent_s is not None and seen.silent_s < SILENT_AFTER_S
 
 
 def _silence(seen: BackendSeen) -> str:

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -143,12 +143,11 @@ def _replacing(path: Path) -> Iterator[Path]:
             fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise HarnessError(f"{path} is being written by another process; wait for it") from None
-        try:
+        with ExitStack() as unfinished:
+            unfinished.callback(temporary.unlink, missing_ok=True)
             yield temporary
             temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+            unfinished.pop_all()  # by now the name may be another writer's
 
 
 def _reserve(file: IO[bytes], size: int) -> None:

@@ -11,11 +11,11 @@ from harness.diagnosis.evidence import BackendSeen, Inputs
 from harness.diagnosis.model import Diagnosis, ExitStatus, FailureClass
 from harness.errors import HarnessError
 from harness.inventory import Node
+from harness.monitor.state import RPC_UNIT
 from harness.runs.schema import CoordinatorState
 from harness.trials.context import Context
 from harness.trials.looks import Looks, backends_seen, builds, full_disks, look_at, reached
 from harness.trials.nodes import read_journal, read_kernel_log
-from harness.trials.samples import RPC_UNIT
 
 NODES_KNOW_MORE = (FailureClass.UNKNOWN, FailureClass.BACKEND_LOST, FailureClass.BACKEND_UNREACHABLE)
 """Classes that an OOM kill, or a backend's own journal, may decide or explain."""

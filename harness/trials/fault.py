@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.diagnosis.classify import classify
@@ -13,19 +13,20 @@ from harness.diagnosis.evidence import Inputs
 from harness.diagnosis.model import Diagnosis, FailureClass, Signal
 from harness.errors import HarnessError
 from harness.inventory import Node
+from harness.monitor.state import RPC_UNIT
 from harness.runs.schema import CoordinatorPhase, CoordinatorState, Outcome, Request
 from harness.trials.client import LoadRequest, RouterRefusedError
 from harness.trials.context import Context, Finding, Loaded, judge
 from harness.trials.coordinator import keep_log, stop
 from harness.trials.evidence import diagnose_ready, diagnose_waiting, diagnose_with_nodes
 from harness.trials.faults.catalogue import cause_of, make_fault
-from harness.trials.faults.fault import Fault, Injected, injected, serve_again, to_the_end
+from harness.trials.faults.fault import Injected, injected, serve_again, to_the_end
 from harness.trials.faults.processes import KillCoordinator
 from harness.trials.nodes import run_on
 from harness.trials.prompt import words
 from harness.trials.steps import FaultStep
 from harness.trials.stream import ChatRequest
-from harness.trials.units import RPC_UNIT, diagnose_units
+from harness.trials.units import diagnose_units
 
 LONG_ANSWER = 4000
 """Tokens of the request that is under way: more than come before the fault is found."""
@@ -54,104 +55,104 @@ class Seen:
         return next((one for one in told if one.failure_class == wanted), told[0] if told else None)
 
 
+@dataclass
+class Attempt:
+    """One fault trial while it runs: what it was asked, what it did, and what was seen last."""
+
+    ctx: Context
+    trial: str
+    step: FaultStep
+    request: LoadRequest
+    details: dict[str, Any]
+    seen: Seen = field(default_factory=Seen)
+
+    @property
+    def node(self) -> Node:
+        return self.ctx.inventory.node(self.step.node)
+
+    def fault(self, state: CoordinatorState | None = None) -> AbstractAsyncContextManager[Injected]:
+        """Cause the fault for as long as the block runs, and write both moments down."""
+        made = make_fault(self.step, self.node, self.ctx.inventory.head, self.ctx.lab, state)
+        return injected(made, self._tell, self._undone)
+
+    def _tell(self, record: Injected) -> None:
+        self.details.update(injected_ns=record.time_ns, what=record.what)
+        told = {"fault": record.kind, "what": record.what}
+        self.ctx.event(record.time_ns, "fault", self.trial, record.node, **told)
+
+    def _undone(self) -> None:
+        self.details["undone_ns"] = now_ns = time.time_ns()
+        if "injected_ns" in self.details:
+            self.ctx.event(now_ns, "fault_undone", self.trial, self.node.name, fault=self.step.fault)
+
+
 async def run_fault(ctx: Context, trial: str, step: FaultStep) -> Finding:
     """Inject, look until the diagnosis is the cause or the time is over, undo; passes if they are the same.
 
     The fault is undone whatever happens, Ctrl-C included, and the backend serves again before the trial ends.
     The model is split as it would be without the fault.
     """
-    node = ctx.inventory.node(step.node)
     await stop(ctx, trial)
     request = LoadRequest(model=step.model, context=step.context, deadline_s=step.deadline_s)
     request = replace(request, plan=(await ctx.router.plan(request)).plan)
     details: dict[str, Any] = {"fault": step.fault, "node": step.node, "moment": step.moment}
-
-    def tell(record: Injected) -> None:
-        details.update(injected_ns=record.time_ns, what=record.what)
-        ctx.event(record.time_ns, "fault", trial, record.node, fault=record.kind, what=record.what)
-
-    def undone() -> None:
-        details["undone_ns"] = time.time_ns()
-        if "injected_ns" in details:
-            ctx.event(details["undone_ns"], "fault_undone", trial, step.node, fault=step.fault)
-
-    cause = cause_of(step)
-    seen = Seen()
+    attempt = Attempt(ctx, trial, step, request, details)
     begun_s = time.monotonic()
     try:
         async with asyncio.timeout(step.deadline_s):
-            await _acted(ctx, trial, step, request, (tell, undone), details, seen)
+            await _acted(attempt)
     except TimeoutError:
         details["deadline_passed"] = True
     finally:
         # Whoever is cancelled waits for what the fault has left, too; and stays cancelled if that fails.
-        unserved = await to_the_end(_forget_peer(ctx, step, node))
+        unserved = await to_the_end(_forget_peer(ctx, step, attempt.node))
     if unserved:
         raise unserved
     metrics = {"fault_s": time.monotonic() - begun_s}
     if injected_ns := details.get("injected_ns"):
         metrics["found_after_s"] = (details.get("found_ns", details["undone_ns"]) - injected_ns) / 1e9
-    diagnosis = seen.best(cause)
+    cause = cause_of(step)
+    diagnosis = attempt.seen.best(cause)
     outcome, answer = judge(diagnosis, cause, _answer(step, details, diagnosis))
     if "injected_ns" not in details or details.get("deadline_passed"):
         outcome = Outcome.FAILED
-    return Finding(outcome, answer, cause, seen.state, diagnosis, metrics, details)
+    return Finding(outcome, answer, cause, attempt.seen.state, diagnosis, metrics, details)
 
 
-async def _acted(
-    ctx: Context,
-    trial: str,
-    step: FaultStep,
-    request: LoadRequest,
-    told: tuple[Callable[[Injected], None], Callable[[], None]],
-    details: dict[str, Any],
-    seen: Seen,
-) -> None:
-    """Bring the moment about, cause the fault, and look; ``seen`` is what was seen last."""
-    node = ctx.inventory.node(step.node)
+async def _acted(attempt: Attempt) -> None:
+    """Bring the moment about, cause the fault, and look."""
+    ctx, step, seen = attempt.ctx, attempt.step, attempt.seen
     if step.moment in ("idle", "loading"):
-        await _around_a_load(ctx, step, request, told, details, seen)
+        await _around_a_load(attempt)
         return
-    seen.take(await _load(ctx, request))
+    seen.take(await _load(ctx, attempt.request))
     if seen.state is None or seen.coordinator:
         return
-    async with _request(ctx, trial, step) as asked:
+    async with _request(ctx, attempt.trial, step) as asked:
         await asked
-        fault = _fault(ctx, step, node, seen.state)
-        async with injected(fault, *told) as record:
+        async with attempt.fault(seen.state) as record:
             ctx.say(f"{step.fault} on {step.node}: looking for its cause")
             # The router did not send the signal that ends its child; this trial did, and knows it.
-            ours = record.signals if isinstance(fault, KillCoordinator) else ()
-            await _find(ctx, step, node, details, seen, ours)
+            ours = record.signals if record.kind == KillCoordinator.kind else ()
+            await _find(attempt, ours)
 
 
-async def _around_a_load(
-    ctx: Context,
-    step: FaultStep,
-    request: LoadRequest,
-    told: tuple[Callable[[Injected], None], Callable[[], None]],
-    details: dict[str, Any],
-    seen: Seen,
-) -> None:
+async def _around_a_load(attempt: Attempt) -> None:
     """A fault before a load, or amid one, which may wait for ever: it is looked at meanwhile."""
-    node = ctx.inventory.node(step.node)
+    ctx, step = attempt.ctx, attempt.step
     async with AsyncExitStack() as stack:
         if step.moment == "idle":
-            await stack.enter_async_context(injected(_fault(ctx, step, node, None), *told))
+            await stack.enter_async_context(attempt.fault())
         ctx.say(f"loading, {step.fault} on {step.node}")
-        loading = asyncio.create_task(_load(ctx, request))
+        loading = asyncio.create_task(_load(ctx, attempt.request))
         stack.callback(loading.cancel)
         if step.moment == "loading":
             await _load_began(ctx, step, loading)
             if loading.done():
-                seen.take(await loading)
+                attempt.seen.take(await loading)
                 return
-            await stack.enter_async_context(injected(_fault(ctx, step, node, None), *told))
-        await _find(ctx, step, node, details, seen, loading=loading)
-
-
-def _fault(ctx: Context, step: FaultStep, node: Node, state: CoordinatorState | None) -> Fault:
-    return make_fault(step, node, ctx.inventory.head, ctx.lab, state)
+            await stack.enter_async_context(attempt.fault())
+        await _find(attempt, loading=loading)
 
 
 async def _load(ctx: Context, request: LoadRequest) -> Seen:
@@ -206,24 +207,19 @@ async def _request(ctx: Context, trial: str, step: FaultStep) -> AsyncIterator[A
 
 
 async def _find(
-    ctx: Context,
-    step: FaultStep,
-    node: Node,
-    details: dict[str, Any],
-    seen: Seen,
-    ours: Sequence[Signal] = (),
-    loading: "asyncio.Task[Seen] | None" = None,
+    attempt: Attempt, ours: Sequence[Signal] = (), loading: "asyncio.Task[Seen] | None" = None
 ) -> None:
     """Look again and again, until a diagnosis is the cause; without one to come, once is enough."""
+    ctx, step, seen = attempt.ctx, attempt.step, attempt.seen
     cause, first = cause_of(step), replace(seen)
     while True:
         if loading and (loading.done() or cause is None):
             first, loading = await loading, None
         elif loading:
             first = Seen(await _starting(ctx, step))
-        seen.take(await _look(ctx, node, first, ours))
+        seen.take(await _look(ctx, attempt.node, first, ours))
         if cause is None or ((found := seen.best(cause)) and found.failure_class == cause):
-            details["found_ns"] = time.time_ns()
+            attempt.details["found_ns"] = time.time_ns()
             return
         await asyncio.sleep(LOOK_EVERY_S)
 

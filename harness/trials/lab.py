@@ -25,7 +25,7 @@ def lab_memory_limit(lab: LabSpec, node: str, memory: int | None) -> None:
     Groups().limit(lab.group / node, memory or machine.memory, lab.swap, machine.cpu)
 
 
-def fed_again(lab: LabSpec) -> list[str]:
+def restore_memory(lab: LabSpec) -> list[str]:
     """Give every machine that is up the memory that the lab promised; the names of those that had less.
 
     Raises:

@@ -9,9 +9,9 @@ from harness.diagnosis.evidence import BackendSeen
 from harness.errors import HarnessError
 from harness.inventory import Node
 from harness.monitor.sample import RPC_SERVERS
+from harness.monitor.state import RPC_UNIT
 from harness.settings import NODE_RPC_CACHE
 from harness.trials.nodes import run_script
-from harness.trials.samples import RPC_UNIT
 
 REACHED_WITHIN_S = 15.0
 UNHEARD_S = 1.0

@@ -22,7 +22,7 @@ from harness.trials.estimate import step_signature
 from harness.trials.fault import run_fault
 from harness.trials.faults.leftovers import undo_leftovers
 from harness.trials.inference import run_inference
-from harness.trials.lab import fed_again, lab_of
+from harness.trials.lab import lab_of, restore_memory
 from harness.trials.lease import cluster_lease
 from harness.trials.load import run_load
 from harness.trials.nodes import UNITS, read_journal
@@ -82,7 +82,7 @@ async def run_benchmark(options: Options, progress: RunProgress) -> RunResult:
             cluster_lease(router, options.reports / begun.run, lambda text: progress.say(f"warning: {text}")),
         ):
             lab = lab_of(inventory)
-            for name in fed_again(lab) if lab else []:
+            for name in restore_memory(lab) if lab else []:
                 progress.say(f"{name}: gave it back the memory that an earlier run had left it without")
             if may_have_left_a_fault(options.reports, options.inventory):
                 await stopper.run(undo_leftovers(inventory.backends, lab, progress.say))

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from harness.inventory import Node
 from harness.monitor.sample import RPC_SERVERS, Sample
+from harness.monitor.state import RPC_UNIT
 from harness.runs.store import RunFolder
 from harness.settings import NODE_VENV
 
-RPC_UNIT = "llama-rpc-server.service"
 BATCH_S = 1.0
 RETRY_S = 5.0
 Warn = Callable[[str, str], None]

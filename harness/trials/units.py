@@ -13,10 +13,10 @@ from harness.diagnosis.evidence import LLAMA_SERVER, RPC_SERVER, BackendSeen, In
 from harness.diagnosis.model import Diagnosis, ExitStatus
 from harness.errors import HarnessError
 from harness.inventory import Node
+from harness.monitor.state import RPC_UNIT
 from harness.settings import NODE_LLAMA_CPP, NODE_RPC_CACHE, RPC_PORT
 from harness.trials.nodes import run_script
 
-RPC_UNIT = "llama-rpc-server.service"
 _LINES = 2000
 _LOOK_S = 3.1
 _SYSTEMD = " systemd["

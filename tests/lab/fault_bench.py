@@ -12,6 +12,7 @@ import aiohttp
 from harness.diagnosis.model import Diagnosis
 from harness.inventory import Inventory, Node
 from harness.lab.spec import LabSpec
+from harness.monitor.state import RPC_UNIT
 from harness.planner.plan import Plan
 from harness.runs.schema import CoordinatorPhase, CoordinatorState
 from harness.runs.store import RunFolder
@@ -24,7 +25,7 @@ from harness.trials.lab import lab_of
 from harness.trials.nodes import run_on
 from harness.trials.samples import Sampler
 from harness.trials.stream import chat_session
-from harness.trials.units import RPC_UNIT, diagnose_units
+from harness.trials.units import diagnose_units
 
 MODEL = "1b-q8_0"
 """The smallest that the router sends to the coordinator."""

@@ -10,16 +10,17 @@ import pytest
 from fault_bench import MODEL, FaultBench, decided_by, fault_bench
 from harness.diagnosis.classify import classify
 from harness.diagnosis.evidence import RPC_SERVER, Inputs
+from harness.monitor.state import RPC_UNIT
 from harness.planner.plan import Plan
 from harness.trials.evidence import diagnose_ready
-from harness.trials.faults.fault import RPC_UNIT, injected, serve_again
+from harness.trials.faults.fault import injected, serve_again
 from harness.trials.faults.files import SmallCacheDisk, TruncatedModel
 from harness.trials.faults.leftovers import undo_leftovers
 from harness.trials.faults.links import CutLink
 from harness.trials.faults.memory import SqueezeMemory, StarveIntoSwap
 from harness.trials.faults.processes import BackendByHand, FreezeBackend, KillBackend, KillCoordinator
 from harness.trials.faults.starts import ClosedPort, OtherBuild, OtherProtocol, TakenPort, WrongFlag
-from harness.trials.lab import fed_again
+from harness.trials.lab import restore_memory
 from lab_under_test import LabUnderTest
 
 OTHER_PROTOCOL, OTHER_BUILD = 6666, 6792
@@ -312,6 +313,6 @@ async def test_what_a_killed_run_left_is_found_and_undone(bench: FaultBench) -> 
         StarveIntoSwap(bench.other, 600 << 20, bench.lab),
     ):
         await fault.inject()
-        assert fed_again(bench.lab) == ["node1"]
-        assert not fed_again(bench.lab)
+        assert restore_memory(bench.lab) == ["node1"]
+        assert not restore_memory(bench.lab)
     await bench.load()

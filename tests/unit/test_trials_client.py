@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 from harness.errors import HarnessError
 from harness.trials.client import RouterAddress, RouterClient, RouterRefusedError
 
@@ -18,14 +19,11 @@ async def answering(status: int, text: str) -> AsyncIterator[RouterClient]:
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    async with RouterClient(RouterAddress(f"http://127.0.0.1:{port}", "key", "admin", "head")) as client:
+    server = TestServer(app)
+    await server.start_server()
+    address = RouterAddress(str(server.make_url("")).rstrip("/"), "key", "admin", "head")
+    async with server, RouterClient(address) as client:
         yield client
-    await runner.cleanup()
 
 
 @pytest.mark.parametrize("text", ["<h1>404</h1>", "", "[]", '{"error": "gone"}'])

@@ -216,16 +216,13 @@ async def test_thrash_of_the_trial_before_is_not_held_against_the_next(
 
 
 async def test_fault_that_was_never_caused_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def nothing(*given: object) -> Seen:
-        return Seen()
-
     async def silent(*given: object) -> None:
         pass
 
     async def plan(request: object) -> SimpleNamespace:
         return SimpleNamespace(plan=None)
 
-    for name, double in (("stop", silent), ("_acted", nothing), ("_forget_peer", silent)):
+    for name, double in (("stop", silent), ("_acted", silent), ("_forget_peer", silent)):
         monkeypatch.setattr(f"harness.trials.fault.{name}", double)
     ctx: Any = SimpleNamespace(
         inventory=load_inventory(LAB), router=SimpleNamespace(plan=plan), event=lambda *a, **k: None
@@ -240,6 +237,7 @@ class Recorded:
     def __init__(self) -> None:
         self.inventory = load_inventory(LAB)
         self.loaded: object = "the fault's own load"
+        self.lab = None
         self.kinds: list[str] = []
         self.router = SimpleNamespace(plan=self._plan, unload=self._unload)
 
@@ -284,7 +282,7 @@ async def test_fault_that_could_not_be_undone_is_not_said_to_be(
         return Seen()
 
     node = recorded.inventory.node("node1")
-    monkeypatch.setattr("harness.trials.fault._fault", lambda *given: Unmendable(node))
+    monkeypatch.setattr("harness.trials.fault.make_fault", lambda *given: Unmendable(node))
     monkeypatch.setattr("harness.trials.fault._load", load)
     monkeypatch.setattr("harness.trials.fault._look", load)
     with pytest.raises(HarnessError, match="target is busy"):

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, TypeVar
 from harness.diagnosis.model import FailureClass, Signal
 from harness.errors import HarnessError
 from harness.inventory import Node
+from harness.monitor.state import RPC_UNIT
 from harness.trials.nodes import run_on
 
 ResultT = TypeVar("ResultT")
-RPC_UNIT = "llama-rpc-server.service"
 _SERVES_WITHIN_S = 40
 
 _UNTIL_IT_SERVES = """

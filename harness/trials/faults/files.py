@@ -7,8 +7,9 @@ from pathlib import PurePosixPath
 from harness.diagnosis.model import FailureClass
 from harness.lab import disk
 from harness.lab.spec import LabSpec
+from harness.monitor.state import RPC_UNIT
 from harness.settings import NODE_RPC_CACHE
-from harness.trials.faults.fault import RPC_UNIT, Fault, on, serve_again
+from harness.trials.faults.fault import Fault, on, serve_again
 
 CACHE = NODE_RPC_CACHE.parent
 IMAGE = "/var/lib/llama-harness/fault-cache.img"

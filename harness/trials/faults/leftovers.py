@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from harness.inventory import Node
 from harness.lab import cable, disk
 from harness.lab.spec import LabSpec
-from harness.trials.faults.fault import RPC_UNIT, on, serve_again
+from harness.monitor.state import RPC_UNIT
+from harness.trials.faults.fault import on, serve_again
 from harness.trials.faults.files import CACHE, IMAGE
 from harness.trials.faults.links import GUARD, TABLE
 from harness.trials.faults.starts import DROP_IN, HOLDER_UNIT

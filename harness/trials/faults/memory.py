@@ -7,7 +7,8 @@ from harness.diagnosis.model import FailureClass
 from harness.errors import HarnessError
 from harness.lab.cgroup import Groups
 from harness.lab.spec import LabSpec
-from harness.trials.faults.fault import RPC_UNIT, Fault, on, serve_again
+from harness.monitor.state import RPC_UNIT
+from harness.trials.faults.fault import Fault, on, serve_again
 
 _TRIES = 5
 _AT_ONCE_S = 1

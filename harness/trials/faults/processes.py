@@ -4,8 +4,9 @@ import time
 from dataclasses import dataclass, field
 
 from harness.diagnosis.model import ExitStatus, FailureClass, Signal
+from harness.monitor.state import RPC_UNIT
 from harness.settings import NODE_LLAMA_CPP
-from harness.trials.faults.fault import RPC_UNIT, Fault, main_pid, on, serve_again
+from harness.trials.faults.fault import Fault, main_pid, on, serve_again
 from harness.trials.nodes import run_on
 
 HAND_FOLDER = "/run/llama-fault-by-hand"

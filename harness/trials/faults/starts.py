@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from harness.diagnosis.model import FailureClass
 from harness.errors import HarnessError
+from harness.monitor.state import RPC_UNIT
 from harness.settings import NODE_LLAMA_CPP
-from harness.trials.faults.fault import RPC_UNIT, Fault, main_pid, on, serve_again
+from harness.trials.faults.fault import Fault, main_pid, on, serve_again
 from harness.trials.nodes import run_on
 
 HOLDER_UNIT = "llama-fault-port.service"
