@@ -16,18 +16,22 @@ export LC_ALL := C.UTF-8
 # Debian packages of the control machine: Python, and what the lab's machines are made with.
 HOST_PACKAGES := python3 python3-venv openssh-client iproute2 nftables systemd-container mmdebstrap
 # Only `make test` needs these.
-TEST_PACKAGES := chromium redis-tools
+TEST_PACKAGES := chromium curl g++ procps redis-tools
 
 .PHONY: help
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 .PHONY: benchmark
-benchmark: deploy ## From nothing: tools, lab, deployment, trials, report  [PROFILE=smoke|default|full]
-	harness run benchmark --profile $(PROFILE)
+benchmark: ## From nothing: tools, lab, models, llama.cpp, deployment, trials, report  [PROFILE=smoke|default|full]
+	@PROFILE=$(PROFILE) scripts/benchmark
 
 .PHONY: test
+test: export NOT_LONG := -m "not long"
 test: lint unit lab-test integration browser ## From nothing: lint, types, unit, lab, integration and browser tests
+
+.PHONY: test-all
+test-all: lint unit lab-test integration browser ## The same with the long tests: other pins, many clients, minutes of load
 
 .PHONY: lint
 lint: .venv/.installed ## Check style and types
@@ -38,24 +42,28 @@ lint: .venv/.installed ## Check style and types
 	ansible-lint --profile production -q
 
 .PHONY: unit
-unit: .venv/.installed ## Run the unit tests
+unit: .venv/.installed host-packages test-packages ## Run the unit tests
 	pytest -q tests/unit
 
 .PHONY: lab-test
-lab-test: .venv/.installed host-packages ## Run the tests that boot real machines
-	pytest -q --durations=10 tests/lab
+lab-test: test-models host-packages test-packages ## Run the tests that boot real machines
+	pytest -q --durations=10 $(NOT_LONG) tests/lab
 
 .PHONY: integration
-integration: .venv/.installed host-packages test-packages ## Run the tests that need real llama.cpp processes
-	pytest -q --durations=10 tests/integration
+integration: test-models host-packages test-packages ## Run the tests that need real llama.cpp processes
+	pytest -q --durations=10 $(NOT_LONG) tests/integration
 
 .PHONY: browser
 browser: .venv/.installed test-packages ## Run the tests that look at pages in a real browser
 	pytest -q tests/browser
 
+.PHONY: test-models
+test-models: .venv/.installed
+	@harness model ensure --profile smoke
+
 .PHONY: lab
 lab: .venv/.installed host-packages ## Boot the lab's machines
-	harness lab up
+	harness lab up --profile $(PROFILE)
 
 .PHONY: models
 models: .venv/.installed ## Get or make the models that the profile needs
@@ -88,8 +96,4 @@ test-packages:
 
 # Everything is pinned and hashed; the project itself is installed in place.
 .venv/.installed: requirements/dev.lock pyproject.toml
-	@scripts/apt-ensure python3-venv
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --require-hashes -r requirements/dev.lock
-	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
-	touch $@
+	@PYTHON=$(PYTHON) scripts/venv-ensure

@@ -16,6 +16,8 @@ from harness.errors import HarnessError
 from harness.settings import REPOSITORY
 
 _WORTH_A_LINE_S = 2.0
+_GOES_ON_S = 60.0
+"""A task that lasts is mentioned this often."""
 _MESSAGE_MAX = 1200
 
 
@@ -42,11 +44,12 @@ def run_playbook(
     title: str = "",
     check: bool = False,
     console: Console | None = None,
+    tags: str | None = None,
 ) -> PlaybookResult:
     """Run ``playbook`` on ``inventory`` with the Ansible of this virtual environment.
 
-    Progress goes to ``console`` (standard error by default): a moving line on a terminal, and a line for each
-    task that took a while anywhere.
+    Progress goes to ``console`` (standard error by default): a moving line on a terminal, a line for each
+    task that took a while, a line a minute while one lasts, and what the playbook says with ``debug``.
 
     Raises:
         HarnessError: a task failed or a node was unreachable (names the first such node, task and message),
@@ -70,6 +73,7 @@ def run_playbook(
             inventory=str(inventory.resolve()),
             extravars=dict(extra_vars or {}),
             limit=limit,
+            tags=tags,
             cmdline="--check" if check else None,
             quiet=True,
             suppress_env_files=True,
@@ -114,6 +118,7 @@ class _Log:
     _failures: list[str] = field(default_factory=list)
     _task: str = ""
     _task_started: float = 0.0
+    _mentioned: float = 0.0
     _output: list[str] = field(default_factory=list)
 
     @property
@@ -128,10 +133,13 @@ class _Log:
         if kind in ("playbook_on_task_start", "playbook_on_handler_task_start"):
             self.finish_task()
             self._task, self._task_started = str(data.get("task", "")), time.monotonic()
+            self._mentioned = self._task_started
             role = f"{data['role']} : " if data.get("role") else ""
             self.status.update(f"{self.title}: {role}{self._task}")
-        elif kind == "runner_on_ok" and data.get("res", {}).get("changed"):
-            self.changed_tasks.append(f"{data.get('host')}: {data.get('task')}")
+        elif kind == "runner_on_ok":
+            self._take_result(data)
+        elif kind == "runner_on_async_poll":
+            self._mention_task()
         elif kind == "playbook_on_stats":
             self.counts = {name: by for name, by in data.items() if isinstance(by, dict)}
         elif kind == "runner_on_unreachable":
@@ -141,6 +149,22 @@ class _Log:
         elif event.get("stdout"):
             self._output.append(str(event["stdout"]))
         return False
+
+    def _take_result(self, data: dict[str, Any]) -> None:
+        if data.get("res", {}).get("changed"):
+            self.changed_tasks.append(f"{data.get('host')}: {data.get('task')}")
+        # What a playbook says to people.
+        if data.get("resolved_action", data.get("task_action")) == "ansible.builtin.debug":
+            said = data["res"].get("msg", "")
+            for line in said if isinstance(said, list) else [said]:
+                self.console.print(str(line), highlight=False, markup=False, soft_wrap=True)
+
+    def _mention_task(self) -> None:
+        now = time.monotonic()
+        if now - self._mentioned >= _GOES_ON_S:
+            self._mentioned = now
+            seconds = now - self._task_started
+            self.console.print(f"[dim]{seconds:6.0f} s  {self._task} goes on[/dim]", highlight=False)
 
     def finish_task(self) -> None:
         seconds = time.monotonic() - self._task_started

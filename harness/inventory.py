@@ -78,6 +78,16 @@ class Inventory:
         """Nodes that run rpc-server."""
         return self.group("backends")
 
+    def some_backends(self) -> list[Node]:
+        """The same, where there is nothing to do without one.
+
+        Raises:
+            HarnessError: the inventory has none.
+        """
+        if not self.backends:
+            raise HarnessError(f"inventory {self.path}: group 'backends' holds no node; nothing was done")
+        return self.backends
+
     def node(self, name: str) -> Node:
         """The node called ``name``.
 

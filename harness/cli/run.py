@@ -21,8 +21,9 @@ def command(
         ),
     ],
     profile: Annotated[
-        str, typer.Option(help="smoke, default, full or another shipped one; or the path of one of your own.")
-    ] = "default",
+        str | None,
+        typer.Option(help="smoke, default, full or another shipped one; or the path of one of your own."),
+    ] = None,
     inventory: InventoryOption = DEFAULT_INVENTORY,
     reports: Annotated[Path, typer.Option(help="Folder in which the run's folder is made.")] = REPORTS,
     seed: Annotated[
@@ -60,10 +61,12 @@ def command(
     from harness.trials.setup import Options
     from harness.trials.stopper import Interrupted
 
+    if what == "founding" and profile:
+        raise HarnessError("run founding has a profile of its own; leave --profile out, or use run benchmark")
     if resume and (seed is not None or model or pins):
         raise HarnessError("--resume goes on with the run's own trials; leave --seed, --model and --pins out")
     options = Options(
-        "founding" if what == "founding" else profile,
+        profile or ("founding" if what == "founding" else "default"),
         inventory,
         reports,
         seed,

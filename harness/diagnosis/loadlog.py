@@ -14,7 +14,7 @@ from itertools import pairwise
 from harness.planner.plan import Plan
 from harness.runs.schema import BackendBuffers, LoadReport
 
-_BUILD = re.compile(r"\bbuild(?:_info)?:\s*b?(\d+)")
+_BUILD = re.compile(r"\bbuild(?:_info:|:)?\s*b?(\d+)\b")
 _OFFLOADED = re.compile(r"\boffloaded (\d+)/(\d+) layers")
 _BUFFER = re.compile(r"(\S+)\s+(model|KV|RS|compute) buffer size =\s*(\d+(?:\.\d+)?) MiB")
 _LOAD_STARTS = "loading model tensors"
@@ -34,13 +34,13 @@ _PHASE_MARKERS = (
     (
         "open",
         re.compile(
-            r"\bbuild(?:_info)?:\s*b?\d|\bloading model\b(?! tensors)|llama_model_loader: loaded meta"
+            r"\bbuild(?:_info:|:)?\s*b?\d|\bloading model\b(?! tensors)|llama_model_loader: loaded meta"
         ),
     ),
     ("transfer", re.compile(_LOAD_STARTS)),
     ("kv", re.compile(r"constructing llama_context|llama_kv_cache\w*:")),
     ("warmup", re.compile(r"warming up the model")),
-    (READY, re.compile(r"\bmain: model loaded|server is listening on http")),
+    (READY, re.compile(r"\b(?:main|llama_server): model loaded|\blistening on http")),
 )
 
 

@@ -18,6 +18,8 @@ IMAGE_BYTES = 2 * _GIB
 """Room that making an image takes at its height."""
 MACHINE_RESIDENT_BYTES = 160 * 2**20
 """What a machine with nothing deployed holds, roundly."""
+DEPLOYED_BYTES = 350 * 2**20
+"""What a machine with everything deployed and no model holds, roundly."""
 
 
 def obstacles(lab: LabSpec) -> list[str]:
@@ -94,6 +96,12 @@ def _memory(lab: LabSpec) -> Iterator[str]:
                 f"{machine.name}: lab_node_memory is {_gib(machine.memory)}, "
                 f"more than this computer's {_gib(total)}; lower it"
             )
+    loaded = lab.models_memory + DEPLOYED_BYTES * len(lab.machines)
+    if lab.models_memory and loaded > total:
+        yield (
+            f"memory: the largest model and {len(lab.machines)} machines need {_gib(loaded)}, "
+            f"and this computer has {_gib(total)}"
+        )
     needed = MACHINE_RESIDENT_BYTES * len(lab.unmade)
     if needed > available:
         yield (
@@ -107,6 +115,7 @@ def _disk(lab: LabSpec) -> Iterator[str]:
         (lab.images, IMAGE_BYTES if lab.unmade and not wanted_image(lab).is_dir() else 0, "image"),
         (lab.folder, 0 if lab.swap_file.exists() else lab.swap, "swap"),
         (lab.folder, lab.machine_disk * len(lab.unmade), "machines"),
+        (lab.models, lab.models_disk, "models"),
     ]
     by_device: dict[int, list[tuple[Path, int, str]]] = {}
     for path, size, what in planned:
@@ -116,7 +125,10 @@ def _disk(lab: LabSpec) -> Iterator[str]:
         total, free = sum(size for _, size, _ in parts), shutil.disk_usage(parts[0][0]).free
         if total > free:
             sums = " + ".join(f"{what} {_gib(size)}" for _, size, what in parts if size)
-            yield f"disk under {parts[0][0]}: {sums} = {_gib(total)} is planned, {_gib(free)} is free"
+            yield (
+                f"disk: {sums} = {_gib(total)} will be written under {parts[0][0]}, where {_gib(free)} "
+                "is free: free some space, or set LLAMA_HARNESS_CACHE to another disk"
+            )
 
 
 def _network(lab: LabSpec) -> Iterator[str]:

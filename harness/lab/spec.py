@@ -55,6 +55,10 @@ class LabSpec(_Strict):
     swap: Size = 0
     machine_disk: Size = 0
     """What one machine is expected to write, for the check of free space."""
+    models_disk: Size = 0
+    """Models that are yet to be written to the cache, for the same check."""
+    models_memory: Size = 0
+    """What the largest model holds once it is loaded over the machines, for the check of memory."""
     packages: list[str] = []
     roles: Path | None = None
     """Folder of the roles whose ``<role>_packages`` the image carries too."""

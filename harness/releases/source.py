@@ -98,8 +98,13 @@ def _origin(release: Release, kind: SourceKind, choice: SourceChoice) -> dict[st
                 f"llama.cpp {release.build}: source 'archive' needs the path of an archive and its sha256"
             )
         return {"kind": "archive", "name": choice.archive.name, "sha256": choice.archive_sha256}
-    has = ", ".join(sources.kinds)
-    raise HarnessError(f"llama.cpp {release.build} has no source '{kind}'; it has: {has}")
+    raise no_source(release, kind)
+
+
+def no_source(release: Release, kind: str) -> HarnessError:
+    """The error for a source that a release does not have."""
+    has = ", ".join(release.sources.kinds)
+    return HarnessError(f"llama.cpp {release.build} has no source '{kind}'; it has: {has}")
 
 
 def _cached(target: Path, origin: dict[str, str]) -> FetchedSource | None:

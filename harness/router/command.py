@@ -16,6 +16,7 @@ _OURS = frozenset(
         "-ts", "--tensor-split", "-c", "--ctx-size", "-np", "--parallel", "--host", "--port",
         "--log-file", "--log-disable", "--path", "--slot-save-path", "--api-key", "--api-key-file",
         "--ssl-key-file", "--ssl-cert-file", "--api-prefix",
+        "--sleep-idle-seconds",  # CVE-2026-43631
     }
 )  # fmt: skip
 
@@ -24,7 +25,7 @@ _HTTP_THREADS = 32
 
 
 def refused_flags(flags: Sequence[str]) -> list[str]:
-    """Flags that nobody may pass: the plan or the router sets them, or they write files."""
+    """Flags that nobody may pass: the plan or the router sets them, or they write files or are unsafe."""
     return [flag for flag in flags if flag.split("=", 1)[0] in _OURS]
 
 

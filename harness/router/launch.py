@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp
 
 from harness.diagnosis.model import FailureClass
+from harness.releases.installed import installed_release
 from harness.router.config import RouterConfig
 from harness.router.errors import RouterError
 from harness.router.folders import prune
@@ -18,14 +19,19 @@ from harness.router.loading import LoadError, busy_slots, wait_ended, watch_load
 from harness.router.logs import log
 from harness.router.metrics import Metrics
 from harness.router.process import ServerProcess
-from harness.router.sockets import port_taken
+from harness.router.sockets import can_listen, port_taken
 from harness.router.start import Start
 from harness.router.verdict import diagnose_end, diagnose_load
 from harness.router.witness import Witness
 from harness.runs.schema import CoordinatorPhase
 
 _KILL_WAIT_S = 10
+_SECOND_SIGNAL_S = 2.0
+"""Builds since 11434 that are told to stop amid a request wait for ever; a second signal ends them."""
 _SLOTS_WAIT_S = 0.5
+_TIME_WAIT_S = 65.0
+"""Linux keeps a closed connection for 60 s."""
+_PORT_LOOK_S = 1.0
 _STATUS = {FailureClass.HUNG: 504, FailureClass.STOPPED: 409, FailureClass.BACKEND_UNREACHABLE: 503}
 
 Proof = Callable[[Start], Awaitable[None]]
@@ -101,6 +107,8 @@ class Launcher:
         busy = await self._idle(start, idle_s) if was_ready else 0
         start.signal(signal, reason, busy=busy)
         patience = self._config.stop_deadline_s
+        if busy and not await wait_ended(start, min(patience, _SECOND_SIGNAL_S)):
+            start.signal(signal, "a request was in flight, so it needs a second signal", busy=busy)
         if not await wait_ended(start, patience):
             start.signal("SIGKILL", f"still there {patience:g} s after {signal}")
             if not await wait_ended(start, _KILL_WAIT_S):
@@ -115,6 +123,7 @@ class Launcher:
         try:
             if port_taken(port):
                 raise LoadError(FailureClass.PORT_IN_USE, f"something else listens on 127.0.0.1:{port}")
+            await self._listenable(port, Path(start.state.argv[0]))
             process = await ServerProcess.spawn(
                 start.state.argv, start.folder, oom_score_adj=self._config.oom_score_adj
             )
@@ -133,6 +142,13 @@ class Launcher:
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
         return process
+
+    async def _listenable(self, port: int, llama_server: Path) -> None:
+        """Wait while connections that another release left in TIME_WAIT keep the port."""
+        release, deadline = installed_release(llama_server), time.monotonic() + _TIME_WAIT_S
+        while release and not can_listen(port, release.listens_with) and time.monotonic() < deadline:
+            log("coordinator waits for its port", port=port, left_s=round(deadline - time.monotonic()))
+            await asyncio.sleep(_PORT_LOOK_S)
 
     async def _watch(self, start: Start, process: ServerProcess) -> None:
         await process.ended()

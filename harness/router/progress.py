@@ -79,6 +79,20 @@ def stalled(
     )
 
 
+def refuses(still_s: float) -> Diagnosis:
+    """The diagnosis of a llama-server that closed its port for ``still_s`` and neither answers nor ends.
+
+    Builds since 11434 do that for ever when a SIGTERM finds a request in flight.
+    """
+    line = f"for {still_s:.0f} s llama-server has refused connections, and it has not ended"
+    return Diagnosis(
+        failure_class=FailureClass.STOPPED_BUSY,
+        evidence=[Evidence(source="router", line=line)],
+        confidence=Confidence.LIKELY,
+        advice="Something else than the router sent it SIGTERM: see who signals processes on this node.",
+    )
+
+
 class Watcher:
     """Looks at a coordinator whose requests have gone without a byte for long."""
 
@@ -144,21 +158,26 @@ class Watcher:
         began, nodes = time.monotonic(), frozenset(share.node for share in start.plan.shares)
         before = await self._look(start)
         while not start.ended.is_set():
-            await asyncio.wait({asked}, timeout=_LOOK_S)
+            await wait_ended(start, _LOOK_S) if asked.done() else await asyncio.wait({asked}, timeout=_LOOK_S)
             now = await self._look(start)
-            signs = [*signs_of_life(before, now), *(["canary"] if asked.done() else [])]
-            if signs:
-                self._steps("it moves", start=start.id, signs=signs)
+            refused = asked.done() and not asked.result()
+            signs = signs_of_life(before, now)
+            if signs or (asked.done() and not refused):
+                self._steps("it moves", start=start.id, signs=signs or ["canary"])
                 return None
-            found = stalled(
-                time.monotonic() - began,
-                now.samples,
-                nodes,
-                now_ns=time.time_ns(),
-                seen_s=self._config.suspect_s,
-                unseen_s=self._config.stall_deadline_s,
-            )
-            if found:
+            still_s = time.monotonic() - began
+            if refused:
+                found = refuses(still_s) if still_s >= self._config.suspect_s else None
+            else:
+                found = stalled(
+                    still_s,
+                    now.samples,
+                    nodes,
+                    now_ns=time.time_ns(),
+                    seen_s=self._config.suspect_s,
+                    unseen_s=self._config.stall_deadline_s,
+                )
+            if found and not start.ended.is_set():
                 self._steps("stalled", start=start.id, evidence=[e.line for e in found.evidence])
                 return found
         return None

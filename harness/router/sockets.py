@@ -31,6 +31,21 @@ def port_taken(port: int) -> bool:
     return bool(_listeners(port))
 
 
+def can_listen(port: int, option: str) -> bool:
+    """Whether a server that sets this socket option could listen on a loopback port now.
+
+    Args:
+        option: ``SO_REUSEADDR`` or ``SO_REUSEPORT``; a connection in TIME_WAIT without it is in the way.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, getattr(socket, option), 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def listens_itself(pid: int, port: int) -> bool:
     """Whether one of the listeners on ``port`` belongs to the process.
 

@@ -1,9 +1,9 @@
 """The part of ggml's RPC protocol that asks an idle rpc-server what it is: bytes in, facts out.
 
 Read in llama.cpp's ``ggml/src/ggml-rpc/ggml-rpc.cpp`` of builds 6666 (protocol 2.0.0), 6751 and 6792
-(3.0.0) and 11434 (7.0.0). A request is the command's byte, the payload's size (8 bytes, little-endian) and
-the payload; a reply is the size and the payload. Every reply asked for here has a size known beforehand:
-nothing that a peer says makes us allocate or wait for more.
+(3.0.0), 10566 (5.1.0), 10809 (6.0.0), 11434 (7.0.0) and 11549 (8.0.0). A request is the command's byte,
+the payload's size (8 bytes, little-endian) and the payload; a reply is the size and the payload. Every reply
+asked for here has a size known beforehand: nothing that a peer says makes us allocate or wait for more.
 """
 
 import struct
@@ -15,10 +15,10 @@ HEADER_BYTES = 8
 """Size in front of every reply."""
 
 CAPS_BYTES = 24
-"""Protocol 7's HELLO tells what other transports each side knows; zeros: none but TCP."""
+"""Since protocol 5 a HELLO tells what other transports each side knows; zeros: none but TCP."""
 
-HELLO_PAYLOADS = (b"", bytes(CAPS_BYTES))
-"""Up to protocol 3 a HELLO is empty, in 7 it holds ``conn_caps``; a server hangs up on the other form."""
+HELLO_PAYLOADS = (bytes(CAPS_BYTES), b"")
+"""Up to protocol 3 a HELLO is empty, since 5 it holds ``conn_caps``; a server hangs up on the other form."""
 
 HELLO_REPLY_BYTES = frozenset({3, 4 + CAPS_BYTES})
 """Major, minor, patch; then, since ``conn_caps``, a byte of padding and the server's own."""
@@ -26,7 +26,7 @@ HELLO_REPLY_BYTES = frozenset({3, 4 + CAPS_BYTES})
 COUNT_REPLY_BYTES = frozenset({4})
 MEMORY_REPLY_BYTES = frozenset({16})
 
-QUERIED_MAJORS = frozenset({2, 3, 7})
+QUERIED_MAJORS = frozenset({2, 3, 5, 6, 7, 8})
 """Protocols whose device queries have been read; any other is asked for its version alone."""
 
 MAX_DEVICES = 64

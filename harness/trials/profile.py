@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness.diagnosis.model import FailureClass
 from harness.errors import HarnessError
@@ -44,10 +44,13 @@ class Ask(Strict):
 class Profile(Strict):
     """What a run contains, in order."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     description: str = ""
     extends: str | None = Field(None, description="a shipped profile whose trials come first")
-    models: dict[str, str] = Field(
+    aliases: dict[str, str] = Field(
         {},
+        alias="models",
         description="names for models, to be used in trials; harness run --model NAME=MODEL changes them",
     )
     questions: list[Ask] = Field(
@@ -127,16 +130,16 @@ def _extended(base: Profile, profile: Profile) -> Profile:
     """The trials and node sets of both; every other key from the profile, where it says one."""
     own = {name: getattr(profile, name) for name in profile.model_fields_set}
     trials, sets = [*base.trials, *profile.trials], base.node_sets | profile.node_sets
-    models = base.models | profile.models
-    return base.model_copy(update={**own, "trials": trials, "node_sets": sets, "models": models})
+    aliases = base.aliases | profile.aliases
+    return base.model_copy(update={**own, "trials": trials, "node_sets": sets, "aliases": aliases})
 
 
 def _with_models(name: str, profile: Profile, models: Mapping[str, str]) -> Profile:
     """The profile with the names of its models replaced by the models."""
-    if unknown := [alias for alias in models if alias not in profile.models]:
-        known = ", ".join(profile.models) or "none"
+    if unknown := [alias for alias in models if alias not in profile.aliases]:
+        known = ", ".join(profile.aliases) or "none"
         raise HarnessError(f"profile {name} has no name '{unknown[0]}' for a model; it has: {known}")
-    known_as = profile.models | dict(models)
+    known_as = profile.aliases | dict(models)
 
     trials = [
         step.model_copy(update={"model": known_as.get(step.model, step.model)}) for step in profile.trials
@@ -145,7 +148,7 @@ def _with_models(name: str, profile: Profile, models: Mapping[str, str]) -> Prof
         ask.model_copy(update={"model": known_as.get(ask.model or "", ask.model)})
         for ask in profile.questions
     ]
-    return profile.model_copy(update={"models": known_as, "trials": trials, "questions": questions})
+    return profile.model_copy(update={"aliases": known_as, "trials": trials, "questions": questions})
 
 
 def _with_nodes(profile: Profile) -> Profile:
@@ -191,7 +194,8 @@ def _explain(error: ValidationError, content: Any) -> str:
         location[1] = _written(content["trials"], int(location[1]))
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if fault["type"] == "extra_forbidden":
-        known = ", ".join(_model_at(fault["loc"]).model_fields)
+        fields = _model_at(fault["loc"]).model_fields.items()
+        known = ", ".join(field.alias or name for name, field in fields)
         return f"unknown key '{where}'; known keys here: {known}"
     return f"{where or 'the file'}: {fault['msg']} (got {str(fault['input'])[:80]!r})"
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import shutil
+import signal
 import subprocess
 import tarfile
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from harness.ansible import PlaybookResult, run_playbook
 from harness.errors import HarnessError
+from harness.releases.catalogue import catalogue
 
 HERE = Path(__file__).parent
 BUILD_TASK = "Build rpc-server, llama-server, llama-bench"
@@ -68,6 +70,7 @@ class Cluster:
             "llama_cpp_cache_dir": str(self.root / "cache"),
             "llama_cpp_ccache_dir": str(self.root / "ccache"),
             "llama_cpp_build_poll": 1,
+            "llama_cpp_accepted_issues": [issue.id for issue in catalogue().issues],
         }
         inventory = HERE / "llama_cpp_role" / "hosts.yml"
         return run_playbook(HERE / "llama_cpp_role" / "play.yml", inventory, variables | more, limit=limit)
@@ -183,6 +186,16 @@ def test_a_host_with_another_file_is_named_with_the_file(deployed: Cluster) -> N
         deployed.deploy()
 
 
+def test_build_that_an_interrupted_deployment_left_is_ended_first(cluster: Cluster) -> None:
+    with pytest.raises(HarnessError, match=f"a: {BUILD_TASK}"):
+        cluster.deploy(files={"main.cpp": "int main() { return missing; }\n"}, limit="a")
+    (work,) = (cluster.root / "a").glob(".build-6743-*")
+    with subprocess.Popen(["sleep", "600"], cwd=work / "build") as left:
+        cluster.deploy(limit="a")
+        assert left.wait(10) == -signal.SIGKILL
+    assert cluster.installed() != []
+
+
 def test_a_source_that_builds_another_release_is_not_installed(cluster: Cluster) -> None:
     lying = {"main.cpp": DOUBLE["main.cpp"].replace("BUILD, COMMIT", "1, COMMIT")}
     with pytest.raises(HarnessError, match=r"6743 built a llama-server that says 'version: 1 \(c7be9febc\)'"):
@@ -200,11 +213,23 @@ def test_a_source_that_does_not_compile_names_the_host_and_installs_nothing(clus
     ("variables", "said"),
     [
         ({"llama_cpp_build": 1234}, r"1234 is not in the release catalogue, which has 6666, 6689"),
-        ({"llama_cpp_source": "pypi"}, r"6743 has no source 'pypi'; it has git"),
+        (
+            {"llama_cpp_accepted_issues": ["CVE-2026-21869"]},
+            r"6743 has a remote code execution that a newer release has fixed \(CVE-2026-34159\): pin 11549",
+        ),
+        ({"llama_cpp_accepted_issues": "CVE-1"}, r"no issue 'CVE-1' is known; there are CVE-2026-34159, "),
+        ({"llama_cpp_source": "pypi"}, r"6743 has no source 'pypi'; it has: git, archive"),
         ({"llama_cpp_archive_sha256": "0" * 64}, rf"has sha256 [0-9a-f]+, expected {'0' * 64}"),
         ({"llama_cpp_accelerator": "rocm"}, r"llama_cpp_accelerator rocm needs hipconfig"),
     ],
-    ids=["unknown release", "no such source", "wrong checksum", "no toolkit"],
+    ids=[
+        "unknown release",
+        "refused release",
+        "unknown issue",
+        "no such source",
+        "wrong checksum",
+        "no toolkit",
+    ],
 )
 def test_a_wrong_pin_fails_in_one_line_and_installs_nothing(
     cluster: Cluster, variables: dict[str, object], said: str

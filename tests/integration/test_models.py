@@ -97,9 +97,11 @@ def test_vocabulary_encodes_words_as_tokens_and_gives_every_text_back(
     assert len(words) == 10
 
 
-def test_forecast_equals_the_buffers_that_llama_server_prints(llama_build: Path, tmp_path: Path) -> None:
+def test_forecast_equals_the_buffers_that_llama_server_prints(
+    llama_build: Path, synthetic_1b: Path, tmp_path: Path
+) -> None:
     """The bar is 3%; weights and KV cache should be exact, compute buffers are estimated from above."""
-    model = read_gguf(synthesise("1b", "Q8_0").path)
+    model = read_gguf(synthetic_1b)
     with ExitStack() as stack:
         servers = [RpcServer(llama_build, tmp_path / f"rpc{n}.log") for n in range(4)]
         for server in servers:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.releases.installed import installed_release
 from router_stack import ADMIN_KEY, ROUTER_KEY, RouterStack, listens, wait_for
 
 pytestmark = pytest.mark.integration
@@ -133,14 +134,18 @@ def test_streamed_chat_completion_arrives_token_by_token(stack: RouterStack) -> 
     assert stream.rest()[-1].strip() == "data: [DONE]"
 
 
-def test_discovery_leaves_leased_backends_alone_and_names_the_others(stack: RouterStack) -> None:
+def test_discovery_leaves_leased_backends_alone_and_names_the_others(
+    stack: RouterStack, llama_build: Path
+) -> None:
+    release = installed_release(llama_build / "llama-server")
+    assert release
     load(stack, nodes=["node1"])
     status, answer = stack.admin("discover")
     assert status == 200
     found = {one["node"]: one for one in answer["backends"]}
     assert [(name, one["status"]) for name, one in found.items()] == [("node1", "busy"), ("node2", "idle")]
     assert found["node1"]["reason"] == "leased to our coordinator (smollm2)"
-    assert (found["node2"]["version"], len(found["node2"]["devices"])) == ("3.0.0", 1)
+    assert (found["node2"]["version"], len(found["node2"]["devices"])) == (release.protocol, 1)
     assert stack.call("/v1/completions", {"model": "smollm2", "prompt": "a", "max_tokens": 1})[0] == 200
 
 
@@ -295,7 +300,8 @@ def test_stop_in_the_middle_of_a_request_is_called_that(stack: RouterStack) -> N
     status, state = stack.admin("unload", {"deadline_s": 0.2})
     assert status == 200
     assert state["diagnosis"]["class"] == "stopped_busy"
-    assert (state["exit"]["signal"], state["signals"][0]["requests_in_flight"]) == (signal.SIGABRT, 1)
+    assert state["signals"][0]["requests_in_flight"] == 1
+    assert {sent["name"] for sent in state["signals"]} == {"SIGTERM"}
     stream.rest()
 
 
@@ -319,7 +325,7 @@ def test_backend_that_is_not_there_fails_the_load_at_once(stack: RouterStack) ->
     status, answer = stack.admin("load", {"model": "smollm2"})
     assert (status, answer["error"]["class"]) == (502, "backend_unreachable")
     assert time.monotonic() - began < 5
-    assert answer["error"]["state"]["exit"]["signal"] == signal.SIGSEGV
+    assert answer["error"]["state"]["exit"]["signal"] in (signal.SIGSEGV, signal.SIGABRT)
 
 
 def test_load_that_does_not_move_ends_at_its_deadline(stack: RouterStack) -> None:

@@ -9,12 +9,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from harness.cli.model import ensure
 from harness.models.gguf import read_gguf
 from harness.planner.placement import make_plan
 from harness.planner.supply import BackendMemory
 from harness.planner.tensors import cached_tensors
-from harness.settings import REPOSITORY, cache_dir
+from harness.settings import REPOSITORY
 from router_stack import free_port, listens, wait_for
 
 pytestmark = pytest.mark.integration
@@ -29,10 +28,9 @@ def tool(llama_build: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model() -> Path:
+def model(synthetic_1b: Path) -> Path:
     """Large enough for tensors over 10 MiB."""
-    ensure(["1b-q8_0"], None)
-    return cache_dir() / "models" / "1b-q8_0.gguf"
+    return synthetic_1b
 
 
 def ranges(model: Path) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.cli.model import ensure
+from harness.settings import cache_dir
 from lab_under_test import LabUnderTest, missing
 
 HERE = Path(__file__).parent
@@ -47,9 +47,9 @@ def lab2(empty_lab2: LabUnderTest) -> LabUnderTest:
 
 
 @pytest.fixture(scope="session")
-def models() -> None:
+def models(smollm2: Path, synthetic_1b: Path) -> None:
     """The two small models, in the folder that the machines see."""
-    ensure(["smollm2", "1b-q8_0"], None)
+    assert smollm2.parent == synthetic_1b.parent == cache_dir() / "models"
 
 
 @pytest.fixture(scope="session")

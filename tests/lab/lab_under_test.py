@@ -40,6 +40,11 @@ class LabUnderTest:
         return str(next(iter(self.inventory.nodes.values())).variables["lab_node_lab"])
 
     @property
+    def pin(self) -> int:
+        """Build number of the pinned llama.cpp."""
+        return int(self.inventory.head.variables["llama_cpp_build"])
+
+    @property
     def folder(self) -> Path:
         """The lab's state on this computer."""
         return LABS / self.name

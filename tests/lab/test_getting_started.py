@@ -25,13 +25,13 @@ def test_readme_command_works(command: str, empty_lab2: LabUnderTest, done: set[
 
 
 @pytest.mark.parametrize("name", ["node1", "node2"])
-def test_journals_states_and_manifests_are_collected(name: str) -> None:
+def test_journals_states_and_manifests_are_collected(name: str, empty_lab2: LabUnderTest) -> None:
     node = newest(REPOSITORY / "reports" / "collected") / name
     journal = (node / "journal" / "llama-rpc-server.service.log").read_text()
     assert "Started llama-rpc-server.service" in journal
     assert "Id=llama-node-monitor.service" in (node / "units.txt").read_text()
     (manifest,) = node.joinpath("manifests").glob("*.json")
-    assert json.loads(manifest.read_text())["build"] == 6751
+    assert json.loads(manifest.read_text())["build"] == empty_lab2.pin
 
 
 def newest(folder: Path) -> Path:

@@ -136,7 +136,9 @@ def until(node: Host, true: Callable[[Sample], bool], deadline_s: float = 30) ->
     return sample
 
 
-def test_sample_says_what_runs_since_when_and_from_which_build(nodes: dict[str, Host]) -> None:
+def test_sample_says_what_runs_since_when_and_from_which_build(
+    nodes: dict[str, Host], lab2: LabUnderTest
+) -> None:
     taken = {name: next_sample(node) for name, node in nodes.items()}
     for name, sample in taken.items():
         backend = next(process for process in sample.processes if process.name == "rpc-server")
@@ -150,7 +152,7 @@ def test_sample_says_what_runs_since_when_and_from_which_build(nodes: dict[str, 
         assert sample.gpus == []
     builds = [sample.build for sample in taken.values()]
     assert builds[0] is not None
-    assert builds[0].build == 6751
+    assert builds[0].build == lab2.pin
     assert builds[0] == builds[1]
 
 

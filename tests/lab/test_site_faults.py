@@ -12,6 +12,8 @@ from harness.diagnosis.classify import classify
 from harness.diagnosis.evidence import RPC_SERVER, Inputs
 from harness.monitor.state import RPC_UNIT
 from harness.planner.plan import Plan
+from harness.releases.catalogue import catalogue
+from harness.rpc.messages import CAPS_BYTES, HEADER_BYTES
 from harness.trials.evidence import diagnose_ready
 from harness.trials.faults.fault import injected, serve_again
 from harness.trials.faults.files import SmallCacheDisk, TruncatedModel
@@ -23,18 +25,30 @@ from harness.trials.faults.starts import ClosedPort, OtherBuild, OtherProtocol, 
 from harness.trials.lab import restore_memory
 from lab_under_test import LabUnderTest
 
-OTHER_PROTOCOL, OTHER_BUILD = 6666, 6792
+OLD_GREETING, OLDER_PROTOCOL = 6666, 10566
+SAME_PROTOCOL = 11548
+"""A double, the pin under another number: no two releases of the catalogue speak its protocol."""
 
 # Says HELLO, asks for the device's memory a thousand times over, and leaves without waiting for an answer.
-LEAVE = """
+LEAVE = f"""
 import socket, struct, sys
 peer = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5)
-peer.sendall(bytes([14]) + bytes(8))
+peer.sendall(bytes([14]) + struct.pack("<Q", {CAPS_BYTES}) + bytes({CAPS_BYTES}))
 greeting = b""
-while len(greeting) < 11:
-    greeting += peer.recv(11 - len(greeting)) or sys.exit("closed")
+while len(greeting) < {HEADER_BYTES + 4 + CAPS_BYTES}:
+    greeting += peer.recv({HEADER_BYTES + 4 + CAPS_BYTES} - len(greeting)) or sys.exit("closed")
 peer.sendall((bytes([11]) + struct.pack("<QI", 4, 0)) * 1000)
 peer.close()
+"""
+
+RENUMBER = """
+import json, pathlib, shutil, sys
+root = pathlib.Path("/opt/llama.cpp")
+folder = root / f"{sys.argv[1]}-double"
+if not folder.exists():
+    shutil.copytree((root / "current").resolve(), folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"build": int(sys.argv[1])}))
 """
 
 
@@ -52,12 +66,20 @@ async def bench(deployed: LabUnderTest, tmp_path: Path, splits: dict[str, Plan])
         yield bench
 
 
+def install_rpc_server(lab: LabUnderTest, build: int) -> None:
+    """rpc-server of another release on the node that is not the head, beside the pinned build."""
+    lab.ansible(
+        Path(__file__).with_name("other_build.yml"),
+        limit="node1",
+        llama_cpp_build=build,
+        llama_cpp_accepted_issues=[issue.id for issue in catalogue().refusals(build)],
+    )
+
+
 @pytest.fixture(scope="module")
-def other_builds(deployed: LabUnderTest) -> None:
-    """rpc-server of two other releases on the node that is not the head, beside the pinned build."""
-    for build in (OTHER_PROTOCOL, OTHER_BUILD):
-        playbook = Path(__file__).with_name("other_build.yml")
-        deployed.ansible(playbook, limit="node1", llama_cpp_build=build)
+def same_protocol(deployed: LabUnderTest) -> None:
+    """The pinned build under another number on the node that is not the head."""
+    deployed.run("node1", "python3", "-c", RENUMBER, str(SAME_PROTOCOL))
 
 
 async def eventually(look: Callable[[], Awaitable[str]], holds: Callable[[str], bool]) -> None:
@@ -240,16 +262,16 @@ async def test_cache_on_a_full_disk_is_named_with_what_it_cut(bench: FaultBench)
     )
 
 
-@pytest.mark.usefixtures("other_builds")
+@pytest.mark.usefixtures("same_protocol")
 async def test_another_build_behind_the_same_protocol_is_found_though_it_answers(bench: FaultBench) -> None:
-    async with injected(OtherBuild(bench.other, OTHER_BUILD)):
+    async with injected(OtherBuild(bench.other, SAME_PROTOCOL)):
         found = await diagnose_ready(bench.ctx, await bench.load())
         await bench.ctx.router.unload(0)
     assert found
     assert found.failure_class == "build_mismatch"
-    assert {f"{item.source} | {item.line}"[:27] for item in found.evidence} == {
-        "build node1 | llama.cpp 679",
-        "build node2 | llama.cpp 675",
+    assert {f"{item.source} | {item.line}".partition(" (")[0] for item in found.evidence} == {
+        f"build node1 | llama.cpp {SAME_PROTOCOL}",
+        f"build node2 | llama.cpp {bench.head.variables['llama_cpp_build']}",
     }
 
 
@@ -278,14 +300,34 @@ async def test_truncated_model_is_refused_with_what_is_missing(bench: FaultBench
     assert "the file has 600000000" in str(refusal)
 
 
-@pytest.mark.usefixtures("other_builds")
-async def test_backend_of_another_protocol_is_named_with_its_version(bench: FaultBench) -> None:
-    async with injected(OtherProtocol(bench.other, OTHER_PROTOCOL)):
+async def test_backend_that_greets_in_an_older_way_is_named_by_its_build(
+    bench: FaultBench, deployed: LabUnderTest
+) -> None:
+    """Protocols up to 3 and from 5 on hang up on each other's greeting, so no version is ever printed."""
+    install_rpc_server(deployed, OLD_GREETING)
+    async with injected(OtherProtocol(bench.other, OLD_GREETING)):
+        refusal = await bench.refused()
+        assert refusal.state
+        await bench.explain(refusal.state)
+    diagnosis = refusal.state.diagnosis
+    assert diagnosis
+    assert diagnosis.failure_class == "build_mismatch"
+    assert f"build node1 | llama.cpp {OLD_GREETING}" in {
+        f"{item.source} | {item.line}".partition(" (")[0] for item in diagnosis.evidence
+    }
+
+
+@pytest.mark.long
+async def test_backend_of_another_protocol_is_named_with_its_version(
+    bench: FaultBench, deployed: LabUnderTest
+) -> None:
+    install_rpc_server(deployed, OLDER_PROTOCOL)
+    async with injected(OtherProtocol(bench.other, OLDER_PROTOCOL)):
         refusal = await bench.refused()
     assert refusal.state
     failure, line = decided_by(refusal.state.diagnosis)
     assert failure == "rpc_version_mismatch"
-    assert line.endswith("RPC server version mismatch: 2.0.0")
+    assert line.endswith("RPC server version mismatch: 5.1.0")
 
 
 async def test_what_a_killed_run_left_is_found_and_undone(bench: FaultBench) -> None:

@@ -57,6 +57,16 @@ def test_a_failed_command_says_what_it_said(tmp_path: Path) -> None:
         play(tmp_path, task)
 
 
+def test_what_a_playbook_says_is_shown(tmp_path: Path) -> None:
+    task = "    - ansible.builtin.debug: {msg: ['WARNING: [one]', two]}\n      run_once: true\n"
+    (tmp_path / "hosts.yml").write_text(HOSTS)
+    (tmp_path / "play.yml").write_text(f"- hosts: all\n  gather_facts: false\n  tasks:\n{task}")
+    console = Console(file=io.StringIO())
+    run_playbook(tmp_path / "play.yml", tmp_path / "hosts.yml", console=console)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == ["WARNING: [one]", "two"]
+
+
 def test_an_ignored_failure_is_none(tmp_path: Path) -> None:
     assert (
         play(tmp_path, "    - name: Try\n      fail: {msg: no}\n      ignore_errors: true\n").total_changed

@@ -55,6 +55,7 @@ def deciding(diagnosis: Diagnosis) -> str:
         ("backend_unreachable", "backend_unreachable", "ended before its first line"),
         ("not_distributed", "not_distributed", "offloaded 0/31 layers"),
         ("distributed", "unknown", ""),
+        ("distributed_11549", "unknown", ""),
         ("local", "unknown", ""),
         ("out_of_memory", "out_of_memory", "failed to allocate CPU buffer of size"),
         ("out_of_memory_backend", "out_of_memory", "failed to allocate RPC0[127.0.0.1:51001] buffer"),

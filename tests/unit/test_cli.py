@@ -9,11 +9,13 @@ from harness.errors import HarnessError
 from typer.testing import CliRunner
 
 HOSTS = "all: {hosts: {node1: {ansible_host: 10.0.0.1}, node2: {ansible_host: 10.0.0.2}}}\n"
+LAB = HOSTS.replace("hosts: {node1", "vars: {lab_node_lab: t}, hosts: {node1")
 
 
 @pytest.fixture
 def inventory(tmp_path: Path) -> Path:
     (tmp_path / "hosts.yml").write_text(HOSTS)
+    (tmp_path / "lab.yml").write_text(LAB)
     return tmp_path / "hosts.yml"
 
 
@@ -22,9 +24,17 @@ def inventory(tmp_path: Path) -> Path:
     [
         ("deploy --extra @vars.yml", "--extra @vars.yml is not key=value"),
         ("deploy --inventory {absent}", "no inventory at .*absent; name one with --inventory"),
-        ("lab up --inventory {inventory} --nodes 3", r"--nodes 3: inventory .* has 2 nodes \(node1, node2\)"),
+        ("lab up --inventory {lab} --nodes 3", r"--nodes 3: inventory .* has 2 nodes \(node1, node2\)"),
+        ("lab up --inventory {inventory}", r"hosts\.yml sets no lab_node_lab, so it describes real machines"),
+        ("lab status --inventory {inventory}", r"hosts\.yml sets no lab_node_lab"),
+        ("lab up --inventory {lab} --profile nightly", "no profile 'nightly'; shipped ones: default, "),
+        ("cache status --inventory {inventory}", "group 'backends' holds no node; nothing was done"),
+        ("cache verify --inventory {inventory}", "group 'backends' holds no node; nothing was done"),
         ("lab up --inventory {absent}", "no inventory at .*absent"),
         ("watch --inventory {inventory}", "group 'head' holds 0 nodes; it must hold exactly one"),
+        ("run founding --profile smoke", "run founding has a profile of its own; leave --profile out"),
+        ("model ensure", r"name models \(smollm2, 13b-q4_0\) or a profile whose models to have: --profile"),
+        ("model ensure --profile nightly", "no profile 'nightly'; shipped ones: default, "),
         ("run soak", "nothing called 'soak' can be run; known: benchmark, founding, schema"),
         (
             "run benchmark --profile nightly",
@@ -52,7 +62,7 @@ def test_wrong_input_is_one_line_that_names_it(
 ) -> None:
     monkeypatch.setenv("LLAMA_HARNESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
-    words = typed.format(inventory=inventory, absent=tmp_path / "absent").split()
+    words = typed.format(inventory=inventory, lab=tmp_path / "lab.yml", absent=tmp_path / "absent").split()
     done = CliRunner().invoke(app, words)
     assert isinstance(done.exception, HarnessError), done.output
     assert re.search(says, str(done.exception))

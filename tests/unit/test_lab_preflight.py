@@ -1,10 +1,12 @@
 """What stands in a lab's way."""
 
 import os
+import re
 from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
+from harness.lab import preflight
 from harness.lab.link import bits_per_second, tbf
 from harness.lab.preflight import is_foreign, obstacles, overlaps
 from harness.lab.spec import LabSpec
@@ -39,6 +41,41 @@ def test_without_root_that_is_all_that_is_said(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     lab = LabSpec(name="t", network=IPv4Network("10.0.0.0/24"), cache=tmp_path)
     assert obstacles(lab) == ["the lab needs root: run this as root or with sudo"]
+
+
+def small_lab(cache: Path, **needs: int) -> LabSpec:
+    machine = {"name": "node1", "address": "10.9.8.11", "memory": 1 << 20}
+    return LabSpec.model_validate(
+        {
+            "name": "t",
+            "network": "10.9.8.0/24",
+            "root": cache / "labs",
+            "cache": cache,
+            "machines": [machine],
+            **needs,
+        }
+    )
+
+
+@pytest.fixture
+def ready_computer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root, with every tool and nothing in the way: only size is looked at."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for look in ("_system", "_tools", "_names", "_network"):
+        monkeypatch.setattr(preflight, look, lambda *_: [])
+
+
+@pytest.mark.usefixtures("ready_computer")
+def test_computer_too_small_for_the_models_is_told_by_how_much(tmp_path: Path) -> None:
+    assert obstacles(small_lab(tmp_path)) == []
+    (memory,) = obstacles(small_lab(tmp_path, models_memory=1 << 50))
+    assert re.match(
+        r"memory: the largest model and 1 machines need 1048576\.3 GiB, and this computer has ", memory
+    )
+    (disk,) = obstacles(small_lab(tmp_path, models_disk=1 << 50))
+    assert re.match(
+        r"disk: (image 2\.0 GiB \+ )?models 1048576\.0 GiB = .* GiB is free: free some space, or ", disk
+    )
 
 
 def test_a_claim_cut_short_is_not_a_foreign_folder(tmp_path: Path) -> None:

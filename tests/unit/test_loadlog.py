@@ -65,6 +65,18 @@ def test_each_device_has_its_buffers(distributed: list[str]) -> None:
     assert first.compute_bytes == round(16.13 * MIB)
 
 
+def test_log_of_a_newer_build_is_read_to_the_end() -> None:
+    lines = read_log(LOGS / "distributed_11549.log")
+    report = parse_load_log(lines)
+    assert (report.build, report.offloaded, report.layers_total) == (11549, 31, 31)
+    assert {b.device for b in report.buffers if b.kv_bytes} == {
+        "RPC0[127.0.0.1:50151]",
+        "RPC0[127.0.0.1:50152]",
+    }
+    phases = [phase for line in lines if (phase := load_phase(line))]
+    assert list(dict.fromkeys(phases)) == ["open", "transfer", "kv", "warmup", "ready"]
+
+
 def test_layers_kept_on_the_coordinator_are_not_distributed() -> None:
     report = parse_load_log(read_log(LOGS / "not_distributed.log"))
     assert (report.offloaded, report.layers_total) == (0, 31)

@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 from harness.errors import HarnessError
-from harness.releases.catalogue import CATALOGUE, SourceKind, catalogue, read_catalogue
+from harness.releases.catalogue import CATALOGUE, Release, SourceKind, catalogue, read_catalogue
+from harness.settings import REPOSITORY
 
 
 def test_the_releases_the_project_speaks_of_are_there() -> None:
-    assert [release.build for release in catalogue().releases] == [6666, 6689, 6743, 6751, 6792, 11434]
+    assert [release.build for release in catalogue().releases] == [
+        6666, 6689, 6743, 6751, 6792, 10566, 11434, 11549
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -19,7 +22,9 @@ def test_the_releases_the_project_speaks_of_are_there() -> None:
         (6689, "3.0.0", "rpc-server", ["git", "archive"]),
         (6743, "3.0.0", "rpc-server", ["git", "archive"]),
         (6751, "3.0.0", "rpc-server", ["pypi", "archive"]),
+        (10566, "5.1.0", "ggml-rpc-server", ["pypi", "archive"]),
         (11434, "7.0.0", "ggml-rpc-server", ["pypi", "archive"]),
+        (11549, "8.0.0", "ggml-rpc-server", ["pypi", "archive"]),
     ],
 )
 def test_a_release_says_what_it_speaks_and_where_it_is(
@@ -30,9 +35,50 @@ def test_a_release_says_what_it_speaks_and_where_it_is(
     assert release.sources.kinds == [SourceKind(kind) for kind in kinds]
 
 
-def test_the_founding_reports_pin_carries_its_vulnerabilities() -> None:
-    issues = {issue.id for issue in catalogue().release(6743).issues}
-    assert {"CVE-2026-34159", "CVE-2026-21869"} <= issues
+RPC, DISCARD, RECOMPUTE = "CVE-2026-34159", "CVE-2026-21869", "GHSA-2phh-px2f-2qmx"
+
+
+@pytest.mark.parametrize(
+    ("build", "ids"),
+    [
+        (6666, [RPC, DISCARD]),
+        (6743, [RPC, DISCARD]),
+        (6792, [RPC, DISCARD]),
+        (10566, [RECOMPUTE]),
+        (11434, []),
+        (11549, []),
+    ],
+)
+def test_remote_code_execution_that_a_newer_release_fixed_is_refused(build: int, ids: list[str]) -> None:
+    assert [issue.id for issue in catalogue().refusals(build)] == ids
+    assert catalogue().admit(build, accepted=ids).build == build
+    for missing in ids:
+        with pytest.raises(
+            HarnessError, match=rf"\({missing}\): pin 11549, or accept .*: \[{', '.join(ids)}\]"
+        ):
+            catalogue().admit(build, accepted=[name for name in ids if name != missing])
+
+
+@pytest.mark.parametrize("release", catalogue().releases, ids=lambda release: str(release.build))
+def test_what_no_release_has_fixed_is_said_of_each(release: Release) -> None:
+    issues = {issue.id: issue for issue in catalogue().known_issues(release.build)}
+    assert "fences" in issues["upstream-25289"].text
+
+
+def test_accepted_issue_that_nobody_knows_is_named() -> None:
+    with pytest.raises(HarnessError, match=r"no issue 'CVE-1' is known; there are CVE-2026-34159, "):
+        catalogue().admit(11549, accepted=["CVE-1"])
+
+
+@pytest.mark.parametrize("inventory", ["lab", "example"])
+def test_pin_of_a_shipped_inventory_is_the_newest_without_a_fixed_vulnerability(inventory: str) -> None:
+    variables = yaml.safe_load(
+        (REPOSITORY / "inventories" / inventory / "group_vars" / "all.yml").read_text()
+    )
+    assert variables["llama_cpp_build"] == max(
+        release.build for release in catalogue().releases if not catalogue().refusals(release.build)
+    )
+    assert "llama_cpp_accepted_issues" not in variables
 
 
 def test_memory_flag_of_rpc_server_is_gone_at_6792() -> None:
@@ -79,6 +125,12 @@ def test_a_checksum_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_a_build_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, lambda data: data["releases"].append(data["releases"][0]))
     with pytest.raises(HarnessError, match="build 6666 stands twice"):
+        read_catalogue(path)
+
+
+def test_issue_that_names_no_release_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, lambda data: data["issues"][0].update(fixed_in=7000))
+    with pytest.raises(HarnessError, match=r"CVE-2026-34159 names build 7000, which is no release"):
         read_catalogue(path)
 
 

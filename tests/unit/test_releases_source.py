@@ -13,6 +13,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import IO
 
 import pytest
 from harness.errors import HarnessError
@@ -103,6 +104,30 @@ def unpacked(archive: Path) -> dict[str, bytes]:
             for member in tar.getmembers()
             if (file := tar.extractfile(member)) is not None
         }
+
+
+def test_archive_of_which_only_half_comes_is_one_line_and_leaves_nothing(
+    local_index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = local_index.files / "cppsource-1.0.tar.gz"
+    sha256 = sdist(archive)
+    local_index.publish()
+
+    def half(self: Quiet, source: IO[bytes], outputfile: IO[bytes]) -> None:
+        content = source.read()
+        outputfile.write(content[: len(content) // 2] if self.path.endswith(".gz") else content)
+        self.close_connection = True
+
+    monkeypatch.setattr(Quiet, "copyfile", half)
+    with pytest.raises(
+        HarnessError, match=r"cppsource 1\.0: no answer from the package indexes .*: "
+    ) as caught:
+        fetch_source(release_from(sha256), SourceChoice(), tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "cache" / "sources").iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.setattr(index, "pip_settings", lambda: IndexSettings(index_urls=(local_index.url,)))
+    assert fetch_source(release_from(sha256), SourceChoice(), tmp_path / "cache").fetched
 
 
 def test_only_the_named_folder_of_an_sdist_is_taken_and_nothing_runs(

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 
-from harness.router.sockets import connected, has_connection, listens_itself, port_taken
+from harness.router.sockets import can_listen, connected, has_connection, listens_itself, port_taken
 
 
 def test_listener_is_seen_and_known_by_its_process() -> None:
@@ -18,6 +18,20 @@ def test_listener_is_seen_and_known_by_its_process() -> None:
             other.communicate(b"\n")
         assert not listens_itself(other.pid, port), "a process that is gone"
     assert not port_taken(port)
+
+
+def test_port_that_a_closed_connection_of_another_kind_of_server_keeps_is_not_free() -> None:
+    """Up to 6792 llama-server sets SO_REUSEPORT alone, later SO_REUSEADDR alone."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server.accept()[0].close()  # it closes first, so the connection waits on its side
+            assert client.recv(1) == b""
+    assert can_listen(port, "SO_REUSEPORT")
+    assert not can_listen(port, "SO_REUSEADDR")
 
 
 def test_backend_that_somebody_is_connected_to_is_in_use() -> None:

@@ -77,8 +77,15 @@ def double(version: tuple[int, int, int], devices: int = 1, caps: int = 0) -> Ha
 
 @pytest.mark.parametrize(
     ("version", "caps", "devices"),
-    [((2, 0, 0), 0, 1), ((3, 0, 0), 0, 2), ((7, 0, 0), CAPS_BYTES, 3)],
-    ids=["6666", "6751", "11434"],
+    [
+        ((2, 0, 0), 0, 1),
+        ((3, 0, 0), 0, 2),
+        ((5, 1, 0), CAPS_BYTES, 2),
+        ((6, 0, 0), CAPS_BYTES, 1),
+        ((7, 0, 0), CAPS_BYTES, 3),
+        ((8, 0, 0), CAPS_BYTES, 2),
+    ],
+    ids=["6666", "6751", "10566", "10809", "11434", "11549"],
 )
 async def test_every_known_protocol_tells_version_and_devices(
     version: tuple[int, int, int], caps: int, devices: int

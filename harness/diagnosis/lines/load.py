@@ -8,7 +8,7 @@ LOAD = kind(
     ("loading model tensors", r"loading model tensors"),
     ("buffer size =", r"buffer size ="),
     ("layers to GPU", r"offloaded \d+/\d+ layers"),
-    ("build: |build_info: ", r"\bbuild(?:_info)?: "),
+    ("build: |build_info: |print_info: build ", r"\bbuild(?:_info)?: |print_info: build \d"),
     trouble=False,
 )
 

@@ -263,6 +263,19 @@ def stale_units(units, prefix, active):
     return stale
 
 
+def processes_in(folder):
+    """Processes that work in a folder: what an interrupted playbook left of a build."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            place = str((process / "cwd").readlink())
+        except OSError:  # another user's, or gone
+            continue
+        if place == folder or place.startswith(folder + "/"):
+            found.append(int(process.name))
+    return sorted(found)
+
+
 def free_bytes(path):
     """Bytes free where ``path`` is or would be."""
     path = Path(path)
@@ -306,6 +319,7 @@ def main():
         missing_packages=missing_packages(given["packages"]),
         stale_units=stale_units(given["units"], given["prefix"], active),
         free_bytes=free_bytes(given["prefix"]),
+        building=processes_in(str(Path(given["prefix"]).resolve() / f".build-{name}")),
     )
 
 
