@@ -24,14 +24,14 @@ help: ## Show this list
 
 .PHONY: benchmark
 benchmark: ## From nothing: tools, lab, models, llama.cpp, deployment, trials, report  [PROFILE=smoke|default|full]
-	@PROFILE=$(PROFILE) scripts/benchmark
+	@PROFILE='$(PROFILE)' scripts/benchmark
 
 .PHONY: test
 test: export NOT_LONG := -m "not long"
-test: lint unit lab-test integration browser ## From nothing: lint, types, unit, lab, integration and browser tests
+test: host-packages test-packages lint unit lab-test integration browser ## From nothing: lint, types, unit, lab, integration and browser tests
 
 .PHONY: test-all
-test-all: lint unit lab-test integration browser ## The same with the long tests: other pins, many clients, minutes of load
+test-all: host-packages test-packages lint unit lab-test integration browser ## The same and the long tests (so do the targets by themselves)
 
 .PHONY: lint
 lint: .venv/.installed ## Check style and types
@@ -42,7 +42,7 @@ lint: .venv/.installed ## Check style and types
 	ansible-lint --profile production -q
 
 .PHONY: unit
-unit: .venv/.installed host-packages test-packages ## Run the unit tests
+unit: .venv/.installed ## Run the unit tests
 	pytest -q tests/unit
 
 .PHONY: lab-test
@@ -54,7 +54,7 @@ integration: test-models host-packages test-packages ## Run the tests that need 
 	pytest -q --durations=10 $(NOT_LONG) tests/integration
 
 .PHONY: browser
-browser: .venv/.installed test-packages ## Run the tests that look at pages in a real browser
+browser: test-models host-packages test-packages ## Run the tests that look at pages in a real browser
 	pytest -q tests/browser
 
 .PHONY: test-models

@@ -4,7 +4,7 @@
 
 Each measurement starts rpc-servers and a llama-server of one release afresh, with every layer on the
 rpc-servers, in equal parts. Rounds are interleaved, and each begins with another release: what the machine
-did to one it did to all. Ratios are taken within a round, to the first release.
+did to one it did to all. Ratios are taken within a round, to the first release that did not fail.
 
     load      exec of llama-server -> /health 200
     prompt    prompt_per_second of llama.cpp's timings, nothing of the prompt in a cache
@@ -40,7 +40,7 @@ from bench import server_command
 from pins_table import Figures, Pins, markdown, text
 
 WINDOW_S = 5.0
-WATCH_S = 0.005
+WATCH_S = 0.05
 
 
 class PinFailed(Exception):
@@ -190,7 +190,7 @@ def main() -> None:
         Gate(options.pins[0], options.backends, options.rounds, options.deadline).check(model)
         binaries = {pin: local_build(pin) for pin in options.pins}
     except HarnessError as error:
-        parser.error(f"{error} (a model that is not there: harness model ensure {options.model})")
+        parser.error(f"{error}")
     with model.path.open("rb") as file:  # the first load is not to wait for the disk either
         while file.read(1 << 24):
             pass

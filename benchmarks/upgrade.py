@@ -1,7 +1,7 @@
 """An upgrade under load: how long the service is away, and whether a request is lost.
 
-    benchmarks/upgrade.py --build 6792 --model 1b-q8_0 --clients 4          # from the inventory's pin
-    benchmarks/upgrade.py --build 6792 --model 1b-q8_0 --clients 4 --back   # and back afterwards
+    benchmarks/upgrade.py --build 11434 --model 1b-q8_0 --clients 4          # from the inventory's pin
+    benchmarks/upgrade.py --build 11434 --model 1b-q8_0 --clients 4 --back   # and back afterwards
 
 Clients ask one short request after the other, of the model over the backends, from before the playbook until
 after it; the new build is made meanwhile where no cache has it. ``--extra`` passes variables to the playbook.

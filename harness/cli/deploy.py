@@ -22,8 +22,10 @@ def command(
 
     for pair in extra or []:
         if "=" not in pair:
-            raise HarnessError(f"--extra {pair} is not key=value, such as llama_cpp_build=6751")
+            raise HarnessError(f"--extra {pair} is not key=value, such as llama_cpp_build=11549")
     pairs = dict(pair.split("=", 1) for pair in extra or [])
+    if build_only:  # beside the build that runs, which stays current
+        pairs["llama_cpp_activate"] = "false"
     run_playbook(
         REPOSITORY / "site.yml",
         inventory,

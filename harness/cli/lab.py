@@ -36,12 +36,12 @@ def up(
 ) -> None:
     """Boot the lab; machines that are up stay as they are."""
     needs = _needs(profile) if profile else {}
-    try:
-        _play(inventory, "present", nodes, "Bringing the lab up", needs)
-    except HarnessError as error:
-        if profile in (None, SMALLEST) or not _fits(inventory, nodes):
-            raise
-        raise HarnessError(f"{error}\nThe profile {SMALLEST} fits: PROFILE={SMALLEST}") from None
+    if profile not in (None, SMALLEST):
+        try:
+            _play(inventory, "checked", nodes, "Checking this computer", needs)
+        except HarnessError as error:
+            raise HarnessError(f"{error}{_advice(inventory, nodes)}") from None
+    _play(inventory, "present", nodes, "Bringing the lab up", needs)
     _print_status(inventory)
 
 
@@ -58,12 +58,12 @@ def _needs(profile: str) -> dict[str, str]:
     }
 
 
-def _fits(inventory: Path, nodes: int | None) -> bool:
+def _advice(inventory: Path, nodes: int | None) -> str:
     try:
         _play(inventory, "checked", nodes, "Checking what fits", _needs(SMALLEST))
     except HarnessError:
-        return False
-    return True
+        return ""
+    return f"; the profile {SMALLEST} fits: PROFILE={SMALLEST}"
 
 
 @app.command()

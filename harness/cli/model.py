@@ -76,9 +76,7 @@ def ensure(
 
     wanted = dict.fromkeys([*(names or []), *(load_profile(profile)[2].model_names if profile else [])])
     if not wanted:
-        raise HarnessError(
-            "name models (smollm2, 13b-q4_0) or a profile whose models to have: --profile NAME"
-        )
+        raise HarnessError("name models (smollm2, 13b-q4_0) or a profile: --profile NAME")
     for name in wanted:
         with _bar(name) as progress:
             ensured = ensure_model(name, progress)

@@ -20,9 +20,9 @@ def list_releases() -> None:
         kinds = ", ".join(release.sources.kinds)
         refusals = catalogue().refusals(release.build)
         fixed = (
-            f"fixed in {max(issue.fixed_in or 0 for issue in refusals)}: refused"
+            f"refused (fixed in {max(issue.fixed_in or 0 for issue in refusals)})"
             if refusals
-            else "none fixed later"
+            else "only unfixed ones"
         )
         table.add_row(str(release.build), release.short_commit, release.protocol, kinds, fixed, release.note)
     Console().print(table)

@@ -33,7 +33,7 @@ def command(
         list[str] | None, typer.Option(help="NAME=MODEL: put a model in place of one that the profile names.")
     ] = None,
     pins: Annotated[
-        str | None, typer.Option(help="Builds to try in turns, what runs now first: 6751,6792.")
+        str | None, typer.Option(help="Builds to try in turns, what runs now first: 11549,11434.")
     ] = None,
     resume: Annotated[
         str | None, typer.Option(help="Go on with a run that was cut short: its name, or last.")
@@ -104,4 +104,4 @@ def _builds(pins: str | None) -> tuple[int, ...]:
     try:
         return tuple(int(pin.strip().removeprefix("b")) for pin in pins.split(",")) if pins else ()
     except ValueError:
-        raise HarnessError(f"--pins {pins}: give build numbers, say 6751,6792") from None
+        raise HarnessError(f"--pins {pins}: give build numbers, say 11549,11434") from None

@@ -12,6 +12,7 @@ from harness.diagnosis.evidence import LLAMA_SERVER, RPC_SERVER
 from harness.diagnosis.facts import Facts, coordinates, offload_gap, signal_evidence
 from harness.diagnosis.lines import ends, rpc
 from harness.diagnosis.lines.line import Kind
+from harness.diagnosis.lines.load import LOAD
 from harness.diagnosis.model import Evidence
 
 Condition = Callable[[Facts], list[Evidence] | None]
@@ -73,9 +74,7 @@ def _ended_quietly(facts: Facts) -> bool:
 
 
 def told_busy(facts: Facts) -> list[Evidence] | None:
-    """We sent SIGTERM, SIGINT or SIGKILL with a request in flight, and it did not exit with code 0"""
-    if facts.exit and facts.exit.code == 0:
-        return None
+    """We sent SIGTERM, SIGINT or SIGKILL with a request in flight"""
     sent = [s for s in facts.ours(*_STOPPING_SIGNALS) if s.requests_in_flight > 0]
     return [signal_evidence(facts.inputs, s) for s in sent] or None
 
@@ -101,11 +100,16 @@ def stopped_before_it_lost(facts: Facts) -> list[Evidence] | None:
 
 
 def receive_broke_off(facts: Facts) -> list[Evidence] | None:
-    """It died of SIGABRT as a receive from a backend failed (`recv failed`), and every backend of its plan
-    still has the rpc-server that it had before: a signal breaks off a receive, a lost backend ends it"""
+    """It had begun to load and died of SIGABRT as a receive from a backend failed (`recv failed`), and every
+    backend of its plan still has the rpc-server that it had before: a signal breaks off a receive, a lost
+    backend ends it"""
     inputs = facts.inputs
     broken = [hit for hit in facts.own.all(rpc.LOST) if _RECEIVE_FAILED.search(hit.text)]
     planned = {share.node for share in inputs.plan.shares} if inputs.plan else set()
+    if not facts.own.find(
+        LOAD
+    ):  # it was still greeting its backends: nobody could have asked it for anything
+        return None
     if not broken or not planned or facts.signalled != exits.ABORT or inputs.began_ns is None:
         return None
     began = {node: inputs.backends_began_ns.get(node) for node in planned}

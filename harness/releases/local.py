@@ -1,12 +1,10 @@
 """A release of llama.cpp on this computer, by the role that builds it for nodes and from the same cache."""
 
 import fcntl
-import os
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from harness.ansible import run_playbook
@@ -46,11 +44,7 @@ def local_build(build: int, programs: Sequence[str] = PROGRAMS, *, activate: boo
             "local_build_note": str(note),
         }
         inventory = REPOSITORY / "inventories" / "localhost.yml"
-        try:
-            run_playbook(PLAYBOOKS / "local_build.yml", inventory, variables, title=f"llama.cpp {build}")
-        except (KeyboardInterrupt, HarnessError):
-            _end_compilers(prefix / f".build-{build}-")
-            raise
+        run_playbook(PLAYBOOKS / "local_build.yml", inventory, variables, title=f"llama.cpp {build}")
         return Path(note.read_text(encoding="utf-8")).resolve() / "bin"
 
 
@@ -71,17 +65,3 @@ def _alone(prefix: Path) -> Iterator[None]:
             print(f"harness: waits for another build in {prefix}", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _end_compilers(work: Path) -> None:
-    """End what an interrupted playbook left to go on by itself: every process that works in such a folder."""
-    while running := [pid for pid, folder in _working_folders() if folder.startswith(str(work.resolve()))]:
-        for pid in running:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-def _working_folders() -> Iterator[tuple[int, str]]:
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # another user's, or gone
-            yield int(process.name), str((process / "cwd").readlink())

@@ -134,7 +134,7 @@ def judge_ended(
     if ended or code:
         return Outcome.CRASH, "; ".join([*([f"llama-bench {how_ended(code)}"] if code else []), *ended])
     if speeds is None:
-        return Outcome.CRASH, "llama-bench ended without a word on tokens"
+        return Outcome.CRASH, "llama-bench ended and reported no tokens"
     if holding < backends:
         return (
             Outcome.NOT_DISTRIBUTED,

@@ -64,7 +64,7 @@ class Gate:
                 f"--backends {self.backends}: one coordinator can use 1 to {MOST_BACKENDS} rpc-servers"
             )
         if self.rounds < 1 or self.deadline_s <= 0:
-            raise HarnessError(f"--rounds {self.rounds} --deadline {self.deadline_s:g}: give more than none")
+            raise HarnessError(f"--rounds {self.rounds}, --deadline {self.deadline_s:g}: neither may be 0")
         if model and model.block_count < self.backends:
             raise HarnessError(
                 f"{model.path.name} has {model.block_count} layers, too few for {self.backends} backends: "
@@ -100,7 +100,7 @@ def prove(gate: Gate, binaries: Path, model: GgufModel, say: Callable[[Round], N
                 rounds.append(_round(len(rounds) + 1, gate, binaries, model.path, backends, logs))
                 say(rounds[-1])
     finally:
-        if all(one.speeds for one in rounds):
+        if rounds and all(one.speeds for one in rounds):
             shutil.rmtree(logs)
     return Proof(
         build=gate.build,

@@ -113,16 +113,16 @@ def look_at(processes: Mapping[int, str], ports: Collection[int], window_s: floa
     Args:
         processes: what each is to be called, by its pid.
     """
-    before = {pid: _threads(pid) for pid in processes}
+    before = {pid: (_threads(pid), _cpu_s(pid)) for pid in processes}
     time.sleep(window_s)
-    seen = tuple(_process(pid, name, before[pid]) for pid, name in processes.items())
+    seen = tuple(_process(pid, name, *before[pid]) for pid, name in processes.items())
     return Look(
         window_s=window_s, processes=seen, sockets=read_sockets((_PROC / "net" / "tcp").read_text(), ports)
     )
 
 
-_Threads = dict[int, tuple[str, str, float]]
-"""Name, state and processor time of each thread."""
+_Threads = dict[int, tuple[str, str]]
+"""Name and state of each thread."""
 
 
 def _threads(pid: int) -> _Threads:
@@ -132,17 +132,25 @@ def _threads(pid: int) -> _Threads:
     except OSError:
         return found
     for task in tasks:
-        # The name may hold spaces and brackets: fields are counted from the last bracket (proc(5), stat).
-        name, _, rest = _text(task / "stat").partition("(")[2].rpartition(")")
-        fields = rest.split()
+        name, fields = _stat(task)
         if fields and fields[0] not in "ZX":
-            ticks = int(fields[11]) + int(fields[12])
-            found[int(task.name)] = (name, fields[0], ticks / os.sysconf("SC_CLK_TCK"))
+            found[int(task.name)] = (name, fields[0])
     return found
 
 
-def _process(pid: int, called: str, before: _Threads) -> ProcessSeen:
-    now = _threads(pid)
+def _stat(folder: Path) -> tuple[str, list[str]]:
+    """Name and fields from the state on; the name may hold spaces and brackets (proc(5), stat)."""
+    name, _, rest = _text(folder / "stat").partition("(")[2].rpartition(")")
+    return name, rest.split()
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor time of a process, threads that have ended included; 0 once it is gone."""
+    _, fields = _stat(_PROC / str(pid))
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+def _process(pid: int, called: str, before: _Threads, used_before_s: float) -> ProcessSeen:
     threads = tuple(
         ThreadSeen(
             name=name,
@@ -151,10 +159,10 @@ def _process(pid: int, called: str, before: _Threads) -> ProcessSeen:
             at_work=state in "RD" and number in before and before[number][1] in "RD",
             main=number == pid,
         )
-        for number, (name, state, _) in sorted(now.items())
+        for number, (name, state) in sorted(_threads(pid).items())
     )
-    used = sum(cpu_s - before.get(number, ("", "", 0.0))[2] for number, (_, _, cpu_s) in now.items())
-    return ProcessSeen(name=called, pid=pid, used_s=used, threads=threads)
+    used_s = max(0.0, _cpu_s(pid) - used_before_s)
+    return ProcessSeen(name=called, pid=pid, used_s=used_s, threads=threads)
 
 
 def _waits_in(task: Path) -> str:

@@ -251,7 +251,10 @@ class Exchange:
             while piece:
                 yield piece
                 piece = await answer.response.content.readany()
-                call.moved()
+                if not piece.startswith(
+                    b":"
+                ):  # a comment that keeps the connection open comes from a hung server too
+                    call.moved()
         except BROKEN as error:
             broken = await self._explained(call, error)
             log("stream broken", error_class=broken.error_class, message=broken.message)

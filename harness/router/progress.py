@@ -79,12 +79,12 @@ def stalled(
     )
 
 
-def refuses(still_s: float) -> Diagnosis:
-    """The diagnosis of a llama-server that closed its port for ``still_s`` and neither answers nor ends.
+def broken_off(still_s: float) -> Diagnosis:
+    """The diagnosis of a llama-server that broke off a request, and for ``still_s`` neither moves nor ends.
 
     Builds since 11434 do that for ever when a SIGTERM finds a request in flight.
     """
-    line = f"for {still_s:.0f} s llama-server has refused connections, and it has not ended"
+    line = f"llama-server broke off a request for one token, then nothing moved for {still_s:.0f} s"
     return Diagnosis(
         failure_class=FailureClass.STOPPED_BUSY,
         evidence=[Evidence(source="router", line=line)],
@@ -167,7 +167,7 @@ class Watcher:
                 return None
             still_s = time.monotonic() - began
             if refused:
-                found = refuses(still_s) if still_s >= self._config.suspect_s else None
+                found = broken_off(still_s) if still_s >= self._config.suspect_s else None
             else:
                 found = stalled(
                     still_s,

@@ -11,9 +11,9 @@ from playwright.sync_api import Browser, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
-from tests.integration.conftest import llama_build, smollm2
+from tests.integration.conftest import llama_build
 
-__all__ = ["llama_build", "smollm2"]
+__all__ = ["llama_build"]
 
 
 @pytest.fixture(scope="module")

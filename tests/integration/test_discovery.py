@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from harness import auto_discover_rpc_backends
+from harness.releases.installed import installed_release
 from harness.router.discovery import find_backends
 from harness.rpc.discovery import Candidate
 from harness.rpc.messages import Version
@@ -56,10 +57,18 @@ def answers(port: int) -> bool:
     return asked.returncode == 0 and "content" in json.loads(asked.stdout)
 
 
-async def test_idle_backend_tells_its_protocol_and_its_memory(backend: RpcServer) -> None:
+@pytest.fixture(scope="module")
+def spoken(llama_build: Path) -> Version:
+    """The pinned build's protocol."""
+    release = installed_release(llama_build / "llama-server")
+    assert release
+    return Version.parse(release.protocol)
+
+
+async def test_idle_backend_tells_its_protocol_and_its_memory(backend: RpcServer, spoken: Version) -> None:
     for _ in range(3):
-        found = await probe("127.0.0.1", backend.port, expected=Version(3, 0, 0))
-        assert (found.status, str(found.info and found.info.version)) == (BackendStatus.IDLE, "3.0.0")
+        found = await probe("127.0.0.1", backend.port, expected=spoken)
+        assert (found.status, found.info and found.info.version) == (BackendStatus.IDLE, spoken)
         assert found.info
         assert len(found.info.devices) == 1
         assert found.info.devices[0].total_bytes > 1 << 30
@@ -133,7 +142,7 @@ async def test_backend_of_another_protocol_is_named_with_its_memory(
 
 
 async def test_script_finds_idle_backends_in_a_network_from_inside_its_own_loop(
-    llama_build: Path, backend: RpcServer, tmp_path: Path
+    llama_build: Path, backend: RpcServer, spoken: Version, tmp_path: Path
 ) -> None:
     config: dict[str, Any] = {
         "address": "127.0.0.1",
@@ -144,5 +153,5 @@ async def test_script_finds_idle_backends_in_a_network_from_inside_its_own_loop(
     path.write_text(json.dumps(config))
     found = auto_discover_rpc_backends(["127.0.0.0/22"], config=path, port=backend.port)
     assert [(one["host"], one["port"], one["version"]) for one in found] == [
-        ("127.0.0.1", backend.port, "3.0.0")
+        ("127.0.0.1", backend.port, str(spoken))
     ]

@@ -14,7 +14,7 @@ def test_llama_server_says_the_pinned_build(llama_build: Path) -> None:
     done = subprocess.run(
         [llama_build / "llama-server", "--version"], capture_output=True, text=True, check=True
     )
-    assert f"version: {manifest['build']} ({manifest['commit']})" in done.stderr
+    assert f"(build {manifest['build']}, commit {manifest['commit']})" in done.stderr
 
 
 def test_the_build_needs_no_shared_library_of_its_own(llama_build: Path) -> None:

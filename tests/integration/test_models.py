@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from harness.diagnosis.loadlog import parse_load_log
+from harness.models.ensure import model_bytes
 from harness.models.gguf import read_gguf
 from harness.models.shapes import BASE_TYPES
 from harness.models.synth import synthesise
 from harness.planner.placement import BackendMemory, make_plan
+from harness.router.command import release_args
 from router_stack import RpcServer, free_port, wait_for
 
 pytestmark = pytest.mark.integration
@@ -26,7 +28,7 @@ def llama_server(binaries: Path, model: Path, log: Path, *flags: str) -> Iterato
     """A llama-server that is ready; gives its port."""
     port = free_port()
     command = [str(binaries / "llama-server"), "-m", str(model), "--port", str(port)]
-    command += ["--cache-ram", "0", "--parallel", "1", *flags]
+    command += ["--parallel", "1", *release_args(binaries / "llama-server"), *flags]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
 
@@ -95,6 +97,10 @@ def test_vocabulary_encodes_words_as_tokens_and_gives_every_text_back(
         assert post(port, "/detokenize", {"tokens": tokens})["content"].strip() == text
         words = post(port, "/tokenize", {"content": "the of and to in a is that for it"})["tokens"]
     assert len(words) == 10
+
+
+def test_packaged_model_is_as_large_as_the_check_of_space_takes_it(smollm2: Path) -> None:
+    assert smollm2.stat().st_size == model_bytes("smollm2")
 
 
 def test_forecast_equals_the_buffers_that_llama_server_prints(

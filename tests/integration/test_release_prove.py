@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 from harness.models.gguf import read_gguf
+from harness.releases.installed import installed_build
 from harness.releases.loopback import Backend, loopback_backends
 from harness.releases.proof import Outcome, Round
 from harness.releases.prove import Gate, prove
 
 pytestmark = pytest.mark.integration
 FOR_EVER = 'exec tail -f "$0"'
-SHORT = Gate(6751, backends=2, rounds=2, deadline_s=3, window_s=1)
+SHORT = Gate(11549, backends=2, rounds=2, deadline_s=3, window_s=1)
 
 
 def started_from(folder: Path) -> list[str]:
@@ -38,6 +39,7 @@ def started_from(folder: Path) -> list[str]:
 def binaries(llama_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The real programs, by a name of this test's own; logs that are kept lie beside them."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert installed_build(llama_build / "rpc-server") == SHORT.build
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("rpc-server", "llama-bench"):
@@ -54,7 +56,7 @@ def double(binaries: Path, script: str) -> None:
 
 def test_real_release_gives_tokens_over_three_backends(binaries: Path, smollm2: Path) -> None:
     told: list[Round] = []
-    proof = prove(Gate(6751, backends=3, rounds=2), binaries, read_gguf(smollm2), told.append)
+    proof = prove(Gate(11549, backends=3, rounds=2), binaries, read_gguf(smollm2), told.append)
     assert proof.passed, proof.verdict()
     assert [one.number for one in told] == [1, 2]
     assert "over 3 backends: 2 of 2 rounds gave tokens" in proof.verdict()
@@ -111,7 +113,7 @@ def test_gate_that_is_interrupted_leaves_nothing_running(
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path; from harness.models.gguf import read_gguf\n"
         "from harness.releases.prove import Gate, prove\n"
-        f"prove(Gate(6751, 2, 2), Path('{binaries}'), read_gguf(Path('{smollm2}')), print)\n"
+        f"prove(Gate(11549, 2, 2), Path('{binaries}'), read_gguf(Path('{smollm2}')), print)\n"
     )
     environment = os.environ | {"TMPDIR": str(binaries.parent)}
     gate = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL, env=environment)
@@ -119,5 +121,8 @@ def test_gate_that_is_interrupted_leaves_nothing_running(
         time.sleep(0.05)
     gate.send_signal(number)
     assert gate.wait(30) != 0
-    while started_from(binaries):
+    for _ in range(200):
+        if not started_from(binaries):
+            break
         time.sleep(0.05)
+    assert started_from(binaries) == []

@@ -10,6 +10,9 @@ import pytest
 import testinfra
 from harness.ansible import run_playbook
 from harness.errors import HarnessError
+from harness.releases.catalogue import catalogue
+from harness.rpc.messages import CAPS_BYTES, HEADER_BYTES
+from lab_under_test import LabUnderTest
 from testinfra.host import Host
 
 HERE = Path(__file__).parent
@@ -21,17 +24,18 @@ HEAD, OTHER = "node2", "node1"
 PORT = 50052
 
 pytestmark = pytest.mark.lab
+SPOKEN = f"protocol {catalogue().release(LabUnderTest(INVENTORY).pin).protocol}"
 
 # Says how a connection went; for the head node, what the backend answers to HELLO.
-CONNECT = """
-import socket, sys
+CONNECT = f"""
+import socket, struct, sys
 try:
     with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as peer:
-        peer.sendall(bytes([14]) + bytes(8))
+        peer.sendall(bytes([14]) + struct.pack("<Q", {CAPS_BYTES}) + bytes({CAPS_BYTES}))
         answer = b""
-        while len(answer) < 11:
-            answer += peer.recv(11 - len(answer)) or sys.exit("closed")
-        print("protocol", ".".join(map(str, answer[8:])))
+        while len(answer) < {HEADER_BYTES + 4 + CAPS_BYTES}:
+            answer += peer.recv(4096) or sys.exit("closed")
+        print("protocol", ".".join(map(str, answer[8:11])))
 except OSError as error:
     print(type(error).__name__)
 """
@@ -81,7 +85,7 @@ def test_service_is_enabled_and_listens_on_its_address_alone(nodes: dict[str, Ho
 
 
 def test_head_node_is_admitted(nodes: dict[str, Host]) -> None:
-    assert connect(nodes[HEAD], OTHER) == "protocol 3.0.0"
+    assert connect(nodes[HEAD], OTHER) == SPOKEN
 
 
 def test_any_other_node_is_refused(nodes: dict[str, Host]) -> None:
@@ -268,4 +272,4 @@ def test_backend_serves_again_after_a_reboot(nodes: dict[str, Host]) -> None:
 
     wait_until(rebooted, 90)
     assert "10.77.44.12" in node.check_output("nft list table inet llama_rpc")
-    wait_until(lambda: connect(nodes[HEAD], OTHER) == "protocol 3.0.0", 10)
+    wait_until(lambda: connect(nodes[HEAD], OTHER) == SPOKEN, 10)

@@ -33,7 +33,7 @@ def inventory(tmp_path: Path) -> Path:
         ("lab up --inventory {absent}", "no inventory at .*absent"),
         ("watch --inventory {inventory}", "group 'head' holds 0 nodes; it must hold exactly one"),
         ("run founding --profile smoke", "run founding has a profile of its own; leave --profile out"),
-        ("model ensure", r"name models \(smollm2, 13b-q4_0\) or a profile whose models to have: --profile"),
+        ("model ensure", r"name models \(smollm2, 13b-q4_0\) or a profile: --profile NAME"),
         ("model ensure --profile nightly", "no profile 'nightly'; shipped ones: default, "),
         ("run soak", "nothing called 'soak' can be run; known: benchmark, founding, schema"),
         (
@@ -68,3 +68,23 @@ def test_wrong_input_is_one_line_that_names_it(
     assert re.search(says, str(done.exception))
     assert "\n" not in str(done.exception)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("smoke_fits", "advice"), [(True, "; the profile smoke fits: PROFILE=smoke"), (False, "")]
+)
+def test_computer_too_small_for_a_profile_is_told_whether_smoke_fits(
+    smoke_fits: bool, advice: str, inventory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = []
+
+    def play(inventory: Path, state: str, nodes: int | None, title: str, needs: dict[str, str]) -> None:
+        played.append(state)
+        if not smoke_fits or int(needs["lab_node_models_memory"]) > 10**10:
+            raise HarnessError("memory: too little")
+
+    monkeypatch.setattr("harness.cli.lab._play", play)
+    lab = str(inventory.with_name("lab.yml"))
+    done = CliRunner().invoke(app, ["lab", "up", "--inventory", lab, "--profile", "default"])
+    assert str(done.exception) == f"memory: too little{advice}"
+    assert set(played) == {"checked"}

@@ -74,8 +74,15 @@ def test_computer_too_small_for_the_models_is_told_by_how_much(tmp_path: Path) -
     )
     (disk,) = obstacles(small_lab(tmp_path, models_disk=1 << 50))
     assert re.match(
-        r"disk: (image 2\.0 GiB \+ )?models 1048576\.0 GiB = .* GiB is free: free some space, or ", disk
+        r"disk: (image 2\.0 GiB \+ )?models 1048576\.0 GiB = .* has .* GiB: free some, or ", disk
     )
+
+
+@pytest.mark.usefixtures("ready_computer")
+def test_machine_limit_above_the_memory_of_the_computer_is_no_obstacle(tmp_path: Path) -> None:
+    lab = small_lab(tmp_path)
+    large = lab.machines[0].model_copy(update={"memory": 1 << 50})
+    assert obstacles(lab.model_copy(update={"machines": [large]})) == []
 
 
 def test_a_claim_cut_short_is_not_a_foreign_folder(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_space_is_wanted_for_what_is_not_there() -> None:
     file_bytes = ensure_model("tiny-q8_0").path.stat().st_size
     assert 0.8 * file_bytes < before <= file_bytes
     assert bytes_to_write("tiny-q8_0") == 0
-    assert bytes_to_write("smollm2") == model_bytes("smollm2") == 98_362_432
+    assert bytes_to_write("smollm2") == model_bytes("smollm2") > 0
 
 
 def test_model_of_one_s_own_is_there_already_or_named_with_what_can_be_had(tmp_path: Path) -> None:
