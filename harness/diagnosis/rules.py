@@ -63,7 +63,9 @@ _LINK = (
 _SPACE = (
     "Make room on that disk, then empty rpc-server's cache: a file cut by a full disk is used as if whole."
 )
-_BUSY = "Somebody other than the harness told it to stop with a request in flight: see the node's journal."
+STOPPED_BY_SOMEBODY = (
+    "Somebody other than the harness told it to stop with a request in flight: see the node's journal."
+)
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -135,12 +137,18 @@ RULES: tuple[Rule, ...] = (
     Rule(
         _C.STOPPED_BUSY,
         _LIKELY,
-        _BUSY,
+        STOPPED_BY_SOMEBODY,
         (rpc.LOST, rpc.LOST_FRAME),
         when_.stopped_before_it_lost,
         LLAMA_SERVER,
     ),
-    Rule(_C.STOPPED_BUSY, _LIKELY, _BUSY, when=when_.receive_broke_off, process=LLAMA_SERVER),
+    Rule(
+        _C.STOPPED_BUSY,
+        _LIKELY,
+        STOPPED_BY_SOMEBODY,
+        when=when_.receive_broke_off,
+        process=LLAMA_SERVER,
+    ),
     Rule(_C.BACKEND_LOST, _CERTAIN, _WHY_BACKEND, (rpc.LOST,), when_.failed, LLAMA_SERVER),
     Rule(
         _C.BACKEND_LOST,
@@ -150,8 +158,14 @@ RULES: tuple[Rule, ...] = (
         when_.aborted_or_unknown,
         LLAMA_SERVER,
     ),
-    Rule(_C.STOPPED_BUSY, _LIKELY, _BUSY, (ends.TERMINATED_BUSY,), when_.aborted_or_unknown),
-    Rule(_C.STOPPED_BUSY, _LIKELY, _BUSY, when=when_.said(ends.STOP_TIMED_OUT)),
+    Rule(
+        _C.STOPPED_BUSY,
+        _LIKELY,
+        STOPPED_BY_SOMEBODY,
+        (ends.TERMINATED_BUSY,),
+        when_.aborted_or_unknown,
+    ),
+    Rule(_C.STOPPED_BUSY, _LIKELY, STOPPED_BY_SOMEBODY, when=when_.said(ends.STOP_TIMED_OUT)),
     Rule(
         _C.PORT_IN_USE,
         _CERTAIN,

@@ -56,6 +56,7 @@ def model_costs(
     context: int,
     parallel: int,
     kv_type: str,
+    build: int | None = None,
     learned: ComputeBuffers | None = None,
 ) -> Costs:
     """Costs of the last ``offload`` layers of a model.
@@ -66,6 +67,7 @@ def model_costs(
         context: ``--ctx-size``, tokens.
         parallel: ``--parallel``.
         kv_type: ``--cache-type-k`` and ``-v``.
+        build: of llama.cpp: releases differ in their compute buffers.
         learned: compute buffers that an earlier load of this shape printed; estimated where there is none.
 
     Raises:
@@ -74,7 +76,7 @@ def model_costs(
     parts = weights(model)
     end = model.block_count + 1
     compute = {
-        (first, last): compute_bytes(model, context, parallel, first, last)
+        (first, last): compute_bytes(model, context, parallel, first, last, build)
         for first, last in product((False, True), repeat=2)
     }
     return Costs(

@@ -11,6 +11,8 @@ _INPUT = ("token_embd", "position_embd", "token_types")
 _SHARED = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 _KV_PADDING = 256
 """Cells of a sequence's cache are a multiple of this with flash attention (llama_kv_cache::get_padding)."""
+_DISPATCHER_BUILD = 11434
+"""The first release of the catalogue with asynchronous backends, which hold other buffers."""
 _MICRO_BATCH = 512
 """llama-server's default ``--ubatch-size``."""
 _FLOAT = 4
@@ -101,17 +103,26 @@ def cache_cells(context: int, parallel: int = 1) -> int:
     return -(-each // _KV_PADDING) * _KV_PADDING * parallel
 
 
-def compute_bytes(model: GgufModel, context: int, parallel: int, first: bool, last: bool) -> int:
+def compute_bytes(
+    model: GgufModel, context: int, parallel: int, first: bool, last: bool, build: int | None = None
+) -> int:
     """First estimate of a backend's compute buffer, flash attention on, micro-batches of 512.
 
-    Fitted from above to what build 6751 prints for llama models of 1B, 13B and 70B: three feed-forward
-    activations, two of the residual stream and the mask in half precision; the first device also holds
-    the input and the mask in full precision; the last one the output's input, or the logits if larger.
+    Fitted to what llama-server prints for llama models. Up to build 10566 (from above to 6751's for 1B, 13B
+    and 70B): three feed-forward activations, two of the residual stream and the mask in half precision; the
+    first device also holds the input and the mask in full precision; the last one the output's input, or the
+    logits if larger. From 11434 on (within 0.1% of 11549's for 1B and 13B): three feed-forward activations,
+    seven of the residual stream and eight bytes of mask; the first device holds nine more of the stream.
+
+    Args:
+        build: of llama.cpp; without it an older one is taken.
     """
     stream = model.embedding_length * _MICRO_BATCH * _FLOAT
-    activations = 3 * model.feed_forward_length * _MICRO_BATCH * _FLOAT + 2 * stream
+    activations = 3 * model.feed_forward_length * _MICRO_BATCH * _FLOAT
     mask = cache_cells(context, parallel) // parallel * _MICRO_BATCH
-    size = activations + mask * _HALF
+    if build is not None and build >= _DISPATCHER_BUILD:
+        return activations + (16 if first else 7) * stream + 8 * mask
+    size = activations + 2 * stream + mask * _HALF
     if first:
         size += stream + mask * _FLOAT
     if last:

@@ -1,6 +1,7 @@
 """Placement: which layers go to which backend, as ``--tensor-split`` will put them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -48,6 +49,7 @@ def make_plan(
     n_gpu_layers: int | None = None,
     kv_type: str = "f16",
     learned: ComputeBuffers | None = None,
+    build: int | None = None,
 ) -> Plan:
     """Place a model over backends, or say what is missing.
 
@@ -65,6 +67,7 @@ def make_plan(
         n_gpu_layers: ``-ngl``; all layers by default. With 0 nothing is placed and nothing refused.
         kv_type: ``--cache-type-k/-v``.
         learned: compute buffers printed by an earlier load of the same shape.
+        build: of llama.cpp; without it an older one is taken.
 
     Raises:
         HarnessError: unknown node, no backends, an architecture that cannot be sized, or a model that does
@@ -73,9 +76,8 @@ def make_plan(
     chosen = _choose(backends, nodes)
     layers_total = model.block_count + 1
     offload = max(_ALL_LAYERS, layers_total) if n_gpu_layers is None else n_gpu_layers
-    costs = model_costs(
-        model, offload=offload, context=context, parallel=parallel, kv_type=kv_type, learned=learned
-    )
+    costs_of = partial(model_costs, model, offload=offload, parallel=parallel, build=build)
+    costs = costs_of(context=context, kv_type=kv_type, learned=learned)
     counts, notes = [0] * len(chosen), []
     if costs.end > costs.start:
         by_memory = place_by_memory(chosen, costs)
@@ -84,7 +86,7 @@ def make_plan(
             notes = _why_faster(chosen, costs, by_memory, by_speed)
         placed = by_speed or by_memory
         if placed is None:
-            raise HarnessError(_refusal(model, chosen, costs, offload, context, parallel, kv_type))
+            raise HarnessError(_refusal(model, chosen, costs, costs_of, context, kv_type))
         counts = placed
     return Plan(
         model=model.path.stem,
@@ -200,13 +202,11 @@ def _refusal(
     model: GgufModel,
     devices: Sequence[BackendMemory],
     costs: Costs,
-    offload: int,
+    costs_of: Callable[..., Costs],
     context: int,
-    parallel: int,
     kv_type: str,
 ) -> str:
     def fits(some: Sequence[BackendMemory], tokens: int, kind: str) -> bool:
-        other = model_costs(model, offload=offload, context=tokens, parallel=parallel, kv_type=kind)
-        return _fill(some, other, 1.0) is not None
+        return _fill(some, costs_of(context=tokens, kv_type=kind), 1.0) is not None
 
     return refusal(model, devices, costs, context=context, kv_type=kv_type, fits=fits)

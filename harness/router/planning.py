@@ -95,6 +95,7 @@ class Planner:
                 n_gpu_layers=request.n_gpu_layers,
                 kv_type=request.kv_type,
                 learned=compute_buffers(self.knowledge.learned, shape),
+                build=build,
             )
         except HarnessError as error:
             raise RouterError(507, "does_not_fit", str(error)) from None

@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
+from harness.diagnosis.rules import STOPPED_BY_SOMEBODY
 from harness.monitor.sample import Sample
 from harness.monitor.state import State, backend_state
 from harness.router.backend_watch import BackendWatch, cpu_seconds
@@ -89,7 +90,7 @@ def broken_off(still_s: float) -> Diagnosis:
         failure_class=FailureClass.STOPPED_BUSY,
         evidence=[Evidence(source="router", line=line)],
         confidence=Confidence.LIKELY,
-        advice="Something else than the router sent it SIGTERM: see who signals processes on this node.",
+        advice=STOPPED_BY_SOMEBODY,
     )
 
 

@@ -49,8 +49,16 @@ async def _plan_here(inventory: Inventory, asked: LoadRequest, reason: HarnessEr
         BackendMemory(node.name, node.rpc_endpoint, size, head_share(header) if node == head else None)
         for node, size in backends
     ]
+    pin = head.variables.get("llama_cpp_build")
     plan = make_plan(
-        header, devices, asked.context, asked.parallel, asked.nodes, asked.n_gpu_layers, asked.kv_type
+        header,
+        devices,
+        asked.context,
+        asked.parallel,
+        asked.nodes,
+        asked.n_gpu_layers,
+        asked.kv_type,
+        build=None if pin is None else int(pin),
     )
     return Offer(
         plan=plan, forecast=forecast_load(header, plan, head.name, Rates()), head=head.name, memory_from=read

@@ -15,6 +15,7 @@ from harness.models.gguf import read_gguf
 from harness.models.shapes import BASE_TYPES
 from harness.models.synth import synthesise
 from harness.planner.placement import BackendMemory, make_plan
+from harness.releases.installed import installed_build
 from harness.router.command import release_args
 from router_stack import RpcServer, free_port, wait_for
 
@@ -119,6 +120,7 @@ def test_forecast_equals_the_buffers_that_llama_server_prints(
                 for n, (server, gib) in enumerate(zip(servers, (5.6, 11.3, 5.5, 5.8), strict=True))
             ],
             context=2048,
+            build=installed_build(llama_build / "llama-server"),
         )
         flags = ["--rpc", ",".join(s.endpoint for s in plan.shares)]
         flags += ["--tensor-split", ",".join(f"{s.weight:g}" for s in plan.shares)]

@@ -63,7 +63,7 @@ UNTOLD = {
     "roles/llama_cpp/library/llama_cpp_info.py": 1,  # compilers of accelerators, which the operator brings
     "roles/rpc_server/files/rpc_cache.py": 1,  # llama-tensor-cache, by its path on the node
     "roles/rpc_server/library/rpc_server_info.py": 1,  # the node's own rpc-server, by its path
-    "tests/unit/test_programs.py": 1,  # each program, when it is looked up here
+    "tests/integration/test_programs.py": 1,  # each program, when it is looked up here
 }
 """How many starts of a file do not name their program in the text, and which programs these are."""
 

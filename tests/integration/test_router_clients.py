@@ -21,18 +21,6 @@ EVERY_WAY = ["tiny", "smollm2"]
 """A llama-server of the pool, and the coordinator."""
 QUESTION: list[Any] = [{"role": "user", "content": "Name three colours."}]
 FEW: Any = {"num_predict": 6, "temperature": 0}
-WEATHER: Any = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "The weather of a city",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}},
-            "required": ["city"],
-        },
-    },
-}
 BROKEN = {
     "cut": b"{",
     "list": b"[]",
@@ -142,22 +130,6 @@ def test_openai_models(of_openai: openai.OpenAI) -> None:
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
 
 
-@pytest.mark.parametrize("model", EVERY_WAY)
-def test_openai_tool_is_called(of_openai: openai.OpenAI, model: str) -> None:
-    asked: Any = {
-        "model": model,
-        "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
-        "tools": [WEATHER],
-        "tool_choice": "required",
-        "temperature": 0,
-        "max_tokens": 80,
-    }
-    answer = of_openai.chat.completions.create(**asked)
-    (call,) = answer.choices[0].message.tool_calls
-    assert answer.choices[0].finish_reason == "tool_calls"
-    assert (call.function.name, "city" in json.loads(call.function.arguments)) == ("get_weather", True)
-
-
 def test_openai_errors_are_typed(stack: RouterStack, of_openai: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         of_openai.chat.completions.create(model="nope", messages=QUESTION)
@@ -223,23 +195,6 @@ def test_ollama_embeddings_in_both_forms(of_ollama: ollama.Client) -> None:
     (short,) = of_ollama.embed("tiny", "red", dimensions=8).embeddings
     assert (len(short), round(sum(x * x for x in short), 6)) == (8, 1.0)
     assert list(of_ollama.embeddings("tiny", "red").embedding) == pytest.approx(made.embeddings[0], abs=1e-3)
-
-
-def test_ollama_tools_go_through(of_ollama: ollama.Client) -> None:
-    asked = [{"role": "user", "content": "What is the weather in Paris?"}]
-    limit: Any = {"num_predict": 80, "temperature": 0}
-    answer = of_ollama.chat("tiny", asked, tools=[WEATHER], options=limit)
-    plain = of_ollama.chat("tiny", asked, options=limit)
-    assert (answer.prompt_eval_count or 0) > (plain.prompt_eval_count or 0) + 50, "the tool is in the prompt"
-    used = [
-        *asked,
-        {
-            "role": "assistant",
-            "tool_calls": [{"function": {"name": "get_weather", "arguments": {"city": "P"}}}],
-        },
-        {"role": "tool", "tool_name": "get_weather", "content": "rain"},
-    ]
-    assert of_ollama.chat("tiny", used, tools=[WEATHER], options=limit).done
 
 
 def test_ollama_lists_and_shows_models(of_ollama: ollama.Client, smollm2: Path) -> None:

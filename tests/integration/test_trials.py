@@ -81,7 +81,7 @@ async def test_prompt_has_exactly_the_tokens_asked_for(server: str, tokens: int)
 
 async def test_end_of_sequence_is_banned(server: str) -> None:
     await ask(server, 1, 1)
-    free = ChatRequest("smollm2", "Say yes.", 40, 120, extra={"ignore_eos": False})
+    free = ChatRequest("smollm2", "What is 2+2?", 40, 120, extra={"ignore_eos": False})
     async with chat_session() as session:
         short = await stream_chat(session, server, free)
         banned = await stream_chat(session, server, replace(free, extra={}))

@@ -1,5 +1,6 @@
 """Sizing a model's parts and placing its layers as llama.cpp will."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,23 @@ PRINTED = [
         (222.01, 202.01, 202.01, 266.50),
     ),
 ]
+
+
+# MiB that llama-server 11549 printed for compute buffers on loopback: first backend, any other.
+PRINTED_11549 = [
+    ("1b", "Q8_0", 2048, (120.05, 84.04)),
+    ("1b", "Q8_0", 4096, (128.05, 92.04)),
+    ("13b", "Q4_0", 2048, (249.05, 159.04)),
+]
+
+
+@pytest.mark.parametrize(("shape", "kind", "context", "printed"), PRINTED_11549)
+def test_newer_builds_hold_other_compute_buffers(
+    shape: str, kind: str, context: int, printed: tuple[float, float]
+) -> None:
+    for first, last in product((True, False), repeat=2):
+        size = compute_bytes(model(shape, kind), context, 1, first, last, 11549)
+        assert size / MIB == pytest.approx(printed[0 if first else 1], rel=0.001)
 
 
 @pytest.mark.parametrize(("shape", "kind", "layers", "weight", "cache", "compute"), PRINTED)
