@@ -66,6 +66,13 @@ def test_schema_of_profiles_is_up_to_date() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in DOCS.glob("*.md"))]
+)
+def test_no_place_is_left_to_be_filled(page: str) -> None:
+    assert re.findall(r"@[A-Z]{3,}@", (REPOSITORY / page).read_text()) == []
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_every_default_is_specified_and_shown(role: str) -> None:
     options = reference.specification(role)["options"]
