@@ -96,6 +96,15 @@ def test_release_is_given_the_arguments_of_its_catalogue_entry(tmp_path: Path) -
     manifest.write_text(json.dumps({"build": 6666}))
     assert release_args(binary) == []
     manifest.write_text(json.dumps({"build": 11434}))
-    assert release_args(binary) == ["--cache-ram", "0", "-fit", "off", "-lv", "4", "--sse-ping-interval", "-1"]
+    assert release_args(binary) == [
+        "--cache-ram",
+        "0",
+        "-fit",
+        "off",
+        "-lv",
+        "4",
+        "--sse-ping-interval",
+        "-1",
+    ]
     manifest.unlink()
     assert release_args(binary) == ["--cache-ram", "0"]
