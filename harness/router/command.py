@@ -32,7 +32,8 @@ def refused_flags(flags: Sequence[str]) -> list[str]:
 def release_args(llama_server: Path) -> list[str]:
     """What the installed release is always given, by its manifest and the catalogue of releases.
 
-    A build without a manifest, or one that the catalogue does not know, is given what the lab's pin is.
+    A build without a manifest, or one that the catalogue does not know, is given
+    what every release since 6743 knows.
     """
     release = installed_release(llama_server)
     return list(release.server_args) if release else ["--cache-ram", "0"]

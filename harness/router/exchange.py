@@ -251,9 +251,7 @@ class Exchange:
             while piece:
                 yield piece
                 piece = await answer.response.content.readany()
-                if not piece.startswith(
-                    b":"
-                ):  # a comment that keeps the connection open comes from a hung server too
+                if not piece.startswith(b":"):  # a comment comes from a hung server too
                     call.moved()
         except BROKEN as error:
             broken = await self._explained(call, error)
