@@ -23,14 +23,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from harness.diagnosis.loadlog import parse_load_log
-from harness.models.gguf import read_gguf
-from harness.router.command import release_args
+from harness.contracts.run_records import Request
+from harness.llama.gguf import read_gguf
+from harness.llama.load_log import parse_load_log
+from harness.router.models.command_line import release_args
+from harness.router_client.chat_stream import ChatRequest, chat_session, stream_chat
 from harness.runs.metrics import summarise
-from harness.runs.schema import Request
 from harness.settings import cache_dir
-from harness.trials.prompt import PromptSizer, words
-from harness.trials.stream import ChatRequest, chat_session, stream_chat
+from harness.trials.load_generator.prompts import PromptSizer, words
 
 from bench_report import decode_rates
 from load import free_port, running, wait_healthy

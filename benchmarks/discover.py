@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-from harness.rpc.discovery import addresses, candidates, discover
+from harness.llama.rpc.discovery import addresses, candidates, discover
 from harness.settings import RPC_PORT
 
 _INSIDE = "DISCOVER_BENCHMARK_INSIDE"

@@ -32,13 +32,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.models.gguf import read_gguf
-from harness.router.command import release_args
-from harness.runs.schema import Request
+from harness.contracts.run_records import Request
+from harness.llama.gguf import read_gguf
+from harness.router.models.command_line import release_args
+from harness.router_client.chat_stream import ChatRequest, chat_session, stream_chat
 from harness.settings import cache_dir
-from harness.trials.prompt import words
-from harness.trials.requests import in_flight
-from harness.trials.stream import ChatRequest, chat_session, stream_chat
+from harness.trials.load_generator.prompts import words
+from harness.trials.load_generator.requests import in_flight
 
 from gguf_tokenizer import write_tokenizer
 from guidellm_report import Figures, Server, of_guidellm, of_ours, of_server

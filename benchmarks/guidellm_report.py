@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from harness.contracts.run_records import Request
 from harness.runs.metrics import summarise
-from harness.runs.schema import Request
 
 _TIMINGS = re.compile(
     r"prompt eval time = +([\d.]+) ms / +(\d+) tokens.*\n.*\beval time = +([\d.]+) ms / +(\d+) tokens"

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.planner.plan import Plan
-from harness.router.command import coordinator_argv, release_args
+from harness.contracts.plan import Plan
+from harness.router.models.command_line import coordinator_argv, release_args
 from harness.settings import cache_dir
 
 KEY = "a-key-for-this-benchmark"

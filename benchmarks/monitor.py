@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from harness.inventory import Node, load_inventory
+from harness.cluster.inventory import Node, load_inventory
 from harness.settings import DEFAULT_INVENTORY, NODE_VENV
 
 UNIT = "llama-node-monitor.service"

@@ -28,13 +28,13 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from harness.diagnosis.loadlog import parse_load_log
 from harness.errors import HarnessError
-from harness.models.gguf import GgufModel
-from harness.releases.local import local_build
-from harness.releases.loopback import Backend, child, free_ports, how_ended, loopback_backends
-from harness.releases.prove import Gate, proof_model
-from harness.releases.standstill import look_at
+from harness.llama.gguf import GgufModel
+from harness.llama.load_log import parse_load_log
+from harness.llama.releases.local import local_build
+from harness.llama.releases.loopback import Backend, child, free_ports, how_ended, loopback_backends
+from harness.llama.releases.prove import Gate, proof_model
+from harness.llama.releases.standstill import look_at
 
 from bench import server_command
 from pins_table import Figures, Pins, markdown, text

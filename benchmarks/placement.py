@@ -14,16 +14,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
+from harness.cluster.inventory import Inventory, load_inventory
 from harness.errors import HarnessError
-from harness.inventory import Inventory, load_inventory
 from harness.lab.cgroup import Groups
 from harness.planner.calibration import Calibration
+from harness.router_client.chat_stream import ChatRequest
+from harness.router_client.client import LoadRequest, RouterClient, router_address
 from harness.runs.metrics import server_decode_rate
 from harness.settings import DEFAULT_INVENTORY
-from harness.trials.calibrate import calibrate
-from harness.trials.client import LoadRequest, RouterClient, router_address
+from harness.trials.kinds.calibrate import calibrate
 from harness.trials.lab import lab_of
-from harness.trials.stream import ChatRequest
 
 TOKENS = 24
 ANSWERS = 3

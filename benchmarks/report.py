@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from harness.diagnosis.model import Confidence, Diagnosis, Evidence, ExitStatus, FailureClass, Signal
-from harness.planner.plan import BackendShare, Plan
-from harness.runs.schema import (
+from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, ExitStatus, FailureClass, Signal
+from harness.contracts.plan import BackendShare, Plan
+from harness.contracts.run_records import (
     BackendBuffers,
     CoordinatorPhase,
     CoordinatorState,

@@ -20,7 +20,7 @@ import urllib.request
 from itertools import pairwise
 from pathlib import Path
 
-from harness.inventory import Inventory, load_inventory
+from harness.cluster.inventory import Inventory, load_inventory
 from harness.settings import DEFAULT_INVENTORY, PLAYBOOKS, ROUTER_PORT, state_dir
 
 DEADLINE_S = 1800

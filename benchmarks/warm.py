@@ -22,14 +22,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+from harness.cluster.inventory import Inventory, Node, load_inventory
+from harness.cluster.ssh import make_cold, run_on
 from harness.errors import HarnessError
-from harness.inventory import Inventory, Node, load_inventory
+from harness.router_client.client import LoadRequest, RouterClient, router_address
 from harness.settings import DEFAULT_INVENTORY
-from harness.trials.caches import TOOL, cache_folder
-from harness.trials.client import LoadRequest, RouterClient, router_address
+from harness.tensor_cache.client import TOOL, cache_folder
+from harness.tensor_cache.warm import Warmed, warm
 from harness.trials.lab import lab_of, stated_rate
-from harness.trials.nodes import make_cold, run_on
-from harness.trials.warm import Warmed, warm
 
 PORT = 18099
 HEALTH = """

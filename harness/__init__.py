@@ -8,16 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.router.discovery import auto_discover_rpc_backends
-    from harness.router.hybrid import HybridRouter
+    from harness.router.nodes.discovery import auto_discover_rpc_backends
+    from harness.router.sdk import HybridRouter
 
 __version__ = "0.1.0"
 
 __all__ = ["HybridRouter", "auto_discover_rpc_backends"]
 
 _LAZY = {
-    "HybridRouter": "harness.router.hybrid",
-    "auto_discover_rpc_backends": "harness.router.discovery",
+    "HybridRouter": "harness.router.sdk",
+    "auto_discover_rpc_backends": "harness.router.nodes.discovery",
 }
 
 

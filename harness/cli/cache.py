@@ -21,8 +21,8 @@ def status(
     from rich.console import Console
     from rich.table import Table
 
-    from harness.inventory import load_inventory
-    from harness.trials.caches import CacheStatus, cache_status
+    from harness.cluster.inventory import load_inventory
+    from harness.tensor_cache.client import CacheStatus, cache_status
 
     async def look() -> list[CacheStatus]:
         return list(await asyncio.gather(*map(cache_status, load_inventory(inventory).some_backends())))
@@ -41,8 +41,8 @@ def status(
 @app.command()
 def verify(inventory: InventoryOption = DEFAULT_INVENTORY) -> None:
     """Hash every cached tensor on every backend and drop those that were cut or altered."""
-    from harness.inventory import load_inventory
-    from harness.trials.caches import verify_caches
+    from harness.cluster.inventory import load_inventory
+    from harness.tensor_cache.client import verify_caches
 
     _say(asyncio.run(verify_caches(load_inventory(inventory).some_backends())))
 
@@ -53,10 +53,10 @@ def prune(
     inventory: InventoryOption = DEFAULT_INVENTORY,
 ) -> None:
     """Drop what was not used for longest, but nothing that the current plan needs."""
+    from harness.cluster.inventory import load_inventory
     from harness.errors import HarnessError
-    from harness.inventory import load_inventory
     from harness.lab.spec import parse_size
-    from harness.trials.caches import prune_caches
+    from harness.tensor_cache.client import prune_caches
 
     try:
         size = parse_size(cap)

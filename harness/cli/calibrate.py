@@ -27,10 +27,10 @@ def command(
     from rich.console import Console
     from rich.table import Table
 
-    from harness.inventory import load_inventory
+    from harness.cluster.inventory import load_inventory
     from harness.planner.calibration import Calibration
-    from harness.trials.calibrate import calibrate
-    from harness.trials.client import RouterClient, router_address
+    from harness.router_client.client import RouterClient, router_address
+    from harness.trials.kinds.calibrate import calibrate
 
     chosen = [name.strip() for name in nodes.split(",") if name.strip()] if nodes else None
     progress = Console(stderr=True)

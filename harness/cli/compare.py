@@ -39,7 +39,7 @@ def command(
     from rich.text import Text
 
     from harness.report.changes import rows
-    from harness.report.comparing import write_comparison
+    from harness.report.compare_page import write_comparison
     from harness.runs.compare import slower, told, untold
 
     target = output or places[0].parent / f"compare-{'-'.join(names)}.html"

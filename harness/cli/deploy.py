@@ -18,7 +18,7 @@ def command(
     extra: Annotated[list[str] | None, typer.Option("--extra", "-e", help="key=value for Ansible.")] = None,
 ) -> None:
     """Deploy everything: the same as ``ansible-playbook site.yml``."""
-    from harness.ansible import run_playbook
+    from harness.cluster.ansible import run_playbook
 
     for pair in extra or []:
         if "=" not in pair:

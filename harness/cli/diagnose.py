@@ -14,7 +14,7 @@ from harness.errors import HarnessError
 from harness.settings import DEFAULT_INVENTORY, REPORTS
 
 if TYPE_CHECKING:
-    from harness.diagnosis.model import Diagnosis
+    from harness.contracts.diagnosis import Diagnosis
 
 _UNIT = re.compile(r"(?:(?P<node>[\w.-]+):)?(?P<unit>llama-[\w-]+(?:\.service)?)")
 _Answer = tuple[dict[str, Any], str, "Diagnosis"]
@@ -93,8 +93,8 @@ def _run_folder(what: str) -> Path | None:
 
 
 def _of_log(path: Path, exit_status: str | None, journal: Path | None) -> _Answer:
-    from harness.diagnosis.exits import parse_exit_status
-    from harness.diagnosis.logfile import diagnose_log
+    from harness.diagnosis.exit_status import parse_exit_status
+    from harness.diagnosis.logs.log_file import diagnose_log
 
     ended = parse_exit_status(exit_status) if exit_status is not None else None
     for file in (path, journal):
@@ -113,7 +113,7 @@ def _check_readable(path: Path) -> None:
 
 
 def _of_run(run: Path) -> list[_Answer]:
-    from harness.trials.again import diagnose_run
+    from harness.trials.rediagnose import diagnose_run
 
     answers: list[_Answer] = []
     for one in diagnose_run(run):
@@ -131,8 +131,8 @@ def _of_run(run: Path) -> list[_Answer]:
 
 
 def _of_unit(inventory: Path, node: str | None, unit: str) -> list[_Answer]:
-    from harness.inventory import load_inventory
-    from harness.trials.units import diagnose_units
+    from harness.cluster.inventory import load_inventory
+    from harness.cluster.unit_inspection import diagnose_units
 
     known = load_inventory(inventory)
     nodes = [known.node(node)] if node else list(known.nodes.values())

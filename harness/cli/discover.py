@@ -26,8 +26,8 @@ def command(
     """
     import asyncio
 
-    from harness.inventory import load_inventory
-    from harness.trials.client import RouterClient, router_address
+    from harness.cluster.inventory import load_inventory
+    from harness.router_client.client import RouterClient, router_address
 
     address = router_address(load_inventory(inventory))
 

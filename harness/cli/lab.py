@@ -14,7 +14,7 @@ from harness.settings import DEFAULT_INVENTORY, PLAYBOOKS
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from harness.inventory import Inventory
+    from harness.cluster.inventory import Inventory
     from harness.lab.status import MachineStatus
 
 app = typer.Typer(help="Systemd machines on this computer, to try everything for real.", no_args_is_help=True)
@@ -48,8 +48,8 @@ def up(
 def _needs(profile: str) -> dict[str, str]:
     """Variables of the role that say what a profile's models need of this computer."""
     from harness.models.ensure import bytes_to_write, model_bytes
-    from harness.trials.check import RUNTIME_SHARE
-    from harness.trials.profile import load_profile
+    from harness.trials.checks import RUNTIME_SHARE
+    from harness.trials.profile.profile import load_profile
 
     names = load_profile(profile)[2].model_names
     return {
@@ -85,7 +85,7 @@ def status(
 def _play(
     inventory: Path, state: str, nodes: int | None, title: str, variables: Mapping[str, str] | None = None
 ) -> None:
-    from harness.ansible import run_playbook
+    from harness.cluster.ansible import run_playbook
 
     names = list(_lab_inventory(inventory).nodes)
     if nodes is not None and nodes > len(names):
@@ -104,7 +104,7 @@ def _lab_inventory(path: Path) -> "Inventory":
     Raises:
         HarnessError: it describes real machines.
     """
-    from harness.inventory import load_inventory
+    from harness.cluster.inventory import load_inventory
 
     inventory = load_inventory(path)
     if not all("lab_node_lab" in node.variables for node in inventory.nodes.values()):

@@ -21,7 +21,7 @@ def synth(
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a GGUF with a real model's shapes and random weights."""
-    from harness.models.synth import synthesise
+    from harness.llama.synthetic.writer import synthesise
 
     with _bar(f"writing {shape} {kind}") as progress:
         written = synthesise(shape, kind, out, seed, force, progress)
@@ -72,7 +72,7 @@ def ensure(
     """Have models in the cache: fetch or make those that are not there, and print a line for each."""
     from harness.errors import HarnessError
     from harness.models.ensure import ensure_model
-    from harness.trials.profile import load_profile
+    from harness.trials.profile.profile import load_profile
 
     wanted = dict.fromkeys([*(names or []), *(load_profile(profile)[2].model_names if profile else [])])
     if not wanted:

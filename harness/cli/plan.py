@@ -20,8 +20,8 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Plan a load without loading anything; exit status 1 and what is missing where it does not fit."""
-    from harness.trials.client import LoadRequest
-    from harness.trials.planning import ask_for_plan
+    from harness.router_client.client import LoadRequest
+    from harness.router_client.plan_source import ask_for_plan
 
     chosen = [name.strip() for name in nodes.split(",") if name.strip()] if nodes else None
     asked = LoadRequest(model, nodes=chosen, context=context, parallel=parallel, kv_type=kv_type)

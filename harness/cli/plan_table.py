@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-from harness.planner.offer import Offer
-from harness.planner.plan import BackendShare
+from harness.contracts.plan import BackendShare
+from harness.contracts.plan_offer import Offer
 
 _MIB = 1 << 20
 _GIB = 1 << 30

@@ -13,7 +13,7 @@ app = typer.Typer(help="llama.cpp releases: what is known, and their sources.", 
 @app.command("list")
 def list_releases() -> None:
     """Show every release in the catalogue."""
-    from harness.releases.catalogue import catalogue
+    from harness.llama.releases.catalogue import catalogue
 
     table = Table("Build", "Commit", "RPC", "Sources", "Remote code execution", "Note")
     for release in catalogue().releases:
@@ -34,7 +34,7 @@ def list_releases() -> None:
 @app.command()
 def show(build: Annotated[int, typer.Argument(help="Build number, as in 6751.")]) -> None:
     """Show one release and what is known against it."""
-    from harness.releases.catalogue import catalogue
+    from harness.llama.releases.catalogue import catalogue
 
     release = catalogue().release(build)
     typer.echo(f"llama.cpp {release.build} ({release.short_commit}), RPC protocol {release.protocol}")
@@ -56,8 +56,8 @@ def fetch(
 ) -> None:
     """Fetch a release's source into the cache and check it; nothing of it is run."""
     from harness.errors import HarnessError
-    from harness.releases.catalogue import SourceKind, catalogue
-    from harness.releases.source import UPSTREAM, SourceChoice, fetch_source
+    from harness.llama.releases.catalogue import SourceKind, catalogue
+    from harness.llama.releases.source import UPSTREAM, SourceChoice, fetch_source
     from harness.settings import cache_dir
 
     if source is not None and source not in list(SourceKind):
@@ -85,9 +85,9 @@ def prove(
     ] = False,
 ) -> None:
     """Prove that a release does not hang over several backends; build it here if need be."""
-    from harness.releases.local import local_build
-    from harness.releases.prove import Gate, proof_model
-    from harness.releases.prove import prove as run_gate
+    from harness.llama.releases.local import local_build
+    from harness.llama.releases.prove import Gate, proof_model
+    from harness.llama.releases.prove import prove as run_gate
 
     gate = Gate(build, backends, rounds, deadline)
     gate.check()

@@ -19,7 +19,7 @@ def command(
     """Write report.html, one file that holds all it shows, into a run's folder; or print the short status."""
     folder = find_run(run, REPORTS)
     if output == "markdown":
-        from harness.report.load import load_run
+        from harness.report.data import load_run
         from harness.report.markdown import render_markdown
 
         typer.echo(render_markdown(load_run(folder)), nl=False)

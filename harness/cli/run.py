@@ -46,7 +46,7 @@ def command(
     if what not in KINDS:
         raise HarnessError(f"nothing called '{what}' can be run; known: {', '.join(KINDS)}")
     if what == "schema":
-        from harness.trials.profile import schema_text
+        from harness.trials.profile.profile import schema_text
 
         print(schema_text(), end="")
         return
@@ -54,12 +54,12 @@ def command(
 
     from rich.console import Console
 
+    from harness.contracts.run_records import Outcome
     from harness.report import write_report
-    from harness.runs.schema import Outcome
+    from harness.trials.interrupts import Interrupted
+    from harness.trials.preflight import Options
     from harness.trials.progress import RunProgress
     from harness.trials.runner import run_benchmark
-    from harness.trials.setup import Options
-    from harness.trials.stopper import Interrupted
 
     if what == "founding" and profile:
         raise HarnessError("run founding has a profile of its own; leave --profile out, or use run benchmark")

@@ -24,9 +24,9 @@ def command(
     """Fill each backend's tensor cache with the tensors that the plan puts there, on all nodes at once."""
     from rich.console import Console
 
-    from harness.inventory import load_inventory
-    from harness.trials.client import LoadRequest, RouterClient, router_address
-    from harness.trials.warm import Warmed, warm
+    from harness.cluster.inventory import load_inventory
+    from harness.router_client.client import LoadRequest, RouterClient, router_address
+    from harness.tensor_cache.warm import Warmed, warm
 
     chosen = [name.strip() for name in nodes.split(",") if name.strip()] if nodes else None
     progress = Console(stderr=True, soft_wrap=True)

@@ -11,8 +11,8 @@ from harness.settings import DEFAULT_INVENTORY
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness.inventory import Inventory
-    from harness.runs.schema import CoordinatorState
+    from harness.cluster.inventory import Inventory
+    from harness.contracts.run_records import CoordinatorState
     from harness.watch.view import ClusterView
 
 
@@ -30,7 +30,7 @@ def command(
     States are what the nodes themselves say, from Redis on the head node or else from each node's ring over
     SSH. A busy backend is shown as busy, a node that says nothing as silent; nothing connects to a backend.
     """
-    from harness.inventory import load_inventory
+    from harness.cluster.inventory import load_inventory
 
     found = load_inventory(inventory)
     show = _print_json if as_json else None
@@ -68,7 +68,7 @@ async def _watch(
 
 
 async def _coordinator(inventory: "Inventory") -> "CoordinatorState":
-    from harness.trials.client import RouterClient, router_address
+    from harness.router_client.client import RouterClient, router_address
 
     async with RouterClient(router_address(inventory)) as router:
         return await router.coordinator()

@@ -1,10 +1,10 @@
 """One question, one answer: why did this process end, or what is wrong with it while it runs?"""
 
-from harness.diagnosis import exits
+from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, FailureClass
+from harness.diagnosis import exit_status as exits
 from harness.diagnosis.evidence import LLAMA_SERVER, Inputs
 from harness.diagnosis.facts import Facts, exit_evidence, gather
-from harness.diagnosis.lines import ends, gpu, memory, start
-from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
+from harness.diagnosis.logs.patterns import ends, gpu, memory, start
 from harness.diagnosis.rules import RULES, Rule
 
 _BACKEND_ENDED = (

@@ -7,13 +7,13 @@ import re
 import signal
 from collections.abc import Callable
 
-from harness.diagnosis import exits
+from harness.contracts.diagnosis import Evidence
+from harness.diagnosis import exit_status as exits
 from harness.diagnosis.evidence import LLAMA_SERVER, RPC_SERVER
 from harness.diagnosis.facts import Facts, coordinates, offload_gap, signal_evidence
-from harness.diagnosis.lines import ends, rpc
-from harness.diagnosis.lines.line import Kind
-from harness.diagnosis.lines.load import LOAD
-from harness.diagnosis.model import Evidence
+from harness.diagnosis.logs.pattern import Kind
+from harness.diagnosis.logs.patterns import ends, rpc
+from harness.diagnosis.logs.patterns.load import LOAD
 
 Condition = Callable[[Facts], list[Evidence] | None]
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.diagnosis.model import ExitStatus, Signal
-from harness.diagnosis.scan import Log
+from harness.contracts.diagnosis import ExitStatus, Signal
+from harness.contracts.plan import Plan
+from harness.contracts.run_records import LoadReport
+from harness.diagnosis.logs.scanner import Log
 from harness.diagnosis.thrash import Pressure
-from harness.planner.plan import Plan
-from harness.runs.schema import LoadReport
 
 LLAMA_SERVER = "llama-server"
 RPC_SERVER = "rpc-server"

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from harness.diagnosis import exits
+from harness.contracts.diagnosis import Evidence, ExitStatus, Signal
+from harness.diagnosis import exit_status as exits
 from harness.diagnosis.evidence import LLAMA_SERVER, Inputs
-from harness.diagnosis.lines import ends, memory
-from harness.diagnosis.lines.line import Kind
-from harness.diagnosis.lines.load import LOAD
-from harness.diagnosis.loadlog import missing_backends
-from harness.diagnosis.model import Evidence, ExitStatus, Signal
-from harness.diagnosis.scan import Hit, Seen, scan
+from harness.diagnosis.logs.pattern import Kind
+from harness.diagnosis.logs.patterns import ends, memory
+from harness.diagnosis.logs.patterns.load import LOAD
+from harness.diagnosis.logs.scanner import Hit, Seen, scan
+from harness.llama.load_log import missing_backends
 
 _OURS = re.compile(r"(?i)llama|rpc-server|ollama|^server$|^main$|lm-?studio|kobold")
 """Names of processes that are, or carry, llama.cpp."""

@@ -1,19 +1,20 @@
 """The table of rules: from what was seen to a class. Causes stand before their effects.
 
 A rule holds when its ``when`` gives evidence and, where it asks for kinds of lines, one of them is in the
-process's own log. What the lines look like is in ``harness/diagnosis/lines``.
+process's own log. What the lines look like is in ``harness/diagnosis/logs/patterns``.
 """
 
 from dataclasses import dataclass
 
-from harness.diagnosis import cluster, exits
+from harness.contracts.diagnosis import Confidence, Evidence, FailureClass
 from harness.diagnosis import conditions as when_
+from harness.diagnosis import exit_status as exits
+from harness.diagnosis import node_conditions as cluster
 from harness.diagnosis.conditions import Condition
 from harness.diagnosis.evidence import LLAMA_SERVER, RPC_SERVER
 from harness.diagnosis.facts import Facts
-from harness.diagnosis.lines import ends, gpu, memory, rpc, start
-from harness.diagnosis.lines.line import Kind
-from harness.diagnosis.model import Confidence, Evidence, FailureClass
+from harness.diagnosis.logs.pattern import Kind
+from harness.diagnosis.logs.patterns import ends, gpu, memory, rpc, start
 
 
 @dataclass(frozen=True)

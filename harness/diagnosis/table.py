@@ -5,8 +5,8 @@ Run ``python -m harness.diagnosis.table > docs/diagnoses.md`` after a change of 
 
 from collections.abc import Iterator
 
-from harness.diagnosis.lines import KINDS
-from harness.diagnosis.model import FailureClass
+from harness.contracts.diagnosis import FailureClass
+from harness.diagnosis.logs.patterns import KINDS
 from harness.diagnosis.rules import RULES, Rule
 
 _C = FailureClass
@@ -15,12 +15,12 @@ ELSEWHERE: tuple[tuple[FailureClass, str, str], ...] = (
     (
         _C.NOT_DISTRIBUTED,
         "The coordinator is ready, but its log contradicts the plan: it is stopped, and the load fails.",
-        "harness/router/loading.py",
+        "harness/router/coordinator/readiness.py",
     ),
     (
         _C.NOT_DISTRIBUTED,
         "A load that was started with fewer layers on purpose (`-ngl 0`): the trial says so all the same.",
-        "harness/trials/load.py",
+        "harness/trials/kinds/load.py",
     ),
     (
         _C.SWAP_THRASH,
@@ -31,27 +31,27 @@ ELSEWHERE: tuple[tuple[FailureClass, str, str], ...] = (
     (
         _C.HUNG,
         "A coordinator is not ready at the load's deadline (certain, but the cause is not known).",
-        "harness/router/loading.py",
+        "harness/router/coordinator/readiness.py",
     ),
     (
         _C.HUNG,
         "A request has no end at its deadline, and no coordinator ended (possible).",
-        "harness/trials/coordinator.py",
+        "harness/trials/kinds/coordinator_steps.py",
     ),
     (
         _C.PORT_IN_USE,
         "Something listens on the coordinator's port before it is started (certain).",
-        "harness/router/launch.py",
+        "harness/router/coordinator/launch.py",
     ),
     (
         _C.PORT_IN_USE,
         "What answers on the coordinator's port serves another model (certain).",
-        "harness/router/loading.py",
+        "harness/router/coordinator/readiness.py",
     ),
     (
         _C.PORT_IN_USE,
         "What answers on the coordinator's port is not the process that was started (certain).",
-        "harness/router/loading.py",
+        "harness/router/coordinator/readiness.py",
     ),
     (
         _C.BACKEND_STALLED,
@@ -59,15 +59,15 @@ ELSEWHERE: tuple[tuple[FailureClass, str, str], ...] = (
         "no token: after `suspect_s` more where every backend's node is heard of and none of their "
         "rpc-servers used CPU time, or one is down (certain); after `stall_deadline_s` where nodes say "
         "nothing (likely).",
-        "harness/router/progress.py",
+        "harness/router/coordinator/liveness.py",
     ),
     (
         _C.BACKEND_UNREACHABLE,
         "A backend of the plan serves a connection that the head node no longer has, by the node's samples "
         "and the head node's socket table (certain).",
-        "harness/router/loading.py",
+        "harness/router/coordinator/readiness.py",
     ),
-    (_C.BAD_ARGUMENTS, "llama-server cannot be executed (certain).", "harness/router/launch.py"),
+    (_C.BAD_ARGUMENTS, "llama-server cannot be executed (certain).", "harness/router/coordinator/launch.py"),
     (
         _C.UNKNOWN,
         "No rule holds; the advice says what is missing: exit status, log or journals.",
@@ -76,7 +76,7 @@ ELSEWHERE: tuple[tuple[FailureClass, str, str], ...] = (
     (
         _C.STOPPED,
         "A load was called off, by an unload or because the router stops; our signal is the evidence.",
-        "harness/router/loading.py",
+        "harness/router/coordinator/readiness.py",
     ),
 )
 """Classes that other code decides too: when, and in which file."""

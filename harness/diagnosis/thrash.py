@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Protocol
 
-from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
+from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, FailureClass
 
 SWAPPED_BYTES = 128 << 20
 FAULTS_PER_S = 100.0

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from harness.errors import HarnessError
+from harness.llama.synthetic.shapes import BASE_TYPES, SHAPES
+from harness.llama.synthetic.writer import default_path, parse_stem, synthesise, synthetic_bytes
 from harness.models.fetch import PACKAGED, cached_path, fetch_model
 from harness.models.resolve import resolve_model
-from harness.models.shapes import BASE_TYPES, SHAPES
-from harness.models.synth import default_path, parse_stem, synthesise, synthetic_bytes
 
 
 @dataclass(frozen=True)

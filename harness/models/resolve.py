@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import HarnessError
-from harness.models.gguf import GgufModel, read_gguf
-from harness.models.ollama import find_model, parse_name, storages
+from harness.llama.gguf import GgufModel, read_gguf
+from harness.llama.ollama_storage import find_model, parse_name, storages
 from harness.settings import cache_dir
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from harness.monitor.config import DEFAULT_CONFIG, READER_CONFIG, MonitorError, ring_folder
+from harness.monitor.config_file import DEFAULT_CONFIG, READER_CONFIG, MonitorError, ring_folder
 from harness.monitor.ring import follow, read_since
 
 _POLL_S = 0.2

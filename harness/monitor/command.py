@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from harness.monitor.config import MonitorError, read_json
-from harness.monitor.latest import LatestReader
-from harness.monitor.store import RedisSettings
+from harness.monitor.config_file import MonitorError, read_json
+from harness.monitor.redis.reader import LatestReader
+from harness.monitor.redis.settings import RedisSettings
 
 
 def latest(config: Path, nodes: Sequence[str], wait: Callable[[], bool]) -> Iterator[str]:

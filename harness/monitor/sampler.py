@@ -3,19 +3,19 @@
 import time
 from pathlib import Path
 
-from harness.monitor.build import BuildReader
-from harness.monitor.cgroup import cgroup_cpu_s, cgroup_memory
-from harness.monitor.disk import DiskReader
-from harness.monitor.gpus import GpuReader
-from harness.monitor.kernel import KernelLog
-from harness.monitor.model import LAB_SWAP_BYTES, MonitorConfig
-from harness.monitor.network import NetworkReader
-from harness.monitor.pressure import cgroup_pressure, node_pressure
-from harness.monitor.proc import PROC, load1, meminfo, node_cpu_s, node_memory
-from harness.monitor.processes import ProcessTable
+from harness.monitor.config import LAB_SWAP_BYTES, MonitorConfig
+from harness.monitor.readers.build import BuildReader
+from harness.monitor.readers.cgroup import cgroup_cpu_s, cgroup_memory
+from harness.monitor.readers.disk import DiskReader
+from harness.monitor.readers.gpu import GpuReader
+from harness.monitor.readers.kernel_log import KernelLog
+from harness.monitor.readers.memory import PROC, load1, meminfo, node_cpu_s, node_memory
+from harness.monitor.readers.network import NetworkReader
+from harness.monitor.readers.pressure import cgroup_pressure, node_pressure
+from harness.monitor.readers.processes import ProcessTable
+from harness.monitor.readers.sockets import rpc_socket
+from harness.monitor.readers.systemd import UnitStates
 from harness.monitor.sample import Memory, Pressure, Sample
-from harness.monitor.sockets import rpc_socket
-from harness.monitor.systemd import UnitStates
 
 
 class Sampler:

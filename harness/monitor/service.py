@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.monitor.clock import next_tick, sleep_until
-from harness.monitor.model import MonitorConfig, load_config
+from harness.monitor.config import MonitorConfig, load_config
 from harness.monitor.pin import keep_resident
 from harness.monitor.ring import RingWriter
 from harness.monitor.sampler import Sampler
 
 if TYPE_CHECKING:
-    from harness.monitor.publisher import Publisher
+    from harness.monitor.redis.publisher import Publisher
 
 STOP = {signal.SIGTERM, signal.SIGINT}
 
@@ -45,7 +45,9 @@ def run(config_path: Path) -> int:
 def _publisher(config: MonitorConfig) -> "Publisher | None":
     if config.redis is None:
         return None
-    from harness.monitor.publisher import Publisher  # Redis's client: not paid for by a node without Redis
+    from harness.monitor.redis.publisher import (
+        Publisher,  # Redis's client: not paid for by a node without Redis
+    )
 
     _say(f"publishes to Redis at {config.redis.address}:{config.redis.port}")
     return Publisher(config.redis, config.node, config.ring, _say)

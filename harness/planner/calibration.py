@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.planner.supply import Speed
+from harness.planner.device_capacity import Speed
 
 
 class NodeSpeed(BaseModel):

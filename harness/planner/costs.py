@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise, product
 
 import numpy as np
 
-from harness.models.gguf import GgufModel
+from harness.llama.gguf import GgufModel
 from harness.planner.memory import Weights, compute_bytes, kv_bytes, weights
 
 ComputeBuffers = dict[tuple[bool, bool], int]

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from harness.models.gguf import GgufModel
-from harness.planner.offer import LoadForecast
-from harness.planner.plan import Plan
-from harness.planner.tensors import cached_tensors
+from harness.contracts.plan import Plan
+from harness.contracts.plan_offer import LoadForecast
+from harness.llama.gguf import GgufModel
+from harness.tensor_cache.placement import cached_tensors
 
 _HASH_BYTES_PER_S = 0.75e9
 _LINK_BYTES_PER_S = 125e6

@@ -1,9 +1,9 @@
 """Compute buffers learned from the logs of earlier loads: exact where a load of the same shape was seen."""
 
-from harness.models.gguf import GgufModel
+from harness.contracts.plan import Plan
+from harness.llama.gguf import GgufModel
 from harness.planner.costs import ComputeBuffers
 from harness.planner.memory import cache_cells
-from harness.planner.plan import Plan
 
 Learned = dict[str, dict[str, int]]
 """By shape of a load the bytes of a device's compute buffer, by the place that the device has in it."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from harness.errors import HarnessError
-from harness.models.gguf import GgufModel
+from harness.llama.gguf import GgufModel
 
 _INPUT = ("token_embd", "position_embd", "token_types")
 _SHARED = ("rope_freqs", "rope_factors_long", "rope_factors_short")

@@ -5,14 +5,14 @@ from functools import partial
 
 import numpy as np
 
+from harness.contracts.plan import BackendShare, Plan
 from harness.errors import HarnessError
-from harness.models.gguf import GgufModel
+from harness.llama.gguf import GgufModel
 from harness.planner.costs import ComputeBuffers, Costs, model_costs
+from harness.planner.device_capacity import BackendMemory
+from harness.planner.fit_report import refusal
 from harness.planner.memory import weights
-from harness.planner.plan import BackendShare, Plan
-from harness.planner.refusal import refusal
 from harness.planner.speed import faster_split, token_seconds
-from harness.planner.supply import BackendMemory
 
 _MIB = 1 << 20
 _ALL_LAYERS = 99

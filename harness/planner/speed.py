@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from harness.planner.costs import Costs
-from harness.planner.supply import BackendMemory
+from harness.planner.device_capacity import BackendMemory
 
 WORTH_IT = 0.97
 """A split by speed replaces llama.cpp's own only where it takes less than this part of its time: measured

@@ -14,7 +14,7 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         HarnessError: the folder is no run, its ``run.json`` cannot be used, or the page cannot be written.
     """
-    from harness.report.load import load_run
+    from harness.report.data import load_run
     from harness.report.page import render
     from harness.runs.store import write_whole
 

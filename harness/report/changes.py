@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
-from harness.report.numbers import DASH, digits, seconds, size
+from harness.report.format import DASH, digits, seconds, size
 from harness.runs.compare import Change
 from harness.runs.statistics import Spread
 

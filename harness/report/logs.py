@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from harness.report.numbers import printable
+from harness.report.format import printable
 
 AROUND = 6
 LONGEST_LINE = 600

@@ -6,11 +6,11 @@ CommonMark; every line comes from the run's records. Text of a log, a node or a 
 import re
 from collections.abc import Iterator
 
-from harness.diagnosis.model import Diagnosis, FailureClass
-from harness.report.load import RunData
-from harness.report.numbers import printable, seconds, size, utc
+from harness.contracts.diagnosis import Diagnosis, FailureClass
+from harness.contracts.run_records import Outcome, Trial, Verdict
+from harness.report.data import RunData
+from harness.report.format import printable, seconds, size, utc
 from harness.report.sections.verdict import MARKS, heat_of, question
-from harness.runs.schema import Outcome, Trial, Verdict
 
 _SPECIAL = re.compile(r"([\\`*\[\]<>&~|]|(?<!\w)_|_(?!\w))")
 _BLOCK = re.compile(r"^(\d{1,9}(?=[.)](?:\s|$)))?([#+=.)-])")

@@ -8,10 +8,15 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from harness.report import figures, node_figures, numbers, strips
-from harness.report.drawing import placement_figure
-from harness.report.load import RunData
-from harness.report.scaling import panels, scaling_figure
+from harness.report import format as numbers
+from harness.report.data import RunData
+from harness.report.figures import draw as figures
+from harness.report.figures import inference as strips
+from harness.report.figures import timeline as node_figures
+from harness.report.figures.placement import placement_figure
+from harness.report.figures.scaling import panels, scaling_figure
+from harness.report.figures.soak import soak_figure
+from harness.report.previous_run import since_last
 from harness.report.sections.cluster import cluster
 from harness.report.sections.failures import ends, moments
 from harness.report.sections.inference import request_rows, stages
@@ -22,8 +27,6 @@ from harness.report.sections.method import method
 from harness.report.sections.pressure import pressures
 from harness.report.sections.units import units
 from harness.report.sections.verdict import verdict
-from harness.report.since import since_last
-from harness.report.soak_figure import soak_figure
 from harness.runs.statistics import FEW
 
 TEMPLATES = Path(__file__).parent / "templates"

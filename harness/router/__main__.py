@@ -11,9 +11,9 @@ import uvicorn
 
 from harness.errors import HarnessError
 from harness.router.app import create_app
+from harness.router.app_drain import Drain, DrainingServer
 from harness.router.config import load_config
-from harness.router.drain import Drain, DrainingServer
-from harness.router.guarded import guarded_protocol, limits_of
+from harness.router.http.limits import guarded_protocol, limits_of
 from harness.router.logs import configure_logging
 from harness.settings import NODE_CONFIG
 

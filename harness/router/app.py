@@ -13,29 +13,29 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from harness.errors import HarnessError
-from harness.router.admin import Admin, bad_body
-from harness.router.auth import Gate
-from harness.router.catalogue import Catalogue
+from harness.router.api.admin import Admin, bad_body
+from harness.router.api.health import Operation
+from harness.router.api.ollama.handlers import OllamaApi
+from harness.router.api.ollama.models import OllamaModels
+from harness.router.api.openai import OpenAiApi
+from harness.router.api.planning import PlanningApi
+from harness.router.app_drain import Drain
 from harness.router.config import RouterConfig, read_key, read_keys
-from harness.router.coordinator import Coordinator
+from harness.router.coordinator.coordinator import Coordinator
 from harness.router.dashboard.page import Dashboard
 from harness.router.dashboard.snapshot import Sources
-from harness.router.decisions import Decider
-from harness.router.drain import Drain
 from harness.router.errors import RouterError
-from harness.router.exchange import Exchange, route_header
-from harness.router.guarded import limits_of
+from harness.router.http.auth import Gate
+from harness.router.http.json_body import respond
+from harness.router.http.limits import limits_of
+from harness.router.http.metrics import Metrics
+from harness.router.http.shortcut import Shortcut
 from harness.router.logs import log
-from harness.router.metrics import Metrics
-from harness.router.nodes import node_samples
-from harness.router.ollama_api import OllamaApi
-from harness.router.ollama_models import OllamaModels
-from harness.router.openai_api import OpenAiApi
-from harness.router.operation import Operation
-from harness.router.planning_api import PlanningApi
-from harness.router.pool import Pool
-from harness.router.shortcut import Shortcut
-from harness.router.wire import respond
+from harness.router.models.catalogue import Catalogue
+from harness.router.nodes.samples import node_samples
+from harness.router.pool.pool import Pool
+from harness.router.proxy.proxy import Exchange, route_header
+from harness.router.routing.resolver import Decider
 
 _KEEP_ALIVE_S = 4
 """Less than the 5 s after which many servers close: none closes on a request that is just being sent."""

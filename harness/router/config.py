@@ -6,8 +6,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import HarnessError
-from harness.monitor.store import RedisSettings
-from harness.router.routing import Route
+from harness.monitor.redis.settings import RedisSettings
+from harness.router.routing.rule import Route
 from harness.settings import (
     COORDINATOR_PORT,
     NODE_CONFIG,

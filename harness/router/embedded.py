@@ -10,7 +10,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Scope
 
 from harness.errors import HarnessError
-from harness.router.upstream import LEAVING
+from harness.router.proxy.upstream import LEAVING
 
 _END = object()
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from harness.contracts.run_records import Outcome, Request, Trial
 from harness.runs.metrics import decode_rate, measured_by_trial
-from harness.runs.schema import Outcome, Request, Trial
 from harness.runs.statistics import FEWEST
 
 ENOUGH = 5

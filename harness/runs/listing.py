@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.contracts.run_records import Outcome, RunManifest
 from harness.errors import HarnessError
 from harness.runs.lock import inventory_holder
 from harness.runs.read import read_manifest
-from harness.runs.schema import Outcome, RunManifest
 from harness.settings import REPOSITORY
 
 EXAMPLE = "example"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
-from harness.runs.schema import Request
+from harness.contracts.run_records import Request
 
 SWAP_NOISE_BYTES = 16 << 20
 """Of a backend in swap: pages that the kernel puts aside without need."""

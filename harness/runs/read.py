@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from harness.contracts.run_records import Event, Request, RunManifest, Trial
 from harness.errors import HarnessError
 from harness.monitor.sample import Sample
-from harness.runs.schema import Event, Request, RunManifest, Trial
 from harness.runs.store import MANIFEST
 from harness.runs.tables import flatten
 

@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 from pydantic import BaseModel
 
+from harness.contracts.run_records import Event, Request, RunManifest, Trial
 from harness.errors import HarnessError
 from harness.monitor.sample import Sample
-from harness.runs.schema import Event, Request, RunManifest, Trial
 
 MANIFEST = "run.json"
 LONGEST_LINE = 16 << 20

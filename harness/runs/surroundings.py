@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from harness.planner.plan import Plan
-from harness.runs.schema import CoordinatorState, NodeFacts, RunManifest
+from harness.contracts.plan import Plan
+from harness.contracts.run_records import CoordinatorState, NodeFacts, RunManifest
 
 _PLACES = ("--model", "--alias", "--rpc", "--device", "--tensor-split", "--host", "--port")
 """Flags that say where things are, or repeat the plan."""

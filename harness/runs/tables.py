@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from harness.contracts.run_records import Request
 from harness.monitor.sample import RPC_SERVERS
-from harness.runs.schema import Request
 
 Row = dict[str, Any]
 

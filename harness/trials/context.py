@@ -4,15 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.diagnosis.model import Diagnosis, FailureClass
-from harness.inventory import Inventory, Node
+from harness.cluster.inventory import Inventory, Node
+from harness.contracts.diagnosis import Diagnosis, FailureClass
+from harness.contracts.plan import Plan
+from harness.contracts.run_records import CoordinatorState, Event, NodeFacts, Outcome
 from harness.lab.spec import LabSpec
-from harness.planner.plan import Plan
-from harness.runs.schema import CoordinatorState, Event, NodeFacts, Outcome
+from harness.router_client.client import LoadRequest, RouterClient
 from harness.runs.store import RunFolder
-from harness.trials.client import LoadRequest, RouterClient
-from harness.trials.prompt import PromptSizer
-from harness.trials.samples import Sampler
+from harness.trials.load_generator.prompts import PromptSizer
+from harness.trials.load_generator.telemetry import Sampler
 
 
 @dataclass(frozen=True)

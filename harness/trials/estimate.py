@@ -5,12 +5,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from harness.contracts.run_records import Outcome
 from harness.errors import HarnessError
 from harness.runs.read import read_manifest, read_trials
-from harness.runs.schema import Outcome
 from harness.settings import shown_path
-from harness.trials.profile import Profile
-from harness.trials.steps import (
+from harness.trials.profile.profile import Profile
+from harness.trials.profile.steps import (
     FaultStep,
     LoadStep,
     ParityStep,

@@ -2,7 +2,7 @@
 
 import mmap
 
-from harness.inventory import Inventory
+from harness.cluster.inventory import Inventory
 from harness.lab.cgroup import Groups
 from harness.lab.link import bits_per_second
 from harness.lab.spec import LabSpec, lab_folder, parse_spec

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from harness.runs.schema import Outcome, Trial
+from harness.contracts.run_records import Outcome, Trial
 
 _COLOUR = {
     Outcome.PASSED: "green",

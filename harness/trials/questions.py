@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from harness.diagnosis.model import FailureClass
+from harness.contracts.diagnosis import FailureClass
+from harness.contracts.run_records import Outcome, Question, Request, Trial, Verdict
 from harness.runs.metrics import SWAP_NOISE_BYTES
-from harness.runs.schema import Outcome, Question, Request, Trial, Verdict
 from harness.runs.statistics import Difference, difference
-from harness.trials.load import REFUSED
-from harness.trials.profile import Ask, Profile
-from harness.trials.steps import LoadStep
+from harness.trials.kinds.load import REFUSED
+from harness.trials.profile.profile import Ask, Profile
+from harness.trials.profile.steps import LoadStep
 
 RESTARTS = "backend_restarts"
 """In a trial's details: per backend, how often its unit was started anew meanwhile, where that is known."""

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from harness.contracts.run_records import CoordinatorPhase, NodeFacts, Outcome, RunManifest, Trial
 from harness.errors import HarnessError
 from harness.runs.read import first_fault, read_events, read_lines, read_manifest, read_trials
-from harness.runs.schema import CoordinatorPhase, NodeFacts, Outcome, RunManifest, Trial
 from harness.runs.store import write_whole
 from harness.settings import shown_path
 from harness.trials.context import Context, Loaded
-from harness.trials.load import load_key, load_request, starve
-from harness.trials.profile import Profile
-from harness.trials.steps import FaultStep, LoadStep, ParityStep, PinStep, Step, UnloadStep
+from harness.trials.kinds.load import load_key, load_request, starve
+from harness.trials.profile.profile import Profile
+from harness.trials.profile.steps import FaultStep, LoadStep, ParityStep, PinStep, Step, UnloadStep
 
 LAST = "last"
 """In place of a run's name: the newest on the inventory, if it did not end."""

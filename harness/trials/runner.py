@@ -6,37 +6,34 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.cluster.inventory import Inventory, load_inventory
+from harness.cluster.ssh import UNITS, read_journal
+from harness.contracts.run_records import Outcome, RunManifest, Trial
 from harness.errors import HarnessError
-from harness.inventory import Inventory, load_inventory
+from harness.router_client.client import RouterClient, router_address
 from harness.runs.lock import inventory_lock
 from harness.runs.pack import pack
 from harness.runs.read import read_manifest, read_requests
-from harness.runs.schema import Outcome, RunManifest, Trial
 from harness.runs.store import RunFolder
-from harness.trials.begin import Begun, announce, begin, open_folder, outcome_of
-from harness.trials.client import RouterClient, router_address
+from harness.trials.cluster_lease import cluster_lease
 from harness.trials.context import Context, Finding
-from harness.trials.coordinator import feed_again, stop
-from harness.trials.ending import RunDeadline, why_stop
 from harness.trials.estimate import step_signature
-from harness.trials.fault import run_fault
 from harness.trials.faults.leftovers import undo_leftovers
-from harness.trials.inference import run_inference
+from harness.trials.interrupts import Interrupted, Stopper
+from harness.trials.kinds.coordinator_steps import feed_again, stop
+from harness.trials.kinds.fault import run_fault
+from harness.trials.kinds.inference import run_inference
+from harness.trials.kinds.load import run_load
+from harness.trials.kinds.parity import run_parity
+from harness.trials.kinds.pool import run_pool
+from harness.trials.kinds.release_switch import run_pin
+from harness.trials.kinds.soak import run_soak
+from harness.trials.kinds.unload import run_unload
 from harness.trials.lab import lab_of, restore_memory
-from harness.trials.lease import cluster_lease
-from harness.trials.load import run_load
-from harness.trials.nodes import UNITS, read_journal
-from harness.trials.parity import run_parity
-from harness.trials.pin import run_pin
-from harness.trials.pool import run_pool
-from harness.trials.profile import Profile
-from harness.trials.progress import RunProgress
-from harness.trials.questions import RESTARTS, answered
-from harness.trials.resume import may_have_left_a_fault, take_up
-from harness.trials.samples import Sampler
-from harness.trials.setup import Options, Setting, settle
-from harness.trials.soak import run_soak
-from harness.trials.steps import (
+from harness.trials.load_generator.telemetry import Sampler
+from harness.trials.preflight import Options, Setting, settle
+from harness.trials.profile.profile import Profile
+from harness.trials.profile.steps import (
     FaultStep,
     InferenceStep,
     LoadStep,
@@ -48,8 +45,11 @@ from harness.trials.steps import (
     UnloadStep,
     step_title,
 )
-from harness.trials.stopper import Interrupted, Stopper
-from harness.trials.unload import run_unload
+from harness.trials.progress import RunProgress
+from harness.trials.questions import RESTARTS, answered
+from harness.trials.resume import may_have_left_a_fault, take_up
+from harness.trials.run_spec import Begun, announce, begin, open_folder, outcome_of
+from harness.trials.stop_conditions import RunDeadline, why_stop
 
 PATIENCE_S = 60.0
 INTERRUPTED_PATIENCE_S = 5.0

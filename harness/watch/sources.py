@@ -13,11 +13,11 @@ from typing import Self
 
 from pydantic import ValidationError
 
+from harness.cluster.inventory import Inventory, Node
+from harness.contracts.run_records import CoordinatorState
 from harness.errors import HarnessError
-from harness.inventory import Inventory, Node
-from harness.monitor.latest import Heard, parse_sample
-from harness.monitor.state import SILENT_AFTER_S, age_s
-from harness.runs.schema import CoordinatorState
+from harness.monitor.backend_state import SILENT_AFTER_S, age_s
+from harness.monitor.redis.reader import Heard, parse_sample
 from harness.settings import NODE_VENV
 from harness.watch.follow import EndedError, follow_lines
 from harness.watch.view import ClusterView, Seen, node_views, plan_in_use, router_view

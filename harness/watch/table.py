@@ -6,8 +6,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from harness.monitor.backend_state import State
 from harness.monitor.sample import Gpu
-from harness.monitor.state import State
 from harness.watch.view import UP, ClusterView, NodeView, RouterView
 
 _COLOUR = {

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-from harness.inventory import Node
+from harness.cluster.inventory import Node
+from harness.contracts.plan import Plan
+from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
+from harness.monitor.backend_state import SILENT_AFTER_S, BackendState, State, backend_state
 from harness.monitor.sample import Gpu, Sample
-from harness.monitor.state import SILENT_AFTER_S, BackendState, State, backend_state
-from harness.planner.plan import Plan
-from harness.runs.schema import CoordinatorPhase, CoordinatorState
 
 UP = "up"
 """State of a node without a backend that was heard of."""

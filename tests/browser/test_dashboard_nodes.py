@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.monitor.backend_state import RPC_UNIT
+from harness.monitor.redis.settings import latest_key
 from harness.monitor.sample import Gpu, GpuSource, Memory, RpcSocket, Sample, Source, Unit
-from harness.monitor.state import RPC_UNIT
-from harness.monitor.store import latest_key
 from playwright.sync_api import Browser, expect
 from redis_server import RedisServer
 from router_stack import RouterStack

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from harness import auto_discover_rpc_backends
-from harness.releases.installed import installed_release
-from harness.router.discovery import find_backends
-from harness.rpc.discovery import Candidate
-from harness.rpc.messages import Version
-from harness.rpc.probe import BackendStatus, probe
+from harness.llama.releases.installed import installed_release
+from harness.llama.rpc.discovery import Candidate
+from harness.llama.rpc.messages import Version
+from harness.llama.rpc.probe import BackendStatus, probe
+from harness.router.nodes.discovery import find_backends
 from router_stack import RpcServer, free_port, listens, wait_for
 
 pytestmark = pytest.mark.integration

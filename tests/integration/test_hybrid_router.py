@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from harness import HybridRouter, auto_discover_rpc_backends
 from harness.errors import HarnessError
-from harness.router.hybrid import RequestFailedError
+from harness.router.sdk import RequestFailedError
 from router_stack import RpcServer, free_port, listens, wait_for
 
 pytestmark = pytest.mark.integration

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness.ansible import PlaybookResult, run_playbook
+from harness.cluster.ansible import PlaybookResult, run_playbook
 from harness.errors import HarnessError
-from harness.releases.catalogue import catalogue
+from harness.llama.releases.catalogue import catalogue
 
 HERE = Path(__file__).parent
 BUILD_TASK = "Build rpc-server, llama-server, llama-bench"

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.diagnosis.loadlog import parse_load_log
+from harness.llama.gguf import read_gguf
+from harness.llama.load_log import parse_load_log
+from harness.llama.releases.installed import installed_build
+from harness.llama.synthetic.shapes import BASE_TYPES
+from harness.llama.synthetic.writer import synthesise
 from harness.models.ensure import model_bytes
-from harness.models.gguf import read_gguf
-from harness.models.shapes import BASE_TYPES
-from harness.models.synth import synthesise
 from harness.planner.placement import BackendMemory, make_plan
-from harness.releases.installed import installed_build
-from harness.router.command import release_args
+from harness.router.models.command_line import release_args
 from router_stack import RpcServer, free_port, wait_for
 
 pytestmark = pytest.mark.integration

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness.models.synth import synthesise
+from harness.llama.synthetic.writer import synthesise
 from harness.settings import PLAYBOOKS, REPOSITORY
 
 pytestmark = pytest.mark.integration

@@ -45,7 +45,7 @@ TARGETS = {
 """The target of Makefile that runs a folder's code. Scripts and Makefile run before any package is there."""
 BUILT_HERE = {"integration": "llama_cpp"}
 """Role that a target runs on this computer, which installs its own packages."""
-ON_NODES = ("harness/monitor/", "harness/router/", "harness/trials/remote/", "roles/")
+ON_NODES = ("harness/monitor/", "harness/router/", "harness/cluster/remote/", "roles/")
 ON_CONTROL = ("roles/harness_venv/files/", "roles/lab_node/")
 NODE_SYSTEM = [*MACHINE_PACKAGES, "apt"]
 """What a node has before any role: what the lab's machines are made with, and Debian's package manager."""
@@ -58,8 +58,8 @@ DONE_WITHOUT = {
 """Programs of nodes that are called where they are there."""
 UNTOLD = {
     "harness/lab/preflight.py": 1,  # each key of lab_node_host_packages, which has a test below
-    "harness/router/process.py": 1,  # a node's own llama-server, by its path
-    "harness/trials/remote/rates.py": 1,  # llama-tensor-cache, by its path on the node
+    "harness/router/coordinator/process.py": 1,  # a node's own llama-server, by its path
+    "harness/cluster/remote/rates.py": 1,  # llama-tensor-cache, by its path on the node
     "roles/llama_cpp/library/llama_cpp_info.py": 1,  # compilers of accelerators, which the operator brings
     "roles/rpc_server/files/rpc_cache.py": 1,  # llama-tensor-cache, by its path on the node
     "roles/rpc_server/library/rpc_server_info.py": 1,  # the node's own rpc-server, by its path

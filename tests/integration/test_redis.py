@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 import redis
-from harness.monitor.backlog import Entry
-from harness.monitor.config import MonitorError
-from harness.monitor.latest import (
+from harness.monitor.config_file import MonitorError
+from harness.monitor.redis.backlog import Entry
+from harness.monitor.redis.publisher import Publisher
+from harness.monitor.redis.reader import (
     AsyncLatestReader,
     LatestReader,
     RedisAwayError,
     read_latest,
     read_latest_async,
 )
-from harness.monitor.link import StreamLink
-from harness.monitor.publisher import Publisher
+from harness.monitor.redis.settings import FIELD, LATEST_TTL_MS, latest_key, stream_key
+from harness.monitor.redis.writer import StreamLink
 from harness.monitor.ring import KEEP_LINES, RingWriter, read_since
 from harness.monitor.sample import Memory, Sample, Source
-from harness.monitor.store import FIELD, LATEST_TTL_MS, latest_key, stream_key
 from redis_server import RedisServer
 
 pytestmark = pytest.mark.integration

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness.models.gguf import read_gguf
-from harness.releases.installed import installed_build
-from harness.releases.loopback import Backend, loopback_backends
-from harness.releases.proof import Outcome, Round
-from harness.releases.prove import Gate, prove
+from harness.llama.gguf import read_gguf
+from harness.llama.releases.installed import installed_build
+from harness.llama.releases.loopback import Backend, loopback_backends
+from harness.llama.releases.proof import Outcome, Round
+from harness.llama.releases.prove import Gate, prove
 
 pytestmark = pytest.mark.integration
 FOR_EVER = 'exec tail -f "$0"'
@@ -94,7 +94,7 @@ def test_frozen_backend_hangs_the_real_client(
             backends[1].process.send_signal(signal.SIGSTOP)
             yield backends
 
-    monkeypatch.setattr("harness.releases.prove.loopback_backends", second_frozen)
+    monkeypatch.setattr("harness.llama.releases.prove.loopback_backends", second_frozen)
     proof = prove(SHORT, binaries, read_gguf(smollm2), lambda _: None)
     assert proof.rounds[0].outcome is Outcome.HANG, proof.verdict()
     look = proof.rounds[0].look
@@ -111,8 +111,8 @@ def test_gate_that_is_interrupted_leaves_nothing_running(
     double(binaries, FOR_EVER)
     script = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from pathlib import Path; from harness.models.gguf import read_gguf\n"
-        "from harness.releases.prove import Gate, prove\n"
+        "from pathlib import Path; from harness.llama.gguf import read_gguf\n"
+        "from harness.llama.releases.prove import Gate, prove\n"
         f"prove(Gate(11549, 2, 2), Path('{binaries}'), read_gguf(Path('{smollm2}')), print)\n"
     )
     environment = os.environ | {"TMPDIR": str(binaries.parent)}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness import HybridRouter
-from harness.router.hybrid import RequestFailedError
+from harness.router.sdk import RequestFailedError
 from router_stack import free_port, listens, wait_for
 
 pytestmark = pytest.mark.integration

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from harness.ansible import run_playbook
+from harness.cluster.ansible import run_playbook
 from harness.router.config import RouterConfig, load_config
 
 HERE = Path(__file__).parent

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import redis
-from harness.monitor.processes import ProcessTable
+from harness.monitor.readers.processes import ProcessTable
+from harness.monitor.redis.settings import connection_options, latest_key
 from harness.monitor.sample import Kernel, Memory, RpcSocket, Sample, Source
-from harness.monitor.store import connection_options, latest_key
 from redis_server import RedisServer
 from router_stack import RouterStack, wait_for
 

@@ -9,11 +9,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from harness.models.gguf import read_gguf
+from harness.llama.gguf import read_gguf
+from harness.planner.device_capacity import BackendMemory
 from harness.planner.placement import make_plan
-from harness.planner.supply import BackendMemory
-from harness.planner.tensors import cached_tensors
 from harness.settings import REPOSITORY
+from harness.tensor_cache.placement import cached_tensors
 from router_stack import free_port, listens, wait_for
 
 pytestmark = pytest.mark.integration
@@ -127,7 +127,7 @@ def test_tensors_that_are_sent_are_the_ones_that_a_copy_gives(
     run(tool, "fill", model, tmp_path / "copy", ME, stdin=some)
     for name, argv in (
         ("node", [str(tool), "read", str(model)]),
-        ("here", [sys.executable, "-m", "harness.models.frames", str(model)]),
+        ("here", [sys.executable, "-m", "harness.tensor_cache.ranges", str(model)]),
     ):
         sent = subprocess.run(argv, input=some, capture_output=True, check=True).stdout
         run(tool, "store", tmp_path / name, ME, stdin=sent)

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness.diagnosis.model import FailureClass
+from harness.contracts.diagnosis import FailureClass
+from harness.contracts.run_records import Outcome, Request, Trial
+from harness.router_client.chat_stream import ChatRequest, chat_session, stream_chat
 from harness.runs.metrics import decode_rate, server_decode_rate
 from harness.runs.read import read_events, read_manifest, read_requests, read_table, read_trials
-from harness.runs.schema import Outcome, Request, Trial
+from harness.trials.load_generator.prompts import PromptSizer, words
+from harness.trials.preflight import Options
 from harness.trials.progress import RunProgress
-from harness.trials.prompt import PromptSizer, words
 from harness.trials.runner import RunResult, run_benchmark
-from harness.trials.setup import Options
-from harness.trials.stream import ChatRequest, chat_session, stream_chat
 from rich.console import Console
 from router_stack import ADMIN_KEY, ROUTER_KEY, RouterStack, free_port, listens, wait_for
 
@@ -174,7 +174,7 @@ def bench(
     made = Bench(stack, tmp_path)
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("harness.trials.nodes.NODE_RPC_CACHE", tmp_path / "rpc-cache")
+    monkeypatch.setattr("harness.cluster.ssh.NODE_RPC_CACHE", tmp_path / "rpc-cache")
     yield made
     stack.close()
 

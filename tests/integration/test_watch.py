@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from harness.cluster.inventory import Inventory, Node
+from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
 from harness.errors import HarnessError
-from harness.inventory import Inventory, Node
-from harness.runs.schema import CoordinatorPhase, CoordinatorState
 from harness.watch.sources import Sources
 from harness.watch.view import ClusterView, NodeView
 from redis_server import RedisServer

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.models.gguf import read_gguf
+from harness.llama.gguf import read_gguf
 from lab_under_test import LabUnderTest, missing
 
 HERE = Path(__file__).parent

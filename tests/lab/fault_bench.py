@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from harness.diagnosis.model import Diagnosis
-from harness.inventory import Inventory, Node
+from harness.cluster.inventory import Inventory, Node
+from harness.cluster.ssh import run_on
+from harness.cluster.unit_inspection import diagnose_units
+from harness.contracts.diagnosis import Diagnosis
+from harness.contracts.plan import Plan
+from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
 from harness.lab.spec import LabSpec
-from harness.monitor.state import RPC_UNIT
-from harness.planner.plan import Plan
-from harness.runs.schema import CoordinatorPhase, CoordinatorState
+from harness.monitor.backend_state import RPC_UNIT
+from harness.router_client.chat_stream import chat_session
+from harness.router_client.client import LoadRequest, RouterClient, RouterRefusedError, router_address
 from harness.runs.store import RunFolder
-from harness.trials.client import LoadRequest, RouterClient, RouterRefusedError, router_address
 from harness.trials.context import Context
-from harness.trials.coordinator import keep_log
-from harness.trials.evidence import diagnose_waiting, diagnose_with_nodes
 from harness.trials.faults.fault import serve_again
+from harness.trials.kinds.coordinator_steps import keep_log
+from harness.trials.kinds.diagnosis_inputs import diagnose_waiting, diagnose_with_nodes
 from harness.trials.lab import lab_of
-from harness.trials.nodes import run_on
-from harness.trials.samples import Sampler
-from harness.trials.stream import chat_session
-from harness.trials.units import diagnose_units
+from harness.trials.load_generator.telemetry import Sampler
 
 MODEL = "1b-q8_0"
 """The smallest that the router sends to the coordinator."""

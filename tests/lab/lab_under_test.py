@@ -10,8 +10,8 @@ from typing import Any
 
 import testinfra
 import testinfra.host
-from harness.ansible import PlaybookResult, run_playbook
-from harness.inventory import Inventory, load_inventory
+from harness.cluster.ansible import PlaybookResult, run_playbook
+from harness.cluster.inventory import Inventory, load_inventory
 from harness.settings import PLAYBOOKS
 
 LABS = Path("/var/lib/llama-harness/labs")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.ansible import run_playbook
-from harness.inventory import Node, load_inventory
+from harness.cluster.ansible import run_playbook
+from harness.cluster.inventory import Node, load_inventory
 
 HERE = Path(__file__).parent
 INVENTORY = HERE / "inventory"

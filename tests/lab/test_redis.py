@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.router_client.client import LoadRequest, RouterClient, router_address
 from harness.settings import state_dir
-from harness.trials.client import LoadRequest, RouterClient, router_address
 from lab_under_test import LabUnderTest
 
 pytestmark = pytest.mark.lab

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import testinfra
-from harness.ansible import run_playbook
+from harness.cluster.ansible import run_playbook
 from harness.errors import HarnessError
-from harness.releases.catalogue import catalogue
-from harness.rpc.messages import CAPS_BYTES, HEADER_BYTES
+from harness.llama.releases.catalogue import catalogue
+from harness.llama.rpc.messages import CAPS_BYTES, HEADER_BYTES
 from lab_under_test import LabUnderTest
 from testinfra.host import Host
 

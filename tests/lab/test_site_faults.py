@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 from fault_bench import MODEL, FaultBench, decided_by, fault_bench
+from harness.contracts.plan import Plan
 from harness.diagnosis.classify import classify
 from harness.diagnosis.evidence import RPC_SERVER, Inputs
-from harness.monitor.state import RPC_UNIT
-from harness.planner.plan import Plan
-from harness.releases.catalogue import catalogue
-from harness.rpc.messages import CAPS_BYTES, HEADER_BYTES
-from harness.trials.evidence import diagnose_ready
+from harness.llama.releases.catalogue import catalogue
+from harness.llama.rpc.messages import CAPS_BYTES, HEADER_BYTES
+from harness.monitor.backend_state import RPC_UNIT
 from harness.trials.faults.fault import injected, serve_again
 from harness.trials.faults.files import SmallCacheDisk, TruncatedModel
 from harness.trials.faults.leftovers import undo_leftovers
@@ -22,6 +21,7 @@ from harness.trials.faults.links import CutLink
 from harness.trials.faults.memory import SqueezeMemory, StarveIntoSwap
 from harness.trials.faults.processes import BackendByHand, FreezeBackend, KillBackend, KillCoordinator
 from harness.trials.faults.starts import ClosedPort, OtherBuild, OtherProtocol, TakenPort, WrongFlag
+from harness.trials.kinds.diagnosis_inputs import diagnose_ready
 from harness.trials.lab import restore_memory
 from lab_under_test import LabUnderTest
 

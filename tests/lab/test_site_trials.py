@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from harness.contracts.run_records import Outcome, Trial
 from harness.lab.cgroup import Groups
 from harness.runs.read import read_events, read_manifest, read_trials
-from harness.runs.schema import Outcome, Trial
 from harness.trials.lab import lab_of
+from harness.trials.preflight import Options
 from harness.trials.progress import RunProgress
 from harness.trials.runner import run_benchmark
-from harness.trials.setup import Options
 from lab_under_test import LabUnderTest
 from readme import REPOSITORY
 from rich.console import Console
@@ -178,7 +178,7 @@ async def test_starved_backend_that_gets_nowhere_ends_its_trial_with_the_figures
     deployed: LabUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The harness waits a minute; fifteen seconds are enough to see it."""
-    monkeypatch.setattr("harness.trials.thrash.HOPELESS_S", 15.0)
+    monkeypatch.setattr("harness.trials.load_generator.thrash_guard.HOPELESS_S", 15.0)
     load = {"kind": "load", "model": "1b-q8_0", "nodes": 2, "context": 512}
     asked = {"kind": "inference", "model": "1b-q8_0", "prompt_tokens": 64, "generated_tokens": 64}
     profile = tmp_path / "starved.yml"

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
-from harness.ansible import PlaybookResult, failure_line, run_playbook
+from harness.cluster.ansible import PlaybookResult, failure_line, run_playbook
 from harness.errors import HarnessError
 from rich.console import Console
 

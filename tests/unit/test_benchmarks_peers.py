@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.runs.schema import Request
+from harness.contracts.run_records import Request
 
 from bench_report import decode_rates
 from gguf_tokenizer import tokenizer_json

@@ -1,8 +1,8 @@
 """What a run's figures are to be taken with, as a table of measurements and sentences."""
 
 import pytest
+from harness.contracts.run_records import Outcome, Request, Trial
 from harness.runs.cautions import Conditions, cautions, outliers
-from harness.runs.schema import Outcome, Request, Trial
 
 SECOND = 10**9
 STEADY = [1.0, 1.01, 0.99, 1.02, 0.98]

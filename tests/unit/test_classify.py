@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.contracts.diagnosis import Confidence, Diagnosis, ExitStatus, FailureClass, Signal
+from harness.contracts.plan import BackendShare, Plan
 from harness.diagnosis.classify import classify
 from harness.diagnosis.evidence import BackendSeen, Inputs, read_log
-from harness.diagnosis.loadlog import parse_load_log
-from harness.diagnosis.model import Confidence, Diagnosis, ExitStatus, FailureClass, Signal
-from harness.planner.plan import BackendShare, Plan
+from harness.llama.load_log import parse_load_log
 
 LOGS = Path(__file__).parents[1] / "data" / "logs"
 RECORDED: dict[str, dict[str, Any]] = json.loads((LOGS / "recorded.json").read_text())

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from harness.cluster.unit_inspection import last_end, unit_inputs
+from harness.contracts.diagnosis import Confidence, ExitStatus
 from harness.diagnosis.classify import classify
 from harness.diagnosis.evidence import RPC_SERVER, BackendSeen, Inputs
-from harness.diagnosis.model import Confidence, ExitStatus
-from harness.trials.units import last_end, unit_inputs
 
 WAITS = Inputs(running=True, waiting=True)
 SERVED = BackendSeen(state="S", peer="10.0.0.1:40000", cpu_s=0.0, window_s=5.0)

@@ -1,7 +1,7 @@
 """Exit statuses as people, shells, subprocess, systemd and Windows write them."""
 
 import pytest
-from harness.diagnosis.exits import from_journal, from_unit, in_words, parse_exit_status, signal_of
+from harness.diagnosis.exit_status import from_journal, from_unit, in_words, parse_exit_status, signal_of
 from harness.errors import HarnessError
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.diagnosis.exits import in_words, parse_exit_status
-from harness.diagnosis.logfile import diagnose_log
-from harness.diagnosis.model import Confidence, Diagnosis, ExitStatus, FailureClass
+from harness.contracts.diagnosis import Confidence, Diagnosis, ExitStatus, FailureClass
+from harness.diagnosis.exit_status import in_words, parse_exit_status
+from harness.diagnosis.logs.log_file import diagnose_log
 from harness.errors import HarnessError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

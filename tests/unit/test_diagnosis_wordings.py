@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.diagnosis.exits import parse_exit_status
-from harness.diagnosis.logfile import diagnose_log
-from harness.diagnosis.model import Confidence, Diagnosis
+from harness.contracts.diagnosis import Confidence, Diagnosis
+from harness.diagnosis.exit_status import parse_exit_status
+from harness.diagnosis.logs.log_file import diagnose_log
 
 CASES: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "data" / "logs" / "wordings.json").read_text()

@@ -13,12 +13,12 @@ import pytest
 import typer.main
 import yaml
 from harness.cli import app
+from harness.contracts.diagnosis import FailureClass
 from harness.diagnosis import table
-from harness.diagnosis.model import FailureClass
 from harness.diagnosis.rules import RULES
-from harness.releases.catalogue import catalogue
+from harness.llama.releases.catalogue import catalogue
 from harness.router import app as router_app
-from harness.trials.profile import parse_profile, schema_text
+from harness.trials.profile.profile import parse_profile, schema_text
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"

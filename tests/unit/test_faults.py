@@ -4,9 +4,9 @@ import asyncio
 from dataclasses import dataclass, field
 
 import pytest
-from harness.diagnosis.model import FailureClass
+from harness.cluster.inventory import Node
+from harness.contracts.diagnosis import FailureClass
 from harness.errors import HarnessError
-from harness.inventory import Node
 from harness.trials.faults.fault import Fault, Injected, injected
 from harness.trials.faults.starts import exec_start
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from harness.cluster.inventory import Inventory, parse_inventory
 from harness.errors import HarnessError
-from harness.inventory import Inventory, parse_inventory
 
 
 def inventory(**variables: str) -> Inventory:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from harness.contracts.plan import BackendShare, Plan
 from harness.diagnosis.evidence import read_log
-from harness.diagnosis.loadlog import (
+from harness.llama.load_log import (
     PhaseClock,
     assign_nodes,
     load_phase,
@@ -12,7 +13,6 @@ from harness.diagnosis.loadlog import (
     parse_load_log,
     rpc_endpoint,
 )
-from harness.planner.plan import BackendShare, Plan
 
 LOGS = Path(__file__).parents[1] / "data" / "logs"
 MIB = 1024 * 1024

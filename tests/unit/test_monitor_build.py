@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from harness.monitor.build import BuildReader, parse_manifest
+from harness.monitor.readers.build import BuildReader, parse_manifest
 
 MANIFEST = {
     "build": 6751,

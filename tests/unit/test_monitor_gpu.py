@@ -13,11 +13,11 @@ from typing import Any
 
 import pynvml
 import pytest
-from harness.monitor.amdgpu import amdgpu, amdgpu_cards
-from harness.monitor.amdgpu import throttle_words as amdgpu_throttle
-from harness.monitor.background import Background
-from harness.monitor.gpus import GpuReader
-from harness.monitor.nvml import NvmlGone, NvmlReader, throttle_words
+from harness.monitor.readers.amdgpu import amdgpu, amdgpu_cards
+from harness.monitor.readers.amdgpu import throttle_words as amdgpu_throttle
+from harness.monitor.readers.background import Background
+from harness.monitor.readers.gpu import GpuReader
+from harness.monitor.readers.nvml import NvmlGone, NvmlReader, throttle_words
 from harness.monitor.sample import GpuSource
 from recorded_nvml import FUNCTION_NOT_FOUND, RecordedNvml
 

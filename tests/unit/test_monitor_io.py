@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from harness.monitor.disk import DiskReader, cgroup_traffic, disk_traffic
-from harness.monitor.pressure import cgroup_pressure, node_pressure
-from harness.monitor.proc import load1
-from harness.monitor.rate import Rate
+from harness.monitor.readers.disk import DiskReader, cgroup_traffic, disk_traffic
+from harness.monitor.readers.memory import load1
+from harness.monitor.readers.pressure import cgroup_pressure, node_pressure
+from harness.monitor.readers.rate import Rate
 from harness.monitor.sample import Source
 
 DATA = Path(__file__).parents[1] / "data" / "monitor"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from harness.lab.kernel import OomRecords, wait_and_copy
-from harness.monitor import kernel
-from harness.monitor.kernel import KernelLog, parse_record, parse_xid
+from harness.monitor.readers import kernel_log as kernel
+from harness.monitor.readers.kernel_log import KernelLog, parse_record, parse_xid
 
 KMSG = Path(__file__).parents[1] / "data" / "monitor" / "kmsg"
 OOM, XID = KMSG / "oom.txt", KMSG / "xid.txt"

@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from harness.monitor.cgroup import cgroup_cpu_s, cgroup_memory
-from harness.monitor.proc import meminfo, node_cpu_s, node_memory, pairs
+from harness.monitor.readers.cgroup import cgroup_cpu_s, cgroup_memory
+from harness.monitor.readers.memory import meminfo, node_cpu_s, node_memory, pairs
 from harness.monitor.sample import Source
 
 DATA = Path(__file__).parents[1] / "data" / "monitor"

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from harness.monitor.network import NetworkReader, interface_of
-from harness.monitor.processes import ProcessTable
-from harness.monitor.sockets import parse_tcp_table, rpc_socket
-from harness.monitor.systemd import UnitStates, keep_last_exits, parse_show
+from harness.monitor.readers.network import NetworkReader, interface_of
+from harness.monitor.readers.processes import ProcessTable
+from harness.monitor.readers.sockets import parse_tcp_table, rpc_socket
+from harness.monitor.readers.systemd import UnitStates, keep_last_exits, parse_show
 
 DATA = Path(__file__).parents[1] / "data" / "monitor"
 PROC = DATA / "proc"

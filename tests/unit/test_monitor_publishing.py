@@ -5,11 +5,11 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from harness.monitor.backlog import Backlog, Entry
 from harness.monitor.command import reader_settings
-from harness.monitor.config import MonitorError
-from harness.monitor.offset import KEPT_FOR_S, Reading, better, offset_now, reading
-from harness.monitor.store import entry_id, entry_ms, read_password
+from harness.monitor.config_file import MonitorError
+from harness.monitor.redis.backlog import Backlog, Entry
+from harness.monitor.redis.offset import KEPT_FOR_S, Reading, better, offset_now, reading
+from harness.monitor.redis.settings import entry_id, entry_ms, read_password
 from hypothesis import given
 from hypothesis import strategies as st
 

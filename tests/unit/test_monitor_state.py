@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
+from harness.monitor.backend_state import RPC_UNIT, BackendState, State, age_s, backend_state
 from harness.monitor.sample import Memory, Process, RpcSocket, Sample, Source, Unit
-from harness.monitor.state import RPC_UNIT, BackendState, State, age_s, backend_state
 
 NOW_NS = 1_795_618_783 * 10**9
 PEER = "10.77.43.12:40112"

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from harness.errors import HarnessError
-from harness.models.gguf import GgufModel, Tensor
-from harness.models.shapes import BASE_TYPES, SHAPES, plan_tensors
-from harness.models.synth import tensor_bytes
+from harness.llama.gguf import GgufModel, Tensor
+from harness.llama.synthetic.shapes import BASE_TYPES, SHAPES, plan_tensors
+from harness.llama.synthetic.writer import tensor_bytes
+from harness.planner.device_capacity import BackendMemory
 from harness.planner.memory import cache_cells, compute_bytes, kv_bytes, weights
 from harness.planner.placement import make_plan, split_layers
-from harness.planner.supply import BackendMemory
 from hypothesis import given
 from hypothesis import strategies as st
 

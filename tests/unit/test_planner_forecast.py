@@ -5,10 +5,10 @@ import re
 import pytest
 from harness.errors import HarnessError
 from harness.planner.calibration import Calibration, NodeSpeed
+from harness.planner.device_capacity import BackendMemory
 from harness.planner.forecast import Rates, forecast_load
 from harness.planner.learned import compute_buffers, learn, load_shape
 from harness.planner.placement import head_share, make_plan
-from harness.planner.supply import BackendMemory
 from test_planner import GIB, MIB, backends, model
 
 

@@ -1,8 +1,8 @@
 """Placement by speed: less time per token within memory, llama.cpp's split where nodes are equal."""
 
 import pytest
+from harness.planner.device_capacity import BackendMemory, Speed
 from harness.planner.placement import make_plan
-from harness.planner.supply import BackendMemory, Speed
 from hypothesis import given
 from hypothesis import strategies as st
 from test_planner import GIB, backends, model

@@ -1,8 +1,8 @@
 """Which tensors a plan leaves to each backend's cache."""
 
-from harness.models.gguf import GgufModel
+from harness.llama.gguf import GgufModel
 from harness.planner.placement import make_plan
-from harness.planner.tensors import cached_tensors
+from harness.tensor_cache.placement import cached_tensors
 from test_planner import backends, model
 
 LIMIT = 10 << 20

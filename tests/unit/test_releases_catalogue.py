@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 from harness.errors import HarnessError
-from harness.releases.catalogue import CATALOGUE, Release, SourceKind, catalogue, read_catalogue
+from harness.llama.releases.catalogue import CATALOGUE, Release, SourceKind, catalogue, read_catalogue
 from harness.settings import REPOSITORY
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from harness.errors import HarnessError
-from harness.releases.catalogue import catalogue
-from harness.releases.local import local_build
+from harness.llama.releases.catalogue import catalogue
+from harness.llama.releases.local import local_build
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_what_is_known_against_a_release_is_accepted_for_loopback_alone(
         seen.update(variables)
         Path(variables["local_build_note"]).write_text(str(cache / "local" / "6751-here"))
 
-    monkeypatch.setattr("harness.releases.local.run_playbook", played)
+    monkeypatch.setattr("harness.llama.releases.local.run_playbook", played)
     assert local_build(6751, ["rpc-server"]) == cache / "local" / "6751-here" / "bin"
     assert seen["llama_cpp_accepted_issues"] == [issue.id for issue in catalogue().refusals(6751)] != []
     assert (seen["llama_cpp_programs"], seen["llama_cpp_activate"]) == (["rpc-server"], False)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from harness.cli import app
 from harness.errors import HarnessError
-from harness.models.synth import synthesise
-from harness.releases.proof import Outcome, Proof, Round, Speeds, judge_ended, judge_late, read_speeds
-from harness.releases.standstill import Look, ProcessSeen, SocketSeen, ThreadSeen, read_sockets
+from harness.llama.releases.proof import Outcome, Proof, Round, Speeds, judge_ended, judge_late, read_speeds
+from harness.llama.releases.standstill import Look, ProcessSeen, SocketSeen, ThreadSeen, read_sockets
+from harness.llama.synthetic.writer import synthesise
 from typer.testing import CliRunner
 
 GOOD = Speeds(prompt_tokens_per_s=118.2, decode_tokens_per_s=51.26)
@@ -181,7 +181,7 @@ def test_wrong_input_is_one_line_before_anything_is_built(
 ) -> None:
     monkeypatch.setenv("LLAMA_HARNESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
-    monkeypatch.setattr("harness.releases.local.run_playbook", lambda *_, **__: pytest.fail("builds"))
+    monkeypatch.setattr("harness.llama.releases.local.run_playbook", lambda *_, **__: pytest.fail("builds"))
     shallow = tmp_path / "shallow.gguf"
     synthesise("tiny", "Q8_0", shallow)
     done = CliRunner().invoke(app, ["release", "prove", *typed.format(shallow=shallow).split()])

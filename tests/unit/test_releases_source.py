@@ -17,10 +17,10 @@ from typing import IO
 
 import pytest
 from harness.errors import HarnessError
-from harness.releases import index
-from harness.releases.catalogue import Release, SourceKind, catalogue
-from harness.releases.index import IndexSettings, fetch_distribution, parse_pip_config, settings_from
-from harness.releases.source import SourceChoice, fetch_source
+from harness.llama.releases import index
+from harness.llama.releases.catalogue import Release, SourceKind, catalogue
+from harness.llama.releases.index import IndexSettings, fetch_distribution, parse_pip_config, settings_from
+from harness.llama.releases.source import SourceChoice, fetch_source
 from harness.settings import REPOSITORY
 
 SOURCE = {
@@ -337,7 +337,7 @@ def fetch_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
         command = [
             sys.executable,
             "-m",
-            "harness.releases",
+            "harness.llama.releases",
             "fetch",
             *arguments,
             "--cache",

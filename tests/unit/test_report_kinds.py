@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from harness.report import write_report
-from harness.report.load import RunData, load_run
-from harness.report.scaling import panels, scaling_figure
+from harness.report.data import RunData, load_run
+from harness.report.figures.scaling import panels, scaling_figure
 from harness.report.sections.failures import moments
 from harness.report.sections.inference import stages
 from harness.report.sections.kinds import faults, parities, soaks

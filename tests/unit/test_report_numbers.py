@@ -1,7 +1,7 @@
 """Numbers as people read them."""
 
 import pytest
-from harness.report import numbers
+from harness.report import format as numbers
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness.report.load import load_run
-from harness.report.node_figures import pressure_figure
+from harness.report.data import load_run
+from harness.report.figures.timeline import pressure_figure
 from harness.report.sections.pressure import fault_rates, pressures
 from harness.report.series import COLUMNS, NodeSeries, read_series
 from harness.runs.pack import pack

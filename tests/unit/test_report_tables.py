@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from harness.errors import HarnessError
 from harness.report import write_report
-from harness.report.drawing import placement_figure
-from harness.report.load import RunData, load_run
+from harness.report.data import RunData, load_run
+from harness.report.figures.placement import placement_figure
 from harness.report.sections.cluster import cluster, layer_range
 from harness.report.sections.failures import ends, moments
 from harness.report.sections.inference import stages

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from harness.router.upstream import ClientLeftError, ClientWatch
+from harness.router.proxy.upstream import ClientLeftError, ClientWatch
 from starlette.types import Message
 
 

@@ -2,9 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
-from harness.planner.plan import BackendShare, Plan
-from harness.router.command import coordinator_argv, disagreements, refused_flags, release_args
-from harness.runs.schema import BackendBuffers, LoadReport
+from harness.contracts.plan import BackendShare, Plan
+from harness.contracts.run_records import BackendBuffers, LoadReport
+from harness.router.models.command_line import coordinator_argv, disagreements, refused_flags, release_args
 
 
 def share(node: str, port: int, layers: int) -> BackendShare:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from harness.errors import HarnessError
 from harness.router.config import load_config, read_key
-from harness.router.logtail import LogTail
+from harness.router.coordinator.logtail import LogTail
 
 GOOD: dict[str, Any] = {
     "address": "10.0.0.1",

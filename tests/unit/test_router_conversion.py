@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from harness.router.ollama_answer import AnswerStream, Shape, whole_answer
-from harness.router.ollama_request import chat_request, generate_request
-from harness.router.sse import Events
-from harness.router.wire import dump, line, parse_object
+from harness.router.api.ollama.request import chat_request, generate_request
+from harness.router.api.ollama.response import AnswerStream, Shape, whole_answer
+from harness.router.http.json_body import dump, line, parse_object
+from harness.router.proxy.sse import Events
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from harness.planner.plan import BackendShare, Plan
-from harness.router.catalogue import Catalogue
+from harness.contracts.plan import BackendShare, Plan
+from harness.contracts.run_records import LoadTimings
 from harness.router.config import RouterConfig
-from harness.router.coordinator import Coordinator
+from harness.router.coordinator.coordinator import Coordinator
+from harness.router.coordinator.start import Start
 from harness.router.errors import RouterError
-from harness.router.metrics import Metrics
-from harness.router.nodes import node_samples
-from harness.router.start import Start
-from harness.runs.schema import LoadTimings
+from harness.router.http.metrics import Metrics
+from harness.router.models.catalogue import Catalogue
+from harness.router.nodes.samples import node_samples
 
 CUT = b"GGUF" + struct.pack("<IQQ", 3, 0, 5)
 MS = 10**6

@@ -4,15 +4,15 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from harness.monitor.state import BackendState, State
+from harness.contracts.run_records import CoordinatorPhase, CoordinatorState, LoadTimings
+from harness.monitor.backend_state import BackendState, State
+from harness.router.coordinator.restarts import Failure
 from harness.router.dashboard.attempts import FREE, LONGEST_S, Attempts
 from harness.router.dashboard.feed import Feed
 from harness.router.dashboard.outcome import outcome
 from harness.router.dashboard.session import LASTS_S, Sessions
 from harness.router.dashboard.snapshot import shown_state
 from harness.router.dashboard.tail import log_tail
-from harness.router.restarts import Failure
-from harness.runs.schema import CoordinatorPhase, CoordinatorState, LoadTimings
 
 KEY = "the-key-of-admins-only"
 

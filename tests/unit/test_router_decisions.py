@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.models.synth import synthesise
+from harness.llama.synthetic.writer import synthesise
 from harness.monitor.sample import Sample
-from harness.router.catalogue import Catalogue
 from harness.router.config import RouterConfig, RouteRule
-from harness.router.decisions import Decider
 from harness.router.errors import RouterError
-from harness.router.nodes import node_samples
-from harness.router.planning import Planner
-from harness.router.plans import LoadRequest
-from harness.router.pool import Pool
-from harness.router.pool_server import PoolModel, Seen
-from harness.router.routing import Route
+from harness.router.models.catalogue import Catalogue
+from harness.router.models.load_request import LoadRequest
+from harness.router.models.planner import Planner
+from harness.router.nodes.samples import node_samples
+from harness.router.pool.pool import Pool
+from harness.router.pool.server import PoolModel, Seen
+from harness.router.routing.resolver import Decider
+from harness.router.routing.rule import Route
 from ollama_storage import pull
 
 GIB = 1 << 30
@@ -212,7 +212,7 @@ async def test_route_is_made_anew_once_it_is_a_second_old(
     tmp_path: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("harness.router.decisions.time.monotonic", lambda: now)
+    monkeypatch.setattr("harness.router.routing.resolver.time.monotonic", lambda: now)
     link = tmp_path / "m.gguf"
     link.symlink_to(gguf)
     ours = decider(config(tmp_path))

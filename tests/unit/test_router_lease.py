@@ -1,8 +1,8 @@
 """One run at a time has the cluster, and a dead one not for long."""
 
 import pytest
+from harness.router.api.cluster_lease import RunLease
 from harness.router.errors import RouterError
-from harness.router.lease import RunLease
 
 
 def test_second_run_is_told_who_has_the_cluster_until_the_first_gives_it_back() -> None:
@@ -21,7 +21,7 @@ def test_second_run_is_told_who_has_the_cluster_until_the_first_gives_it_back() 
 
 def test_lease_that_is_not_renewed_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("harness.router.lease.time.monotonic", lambda: now)
+    monkeypatch.setattr("harness.router.api.cluster_lease.time.monotonic", lambda: now)
     lease = RunLease()
     lease.take("one", 30)
     now += 29

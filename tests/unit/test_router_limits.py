@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.router.guarded import HeadWithBody
+from harness.router.http.limits import HeadWithBody
 from tests.integration.router_stack import free_port, listens, wait_for
 
 KEY = "a-key-of-one-user"

@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
-from harness.diagnosis.model import Confidence, Diagnosis, FailureClass
+from harness.contracts.diagnosis import Confidence, Diagnosis, FailureClass
+from harness.contracts.run_records import CoordinatorPhase
 from harness.errors import HarnessError
-from harness.router.auth import Gate
+from harness.router.api.health import not_ready, pool_states
 from harness.router.config import Backend, RouterConfig, read_keys
-from harness.router.metrics import Metrics
-from harness.router.observe import counts
-from harness.router.operation import not_ready, pool_states
-from harness.runs.schema import CoordinatorPhase
+from harness.router.http.auth import Gate
+from harness.router.http.metrics import Metrics
+from harness.router.http.stream_stats import counts
 from starlette.types import Message, Receive, Scope, Send
 
 USER, OTHER_USER, ADMIN = "a-key-of-one-user", "the-key-of-another", "the-key-of-admins"
@@ -231,7 +231,9 @@ def test_one_log_line_says_of_a_request_which_way_it_went_and_why() -> None:
 
     lines: list[dict[str, object]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.router.auth.log", lambda event, **said: lines.append({"event": event} | said))
+        patch.setattr(
+            "harness.router.http.auth.log", lambda event, **said: lines.append({"event": event} | said)
+        )
         gate = Gate(answer, router_keys=[USER], admin_key=ADMIN, metrics=Metrics())
         key = [(b"authorization", f"Bearer {USER}".encode())]
         scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": key}

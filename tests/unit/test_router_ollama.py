@@ -1,9 +1,7 @@
 from typing import Any
 
 import pytest
-from harness.router.errors import RouterError
-from harness.router.ollama_answer import AnswerStream, Shape, done_answer, embed_answer, whole_answer
-from harness.router.ollama_request import (
+from harness.router.api.ollama.request import (
     chat_request,
     embed_request,
     generate_request,
@@ -11,6 +9,8 @@ from harness.router.ollama_request import (
     raw_request,
     unloads,
 )
+from harness.router.api.ollama.response import AnswerStream, Shape, done_answer, embed_answer, whole_answer
+from harness.router.errors import RouterError
 
 
 def completion(**choice: Any) -> dict[str, Any]:

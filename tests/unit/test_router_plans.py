@@ -3,14 +3,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.models.gguf import GgufModel, Tensor
+from harness.contracts.plan import Plan
+from harness.llama.gguf import GgufModel, Tensor
 from harness.monitor.sample import Sample
-from harness.planner.plan import Plan
-from harness.router.catalogue import Catalogue
 from harness.router.config import RouterConfig
 from harness.router.errors import RouterError
-from harness.router.planning import Planner
-from harness.router.plans import LoadRequest, check_flags
+from harness.router.models.catalogue import Catalogue
+from harness.router.models.load_request import LoadRequest, check_flags
+from harness.router.models.planner import Planner
 
 GIB = 1 << 30
 LAYERS = 4

@@ -9,9 +9,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from harness.router.config import PoolServer
-from harness.router.pool import Pool
-from harness.router.pool_look import LookError, look
-from harness.router.pool_server import (
+from harness.router.pool.pool import Pool
+from harness.router.pool.probe import LookError, look
+from harness.router.pool.server import (
     FIRST_ASIDE_S,
     LONGEST_ASIDE_S,
     PoolModel,

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from harness.diagnosis.model import Confidence, FailureClass
+from harness.contracts.diagnosis import Confidence, FailureClass
 from harness.monitor.sample import Memory, Process, RpcSocket, Sample, Source
-from harness.router.progress import Look, signs_of_life, stalled, thread_wakes
+from harness.router.coordinator.liveness import Look, signs_of_life, stalled, thread_wakes
 
 NOW = 10**18
 NODES = frozenset({"node1", "node2"})

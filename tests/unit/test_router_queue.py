@@ -4,11 +4,11 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
+from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, FailureClass
+from harness.router.coordinator.log_retention import StartFolder, prune, surplus
+from harness.router.coordinator.queue import RequestQueue, expected_wait_s, retry_seconds
+from harness.router.coordinator.restarts import Failure, RestartBudget, pause_s
 from harness.router.errors import RouterError
-from harness.router.folders import StartFolder, prune, surplus
-from harness.router.queue import RequestQueue, expected_wait_s, retry_seconds
-from harness.router.restarts import Failure, RestartBudget, pause_s
 
 S = 10**9
 

@@ -1,8 +1,18 @@
 """Which way a model goes, as a table of facts."""
 
 import pytest
-from harness.router.exchange import route_header
-from harness.router.routing import Decision, Facts, Need, Offer, Refusal, Route, Rule, Sharded, choose_route
+from harness.router.proxy.proxy import route_header
+from harness.router.routing.rule import (
+    Decision,
+    Facts,
+    Need,
+    Offer,
+    Refusal,
+    Route,
+    Rule,
+    Sharded,
+    choose_route,
+)
 
 GIB = 1 << 30
 NEED = Need(4 * GIB, 33)

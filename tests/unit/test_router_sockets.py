@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 
-from harness.router.sockets import can_listen, connected, has_connection, listens_itself, port_taken
+from harness.router.nodes.sockets import can_listen, connected, has_connection, listens_itself, port_taken
 
 
 def test_listener_is_seen_and_known_by_its_process() -> None:

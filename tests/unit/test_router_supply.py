@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.contracts.plan import Plan
 from harness.monitor.sample import Gpu, Memory, Process, Sample, Source
 from harness.planner.calibration import Calibration, NodeSpeed
+from harness.planner.device_capacity import BackendMemory, Speed
 from harness.planner.placement import head_share, make_plan
-from harness.planner.plan import Plan
-from harness.planner.supply import BackendMemory, Speed
 from harness.router.config import Backend
-from harness.router.knowledge import Knowledge, plan_key
-from harness.router.supply import backend_devices
+from harness.router.models.device_capacity import backend_devices
+from harness.router.models.plan_store import Knowledge, plan_key
 from test_planner import GIB, backends, model
 
 

@@ -1,7 +1,7 @@
 """Whose turn it is at the coordinator."""
 
 import pytest
-from harness.router.turns import Grant, Load, Situation, Wait, next_step
+from harness.router.coordinator.policy import Grant, Load, Situation, Wait, next_step
 
 
 @pytest.mark.parametrize(

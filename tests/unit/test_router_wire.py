@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from harness.router.errors import RouterError
-from harness.router.refusals import clients_mistake, refusal
-from harness.router.sse import Events
-from harness.router.upstream import whole_lines
-from harness.router.wire import dump, model_of, parse_answer, parse_object
+from harness.router.http.json_body import dump, model_of, parse_answer, parse_object
+from harness.router.proxy.errors import clients_mistake, refusal
+from harness.router.proxy.sse import Events
+from harness.router.proxy.upstream import whole_lines
 
 
 @pytest.mark.parametrize(

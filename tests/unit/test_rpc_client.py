@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from harness.rpc.client import ClosedError, HungUpError, SilentError, UnansweredError, ask
-from harness.rpc.messages import (
+from harness.llama.rpc.client import ClosedError, HungUpError, SilentError, UnansweredError, ask
+from harness.llama.rpc.messages import (
     CAPS_BYTES,
     DeviceMemory,
     ProtocolError,
@@ -19,8 +19,8 @@ from harness.rpc.messages import (
     reply_size,
     request,
 )
-from harness.rpc.messages import Command as C
-from harness.rpc.probe import BackendStatus, probe
+from harness.llama.rpc.messages import Command as C
+from harness.llama.rpc.probe import BackendStatus, probe
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from harness.errors import HarnessError
-from harness.router.discovery import auto_discover_rpc_backends, find_backends
-from harness.rpc.discovery import Candidate, addresses, candidates, discover, worth_showing
-from harness.rpc.probe import BackendStatus, Probe
-from harness.rpc.sockets import connected_endpoints
+from harness.llama.rpc.discovery import Candidate, addresses, candidates, discover, worth_showing
+from harness.llama.rpc.probe import BackendStatus, Probe
+from harness.llama.rpc.sockets import connected_endpoints
+from harness.router.nodes.discovery import auto_discover_rpc_backends, find_backends
 
 TABLE = Path(__file__).parents[1] / "data" / "monitor" / "proc" / "net" / "tcp"
 

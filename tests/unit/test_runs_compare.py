@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 from harness.cli import main
+from harness.contracts.run_records import Outcome, Request, RunManifest, Trial
 from harness.errors import HarnessError
 from harness.report.changes import rows
-from harness.report.compare_figure import _ticks, compare_figure
-from harness.report.comparing import render_comparison
-from harness.report.load import load_run
+from harness.report.compare_page import render_comparison
+from harness.report.data import load_run
+from harness.report.figures.compare import _ticks, compare_figure
 from harness.report.markdown import render_markdown, safe
-from harness.report.since import since_last
+from harness.report.previous_run import since_last
 from harness.runs.compare import RunFigures, compare, figures_of, read_figures, slower, tried, untold
-from harness.runs.schema import Outcome, Request, RunManifest, Trial
 from markdown_it import MarkdownIt
 from tests.unit.report_runs import HOSTILE, RECORDED, change_lines, change_manifest, copy_run, hostile_run
 

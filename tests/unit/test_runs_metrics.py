@@ -1,9 +1,9 @@
 """Figures of requests, on token times made by hand; and prompts of an exact length."""
 
 import pytest
+from harness.contracts.run_records import Request
 from harness.runs.metrics import summarise
-from harness.runs.schema import Request
-from harness.trials.prompt import PromptSizer, words
+from harness.trials.load_generator.prompts import PromptSizer, words
 
 S = 10**9
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from harness.contracts.run_records import Event, Outcome, Request, RunManifest, Trial
 from harness.errors import HarnessError
 from harness.monitor.sample import Memory, Network, Process, Sample, Source
 from harness.runs.lock import inventory_lock
@@ -21,7 +22,6 @@ from harness.runs.read import (
     read_table,
     read_trials,
 )
-from harness.runs.schema import Event, Outcome, Request, RunManifest, Trial
 from harness.runs.store import RunFolder, run_name
 
 MIB = 1 << 20

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness.ansible import run_playbook
+from harness.cluster.ansible import run_playbook
 from harness.settings import REPOSITORY, state_dir
 
 

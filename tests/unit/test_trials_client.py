@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from harness.errors import HarnessError
-from harness.trials.client import RouterAddress, RouterClient, RouterRefusedError
+from harness.router_client.client import RouterAddress, RouterClient, RouterRefusedError
 
 
 @asynccontextmanager

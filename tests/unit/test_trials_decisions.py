@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pytest
-from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
-from harness.errors import HarnessError
-from harness.inventory import Inventory, parse_inventory
-from harness.planner.plan import BackendShare, Plan
-from harness.runs.schema import (
+from harness.cluster.inventory import Inventory, parse_inventory
+from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, FailureClass
+from harness.contracts.plan import BackendShare, Plan
+from harness.contracts.run_records import (
     BackendBuffers,
     CoordinatorPhase,
     CoordinatorState,
@@ -17,13 +16,14 @@ from harness.runs.schema import (
     RunManifest,
     Trial,
 )
+from harness.errors import HarnessError
 from harness.runs.store import RunFolder
-from harness.trials.check import check_builds, check_fit, check_models
+from harness.trials.checks import check_builds, check_fit, check_models
 from harness.trials.context import judge
 from harness.trials.estimate import earlier_durations, estimate, step_signature
-from harness.trials.load import undistributed
-from harness.trials.profile import Profile, parse_profile
-from harness.trials.steps import step_title
+from harness.trials.kinds.load import undistributed
+from harness.trials.profile.profile import Profile, parse_profile
+from harness.trials.profile.steps import step_title
 
 GIB = 1 << 30
 

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from harness.diagnosis.model import Confidence, Diagnosis, Evidence, ExitStatus, FailureClass
-from harness.inventory import Node, parse_inventory
-from harness.runs.schema import CoordinatorPhase, CoordinatorState, LoadTimings
-from harness.trials import evidence
+from harness.cluster.inventory import Node, parse_inventory
+from harness.cluster.node_inspection import ConnectionSeen, NodeLook, ProcessSeen
+from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, ExitStatus, FailureClass
+from harness.contracts.run_records import CoordinatorPhase, CoordinatorState, LoadTimings
 from harness.trials.context import Context
-from harness.trials.looks import ConnectionSeen, NodeLook, ProcessSeen
-from harness.trials.samples import Point, Series
+from harness.trials.kinds import diagnosis_inputs as evidence
+from harness.trials.load_generator.telemetry import Point, Series
 
 S = 10**9
 LOST = "Remote RPC server crashed or returned malformed response\n"

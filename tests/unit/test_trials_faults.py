@@ -9,21 +9,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
+from harness.cluster.inventory import load_inventory
+from harness.cluster.remote import rates
+from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, FailureClass
+from harness.contracts.run_records import CoordinatorPhase, CoordinatorState, Outcome
 from harness.errors import HarnessError
-from harness.inventory import load_inventory
-from harness.runs.schema import CoordinatorPhase, CoordinatorState, Outcome
-from harness.trials.check import check_faults
-from harness.trials.fault import Seen, run_fault
+from harness.trials.checks import check_faults
 from harness.trials.faults.catalogue import FAULTS, cause_of, make_fault
 from harness.trials.faults.fault import to_the_end
 from harness.trials.faults.starts import ClosedPort
-from harness.trials.floors import load_floors
-from harness.trials.profile import Profile, load_profile
-from harness.trials.remote import rates
-from harness.trials.samples import Point
-from harness.trials.steps import FaultStep
-from harness.trials.thrash import GROWN_BYTES, ends_thrash, held_more, hopeless
+from harness.trials.kinds.fault import Seen, run_fault
+from harness.trials.kinds.lower_bounds import load_floors
+from harness.trials.load_generator.telemetry import Point
+from harness.trials.load_generator.thrash_guard import GROWN_BYTES, ends_thrash, held_more, hopeless
+from harness.trials.profile.profile import Profile, load_profile
+from harness.trials.profile.steps import FaultStep
 from pydantic import ValidationError
 
 LAB = Path(__file__).parents[2] / "inventories" / "lab"
@@ -206,7 +206,7 @@ async def test_thrash_of_the_trial_before_is_not_held_against_the_next(
                 enough.set()
             return {}
 
-    monkeypatch.setattr("harness.trials.thrash.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("harness.trials.load_generator.thrash_guard.LOOK_EVERY_S", 0.01)
     inventory = load_inventory(LAB)
     ctx: Any = SimpleNamespace(inventory=inventory, sampler=SimpleNamespace(series=Series()))
     begun_ns = time.time_ns()
@@ -223,7 +223,7 @@ async def test_fault_that_was_never_caused_is_no_success(monkeypatch: pytest.Mon
         return SimpleNamespace(plan=None)
 
     for name, double in (("stop", silent), ("_acted", silent), ("_forget_peer", silent)):
-        monkeypatch.setattr(f"harness.trials.fault.{name}", double)
+        monkeypatch.setattr(f"harness.trials.kinds.fault.{name}", double)
     ctx: Any = SimpleNamespace(
         inventory=load_inventory(LAB), router=SimpleNamespace(plan=plan), event=lambda *a, **k: None
     )
@@ -269,7 +269,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     async def silent(*given: object) -> None:
         pass
 
-    for name in ("harness.trials.fault.stop", "harness.trials.fault.serve_again"):
+    for name in ("harness.trials.kinds.fault.stop", "harness.trials.kinds.fault.serve_again"):
         monkeypatch.setattr(name, silent)
     monkeypatch.setattr("harness.trials.faults.fault.reset_failed", silent)
     return Recorded()
@@ -282,9 +282,9 @@ async def test_fault_that_could_not_be_undone_is_not_said_to_be(
         return Seen()
 
     node = recorded.inventory.node("node1")
-    monkeypatch.setattr("harness.trials.fault.make_fault", lambda *given: Unmendable(node))
-    monkeypatch.setattr("harness.trials.fault._load", load)
-    monkeypatch.setattr("harness.trials.fault._look", load)
+    monkeypatch.setattr("harness.trials.kinds.fault.make_fault", lambda *given: Unmendable(node))
+    monkeypatch.setattr("harness.trials.kinds.fault._load", load)
+    monkeypatch.setattr("harness.trials.kinds.fault._look", load)
     with pytest.raises(HarnessError, match="target is busy"):
         await run_fault(recorded, "t", step(fault="closed-port", moment="idle", deadline_s=0.1))
     assert recorded.kinds == ["fault", "unload"]
@@ -296,7 +296,7 @@ async def test_load_of_a_fault_that_never_came_is_not_left_for_the_next_trial(
     async def too_late(*given: object) -> None:
         raise HarnessError("the request was over before the fault came: answered")
 
-    monkeypatch.setattr("harness.trials.fault._acted", too_late)
+    monkeypatch.setattr("harness.trials.kinds.fault._acted", too_late)
     with pytest.raises(HarnessError, match="before the fault came"):
         await run_fault(recorded, "t", step(fault="kill-backend"))
     assert (recorded.loaded, recorded.kinds) == (None, ["unload"])
@@ -311,8 +311,8 @@ async def test_ctrl_c_stays_one_though_the_backend_does_not_serve_again(
     async def refuses(*given: object) -> None:
         raise HarnessError("node1 cannot be reached")
 
-    monkeypatch.setattr("harness.trials.fault._acted", for_ever)
-    monkeypatch.setattr("harness.trials.fault.serve_again", refuses)
+    monkeypatch.setattr("harness.trials.kinds.fault._acted", for_ever)
+    monkeypatch.setattr("harness.trials.kinds.fault.serve_again", refuses)
     running = asyncio.create_task(run_fault(recorded, "t", step(fault="kill-backend")))
     await asyncio.sleep(0.05)
     running.cancel()

@@ -5,9 +5,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+from harness.contracts.run_records import Request
 from harness.runs.metrics import summarise
 from harness.runs.read import read_trials
-from harness.runs.schema import Request
 from harness.trials.formulas import FORMULAS
 
 RUNS = sorted((Path(__file__).parents[1] / "data" / "runs").glob("*/run.json"))

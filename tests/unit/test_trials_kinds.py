@@ -5,12 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from harness.contracts.run_records import CoordinatorPhase, CoordinatorState, Request
 from harness.errors import HarnessError
-from harness.runs.schema import CoordinatorPhase, CoordinatorState, Request
-from harness.trials import soak
-from harness.trials.parity import compare
-from harness.trials.requests import in_flight
-from harness.trials.steps import SoakStep
+from harness.trials.kinds import soak
+from harness.trials.kinds.parity import compare
+from harness.trials.load_generator.requests import in_flight
+from harness.trials.profile.steps import SoakStep
 
 
 def answer(ids: list[int], logprobs: list[float] | None = None) -> Request:

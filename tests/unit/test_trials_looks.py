@@ -1,7 +1,14 @@
 """What a look at the nodes shows, in words: packets that nobody acknowledges, full caches, other builds."""
 
-from harness.inventory import Node
-from harness.trials.looks import CacheSeen, ConnectionSeen, NodeLook, ProcessSeen, backends_seen, builds
+from harness.cluster.inventory import Node
+from harness.cluster.node_inspection import (
+    CacheSeen,
+    ConnectionSeen,
+    NodeLook,
+    ProcessSeen,
+    backends_seen,
+    builds,
+)
 
 NODE = Node("node1", "10.0.0.1", frozenset({"backends"}), {})
 HEAD = "10.0.0.2:40000"

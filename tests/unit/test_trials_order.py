@@ -4,13 +4,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from harness.diagnosis.model import Confidence, Diagnosis, Evidence, FailureClass
-from harness.runs.schema import Outcome, Trial
+from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, FailureClass
+from harness.contracts.run_records import Outcome, Trial
 from harness.trials.context import Finding
-from harness.trials.ending import RunDeadline, why_stop
-from harness.trials.order import arrange, blocks, shuffle_seed
-from harness.trials.profile import Profile, StopWhen, load_profile, parse_profile
-from harness.trials.steps import LoadStep, Step
+from harness.trials.profile.order import arrange, blocks, shuffle_seed
+from harness.trials.profile.profile import Profile, StopWhen, load_profile, parse_profile
+from harness.trials.profile.steps import LoadStep, Step
+from harness.trials.stop_conditions import RunDeadline, why_stop
 
 TWO_MODELS = """
 repeats: {repeats}

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness.diagnosis.model import FailureClass
+from harness.contracts.diagnosis import FailureClass
 from harness.errors import HarnessError
-from harness.trials.profile import (
+from harness.trials.profile.profile import (
     PROFILES,
     Profile,
     load_profile,
     parse_profile,
     schema_text,
 )
-from harness.trials.steps import InferenceStep, LoadStep, UnloadStep, stated
+from harness.trials.profile.steps import InferenceStep, LoadStep, UnloadStep, stated
 from jsonschema import Draft202012Validator
 
 

@@ -4,9 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from harness.diagnosis.model import Confidence, Diagnosis, FailureClass
-from harness.errors import HarnessError
-from harness.runs.schema import (
+from harness.contracts.diagnosis import Confidence, Diagnosis, FailureClass
+from harness.contracts.run_records import (
     CoordinatorPhase,
     CoordinatorState,
     LoadReport,
@@ -15,10 +14,11 @@ from harness.runs.schema import (
     Request,
     Trial,
 )
-from harness.trials.pin import ROUNDS, with_pins
-from harness.trials.profile import Ask, Profile, load_profile
+from harness.errors import HarnessError
+from harness.trials.kinds.release_switch import ROUNDS, with_pins
+from harness.trials.profile.profile import Ask, Profile, load_profile
+from harness.trials.profile.steps import InferenceStep, LoadStep, PinStep
 from harness.trials.questions import answered, asked
-from harness.trials.steps import InferenceStep, LoadStep, PinStep
 
 GIB = 1 << 30
 

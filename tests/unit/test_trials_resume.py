@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.contracts.run_records import NodeFacts, Outcome, Request, RunManifest, Trial
 from harness.errors import HarnessError
 from harness.runs.read import read_manifest, read_requests, read_trials
-from harness.runs.schema import NodeFacts, Outcome, Request, RunManifest, Trial
 from harness.runs.store import RunFolder
-from harness.trials.profile import Profile
+from harness.trials.profile.profile import Profile
+from harness.trials.profile.steps import PinStep, PoolStep
 from harness.trials.resume import (
     check_same_cluster,
     drop_unfinished,
@@ -18,7 +19,6 @@ from harness.trials.resume import (
     read_unfinished,
     unfinished_run,
 )
-from harness.trials.steps import PinStep, PoolStep
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -1,8 +1,8 @@
 """Peaks, bytes over the wire and thrash, from node samples."""
 
-from harness.diagnosis.model import FailureClass
+from harness.contracts.diagnosis import FailureClass
 from harness.diagnosis.thrash import find_thrash
-from harness.trials.samples import Point, Series
+from harness.trials.load_generator.telemetry import Point, Series
 
 S = 10**9
 MIB = 1 << 20

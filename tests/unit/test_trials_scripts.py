@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness.trials.nodes import REMOTE, source_of
+from harness.cluster.ssh import REMOTE, source_of
 
 SCRIPTS = sorted(path.name for path in REMOTE.glob("*.py") if path.name not in ("common.py", "__init__.py"))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from harness.trials import nodes
+from harness.cluster import ssh as nodes
 
 ETHERNET = {"kind": "fq_codel", "handle": "0:", "root": True, "options": {"limit": 10240}}
 SHAPED = {"kind": "tbf", "handle": "8001:", "root": True, "options": {"rate": 12500000, "burst": 65536}}

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.inventory import Node
+from harness.cluster.inventory import Node
+from harness.contracts.plan import BackendShare, Plan
+from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
+from harness.monitor.backend_state import RPC_UNIT
 from harness.monitor.sample import Gpu, GpuSource, RpcSocket, Sample, Unit
-from harness.monitor.state import RPC_UNIT
-from harness.planner.plan import BackendShare, Plan
-from harness.runs.schema import CoordinatorPhase, CoordinatorState
 from harness.watch.table import table
 from harness.watch.view import ClusterView, Seen, node_views, plan_in_use, router_view, shares
 from rich.console import Console

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from harness.planner.plan import Plan
-from harness.report.load import RunData
-from harness.report.numbers import bits, slug
-from harness.runs.schema import BackendBuffers, NodeFacts, Trial
+from harness.contracts.plan import Plan
+from harness.contracts.run_records import BackendBuffers, NodeFacts, Trial
+from harness.report.data import RunData
+from harness.report.format import bits, slug
 
 
 @dataclass(frozen=True)

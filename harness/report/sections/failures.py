@@ -3,11 +3,11 @@
 import signal as signals
 from dataclasses import dataclass
 
-from harness.diagnosis.model import Diagnosis, ExitStatus, FailureClass
-from harness.report.load import RunData
+from harness.contracts.diagnosis import Diagnosis, ExitStatus, FailureClass
+from harness.contracts.run_records import Event, Trial
+from harness.report.data import RunData
+from harness.report.format import slug
 from harness.report.logs import Excerpt, excerpt
-from harness.report.numbers import slug
-from harness.runs.schema import Event, Trial
 
 WANTED = (FailureClass.STOPPED,)
 """Classes that are an orderly end."""

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from harness.report.load import RunData
-from harness.report.numbers import centre, quantile, slug
+from harness.contracts.run_records import Request
+from harness.report.data import RunData
+from harness.report.format import centre, quantile, slug
 from harness.runs.metrics import decode_rate, server_decode_rate, stage_rate
-from harness.runs.schema import Request
 from harness.runs.statistics import Spread, spread
 
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from harness.report.load import RunData
-from harness.report.numbers import slug
+from harness.contracts.run_records import Outcome, Trial
+from harness.report.data import RunData
+from harness.report.format import slug
 from harness.report.sections.cluster import colour_place
 from harness.report.sections.verdict import Mark, mark
 from harness.runs.metrics import decode_rate
-from harness.runs.schema import Outcome, Trial
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from harness.planner.plan import Plan
-from harness.report.load import RunData
-from harness.report.numbers import slug
+from harness.contracts.plan import Plan
+from harness.contracts.run_records import CoordinatorState, Trial
+from harness.report.data import RunData
+from harness.report.format import slug
 from harness.report.sections.cluster import buffers_of, colour_place
 from harness.report.sections.verdict import Mark, heat_of, mark
-from harness.runs.schema import CoordinatorState, Trial
 
 FLOORS = {"wire_floor_s": "wire", "disk_floor_s": "disk", "hash_floor_s": "hash"}
 PHASE_NAMES = {

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from harness.report.load import RunData
-from harness.report.numbers import MIB
+from harness.contracts.run_records import Trial
+from harness.report.data import RunData
+from harness.report.format import MIB
 from harness.report.sections.cluster import colour_place
 from harness.report.series import NodeSeries, Numbers
-from harness.runs.schema import Trial
 
 SWAP_BEGINS_BYTES = 4 * MIB
 """Growth over the first sample that counts as swapping: less is the system's own housekeeping."""

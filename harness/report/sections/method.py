@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.report.load import RunData
-from harness.report.numbers import seconds, size, utc
+from harness.contracts.run_records import RunManifest
+from harness.report.data import RunData
+from harness.report.format import seconds, size, utc
 from harness.report.sections.memory import peaks
 from harness.report.sections.pressure import PressureRow
 from harness.runs.cautions import Conditions, cautions
-from harness.runs.schema import RunManifest
 
 FORMULAS = {
     "interval": "95 % interval of the median: percentile bootstrap, seeded; none below three values",

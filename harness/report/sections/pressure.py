@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.report.load import RunData
+from harness.report.data import RunData
 from harness.report.sections.cluster import colour_place
 from harness.report.sections.memory import TrialAt, trial_at
 from harness.report.series import NodeSeries, Numbers

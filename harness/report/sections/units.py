@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from harness.report.load import RunData
-from harness.report.numbers import size
+from harness.contracts.run_records import NodeFacts
+from harness.report.data import RunData
+from harness.report.format import size
 from harness.report.sections.cluster import colour_place
-from harness.runs.schema import NodeFacts
 
 CLOSED, OPEN = 2.0, 5.0
 """Exposure up to which a unit counts as closed, and from which as open (systemd-analyze calls 5 medium)."""

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from harness.report.load import RunData
-from harness.report.numbers import rate, seconds, size, slug
-from harness.runs.schema import Outcome, Question, Trial
-from harness.runs.schema import Verdict as Answer
+from harness.contracts.run_records import Outcome, Question, Trial
+from harness.contracts.run_records import Verdict as Answer
+from harness.report.data import RunData
+from harness.report.format import rate, seconds, size, slug
 
 MARKS = {
     Outcome.PASSED: ("✓", "passed"),

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from harness.router.restarts import Failure
-from harness.runs.schema import CoordinatorPhase, CoordinatorState
+from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
+from harness.router.coordinator.restarts import Failure
 
 
 def outcome(failure: Failure, starts: Sequence[CoordinatorState]) -> str:

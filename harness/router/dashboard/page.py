@@ -16,7 +16,7 @@ from harness.router.dashboard.feed import Feed
 from harness.router.dashboard.session import COOKIE, LASTS_S, Sessions
 from harness.router.dashboard.snapshot import Snapshots, Sources
 from harness.router.logs import log
-from harness.router.upstream import read_body
+from harness.router.proxy.upstream import read_body
 
 _PATH = "/dashboard"
 _FORM_BYTES = 4096

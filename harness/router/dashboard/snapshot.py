@@ -6,22 +6,22 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from harness.models.ollama import same_model
+from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
+from harness.llama.ollama_storage import same_model
+from harness.monitor.backend_state import BackendState, age_s
 from harness.monitor.sample import Sample
-from harness.monitor.state import BackendState, age_s
-from harness.router.catalogue import Catalogue
 from harness.router.config import RouterConfig
-from harness.router.coordinator import Coordinator
+from harness.router.coordinator.coordinator import Coordinator
+from harness.router.coordinator.restarts import Failure
 from harness.router.dashboard.outcome import outcome
 from harness.router.dashboard.tail import log_tail
-from harness.router.decisions import Decider
 from harness.router.errors import RouterError
-from harness.router.metrics import Metrics
-from harness.router.nodes import NodeSamples
-from harness.router.observe import Observed
-from harness.router.pool import Pool
-from harness.router.restarts import Failure
-from harness.runs.schema import CoordinatorPhase, CoordinatorState
+from harness.router.http.metrics import Metrics
+from harness.router.http.stream_stats import Observed
+from harness.router.models.catalogue import Catalogue
+from harness.router.nodes.samples import NodeSamples
+from harness.router.pool.pool import Pool
+from harness.router.routing.resolver import Decider
 
 _DECISIONS = 20
 _FAILURES = 10

@@ -1,17 +1,17 @@
 """The faults that a profile can ask for, by name, and how each is made for a node."""
 
-from harness.diagnosis.model import FailureClass
+from harness.cluster.inventory import Node
+from harness.contracts.diagnosis import FailureClass
+from harness.contracts.run_records import CoordinatorState
 from harness.errors import HarnessError
-from harness.inventory import Node
 from harness.lab.spec import LabSpec
-from harness.runs.schema import CoordinatorState
 from harness.trials.faults.fault import Fault
 from harness.trials.faults.files import SmallCacheDisk
 from harness.trials.faults.links import CutLink, SlowLink
 from harness.trials.faults.memory import SqueezeMemory, StarveIntoSwap
 from harness.trials.faults.processes import FreezeBackend, KillBackend, KillCoordinator
 from harness.trials.faults.starts import ClosedPort, OtherBuild, TakenPort, WrongFlag
-from harness.trials.steps import FaultStep
+from harness.trials.profile.steps import FaultStep
 
 STARVED_BYTES = 120 << 20
 """What a starved machine is held to, where the profile does not say."""

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from harness.diagnosis.model import FailureClass, Signal
+from harness.cluster.inventory import Node
+from harness.cluster.ssh import run_on
+from harness.contracts.diagnosis import FailureClass, Signal
 from harness.errors import HarnessError
-from harness.inventory import Node
-from harness.monitor.state import RPC_UNIT
-from harness.trials.nodes import run_on
+from harness.monitor.backend_state import RPC_UNIT
 
 ResultT = TypeVar("ResultT")
 _SERVES_WITHIN_S = 40

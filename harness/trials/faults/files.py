@@ -4,10 +4,10 @@ import asyncio
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from harness.diagnosis.model import FailureClass
+from harness.contracts.diagnosis import FailureClass
 from harness.lab import disk
 from harness.lab.spec import LabSpec
-from harness.monitor.state import RPC_UNIT
+from harness.monitor.backend_state import RPC_UNIT
 from harness.settings import NODE_RPC_CACHE
 from harness.trials.faults.fault import Fault, on, serve_again
 

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Callable, Iterable
 
-from harness.inventory import Node
+from harness.cluster.inventory import Node
 from harness.lab import cable, disk
 from harness.lab.spec import LabSpec
-from harness.monitor.state import RPC_UNIT
+from harness.monitor.backend_state import RPC_UNIT
 from harness.trials.faults.fault import on, serve_again
 from harness.trials.faults.files import CACHE, IMAGE
 from harness.trials.faults.links import GUARD, TABLE

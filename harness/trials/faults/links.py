@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harness.diagnosis.model import FailureClass
-from harness.inventory import Node
+from harness.cluster.inventory import Node
+from harness.cluster.ssh import run_on
+from harness.contracts.diagnosis import FailureClass
 from harness.lab import cable
 from harness.lab.spec import LabSpec
 from harness.trials.faults.fault import Fault, on
-from harness.trials.nodes import run_on
 
 TABLE = "llama_fault"
 GUARD = "llama-fault-undo"

@@ -3,11 +3,11 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from harness.diagnosis.model import FailureClass
+from harness.contracts.diagnosis import FailureClass
 from harness.errors import HarnessError
 from harness.lab.cgroup import Groups
 from harness.lab.spec import LabSpec
-from harness.monitor.state import RPC_UNIT
+from harness.monitor.backend_state import RPC_UNIT
 from harness.trials.faults.fault import Fault, on, serve_again
 
 _TRIES = 5

@@ -3,11 +3,11 @@
 import time
 from dataclasses import dataclass, field
 
-from harness.diagnosis.model import ExitStatus, FailureClass, Signal
-from harness.monitor.state import RPC_UNIT
+from harness.cluster.ssh import run_on
+from harness.contracts.diagnosis import ExitStatus, FailureClass, Signal
+from harness.monitor.backend_state import RPC_UNIT
 from harness.settings import NODE_LLAMA_CPP
 from harness.trials.faults.fault import Fault, main_pid, on, serve_again
-from harness.trials.nodes import run_on
 
 HAND_FOLDER = "/run/llama-fault-by-hand"
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from harness.diagnosis.model import FailureClass
+from harness.cluster.ssh import run_on
+from harness.contracts.diagnosis import FailureClass
 from harness.errors import HarnessError
-from harness.monitor.state import RPC_UNIT
+from harness.monitor.backend_state import RPC_UNIT
 from harness.settings import NODE_LLAMA_CPP
 from harness.trials.faults.fault import Fault, main_pid, on, serve_again
-from harness.trials.nodes import run_on
 
 HOLDER_UNIT = "llama-fault-port.service"
 DROP_IN = f"/run/systemd/system/{RPC_UNIT}.d/llama-fault.conf"

@@ -25,27 +25,27 @@ from unittest import mock
 
 import harness
 import psutil
-from harness.diagnosis.model import FailureClass
-from harness.inventory import Inventory, Node
+from harness.cluster.inventory import Inventory, Node
+from harness.contracts.diagnosis import FailureClass
+from harness.contracts.run_records import NodeFacts, Outcome, RunManifest, Trial
 from harness.monitor.sample import Memory, Process, Sample, Source
+from harness.router_client.chat_stream import ChatRequest
+from harness.router_client.client import RouterAddress, RouterClient
 from harness.runs.read import read_requests, read_trials
-from harness.runs.schema import NodeFacts, Outcome, RunManifest, Trial
 from harness.runs.store import RunFolder
-from harness.trials.client import RouterAddress, RouterClient
 from harness.trials.context import Context, Finding, judge
-from harness.trials.coordinator import ended_state, keep_log
 from harness.trials.formulas import FORMULAS
-from harness.trials.inference import run_inference
-from harness.trials.load import run_load
-from harness.trials.parity import run_parity
-from harness.trials.pool import run_pool
-from harness.trials.profile import Profile
+from harness.trials.kinds.coordinator_steps import ended_state, keep_log
+from harness.trials.kinds.inference import run_inference
+from harness.trials.kinds.load import run_load
+from harness.trials.kinds.parity import run_parity
+from harness.trials.kinds.pool import run_pool
+from harness.trials.kinds.soak import run_soak
+from harness.trials.kinds.unload import run_unload
+from harness.trials.load_generator.telemetry import Sampler, point
+from harness.trials.profile.profile import Profile
+from harness.trials.profile.steps import InferenceStep, LoadStep, ParityStep, PoolStep, SoakStep, UnloadStep
 from harness.trials.questions import answered
-from harness.trials.samples import Sampler, point
-from harness.trials.soak import run_soak
-from harness.trials.steps import InferenceStep, LoadStep, ParityStep, PoolStep, SoakStep, UnloadStep
-from harness.trials.stream import ChatRequest
-from harness.trials.unload import run_unload
 
 HERE = Path(__file__).parent
 ROUTER, COORDINATOR, POOL = 52135, 52180, 52181
@@ -233,8 +233,8 @@ async def record(bench: Bench, run: RunFolder, version: str) -> None:
         # There is no SSH to these "nodes": nobody makes them cold, nobody asks them after an end.
         no_nodes = mock.AsyncMock(return_value={})
         with (
-            mock.patch("harness.trials.load.make_cold", no_nodes),
-            mock.patch("harness.trials.coordinator.diagnose_with_nodes", no_nodes),
+            mock.patch("harness.trials.kinds.load.make_cold", no_nodes),
+            mock.patch("harness.trials.kinds.coordinator_steps.diagnose_with_nodes", no_nodes),
         ):
             for number, (title, kind, act) in enumerate(STEPS[run.path.name](bench), 1):
                 await one_trial(ctx, f"{number:02d}-{title}", kind, act)

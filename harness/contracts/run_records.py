@@ -1,0 +1,285 @@
+"""What a run records. Times are UTC nanoseconds (``*_ns``), durations seconds (``*_s``), memory bytes."""
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.contracts.diagnosis import Diagnosis, ExitStatus, Signal
+from harness.contracts.plan import Plan
+
+SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    """Base of everything stored: an unknown key is an error, not a surprise later."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class CoordinatorPhase(StrEnum):
+    """Where a coordinator is in its life."""
+
+    ABSENT = "absent"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+class BackendBuffers(Record):
+    """Memory that llama-server's own log says it placed on one device."""
+
+    device: str
+    """As printed: ``RPC0[10.0.0.11:50052]``, ``CPU_Mapped``, ``CPU_REPACK``, ..."""
+    node: str | None = None
+    """The node behind an RPC device, once matched with the plan."""
+    model_bytes: int = 0
+    kv_bytes: int = 0
+    compute_bytes: int = 0
+
+
+class LoadReport(Record):
+    """What llama-server's log says of one load."""
+
+    offloaded: int | None = None
+    layers_total: int | None = None
+    buffers: list[BackendBuffers] = []
+    build: int | None = None
+
+    @property
+    def distributed(self) -> bool:
+        """All layers offloaded, and every RPC device that was used holds part of the model."""
+        rpc = [b for b in self.buffers if b.device.startswith("RPC")]
+        complete = self.offloaded is not None and self.offloaded == self.layers_total
+        return complete and bool(rpc) and all(b.model_bytes > 0 for b in rpc)
+
+
+class LoadTimings(Record):
+    """When each step of a load happened, on the head node's clock."""
+
+    requested_ns: int
+    exec_ns: int | None = None
+    loading_ns: int | None = None
+    """The last time that ``/health`` was asked and did not answer 200: it was ready after that."""
+    healthy_ns: int | None = None
+    """``/health`` first answered 200."""
+    ready_ns: int | None = None
+    """The router saw that health, model name and offload lines agree with the plan."""
+    canary_ns: int | None = None
+    """First token of a one-token canary."""
+    phases: dict[str, float] = {}
+    """Seconds per phase, by arrival of log lines: ``connect``, ``open``, ``transfer``, ``kv``, ``warmup``."""
+
+    @property
+    def load_s(self) -> float | None:
+        """Load time: coordinator exec -> ``/health`` 200."""
+        if self.exec_ns is None or self.healthy_ns is None:
+            return None
+        return (self.healthy_ns - self.exec_ns) / 1e9
+
+    @property
+    def overhead_s(self) -> float | None:
+        """Router's own share at most: request -> exec, plus ready -> noticed.
+
+        When the coordinator became ready is known to within one look: the whole of it is counted.
+        """
+        if self.exec_ns is None or self.healthy_ns is None or self.ready_ns is None:
+            return None
+        ready_after = self.healthy_ns if self.loading_ns is None else self.loading_ns
+        return (self.exec_ns - self.requested_ns + self.ready_ns - ready_after) / 1e9
+
+
+class CoordinatorState(Record):
+    """``GET /admin/coordinator``: one coordinator from request to exit."""
+
+    phase: CoordinatorPhase
+    start_id: str | None = None
+    """Names the start and its log folder; ``GET /admin/logs/{start_id}`` gives the log."""
+    model: str | None = None
+    pid: int | None = None
+    argv: list[str] = []
+    plan: Plan | None = None
+    timings: LoadTimings | None = None
+    report: LoadReport | None = None
+    distributed: bool | None = None
+    log_dir: str | None = None
+    requests_in_flight: int = 0
+    signals: list[Signal] = []
+    exit: ExitStatus | None = None
+    diagnosis: Diagnosis | None = None
+
+
+class Outcome(StrEnum):
+    """How a trial ended."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    INTERRUPTED = "interrupted"
+
+
+class Request(Record):
+    """One request as the client saw it, beside the server's own figures. A line of requests.jsonl."""
+
+    trial: str
+    index: int
+    warmup: bool = False
+    route: str
+    """``pool`` or ``coordinator``, from the router's response header."""
+    model: str
+    sent_ns: int
+    token_ns: list[int] = []
+    """Arrival of each non-empty token."""
+    done_ns: int | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    server: dict[str, float] = {}
+    """llama.cpp ``timings`` of this request: prompt_n, prompt_ms, predicted_n, predicted_ms, ..."""
+    text: str = ""
+    token_ids: list[int] = []
+    """Of each token, where the request asked for ``logprobs``."""
+    logprobs: list[float] = []
+    """Natural logarithm of each token's probability, likewise."""
+    status: int | None = None
+    error: str | None = None
+
+    @property
+    def ttft_s(self) -> float | None:
+        """First non-empty token - request sent."""
+        return (self.token_ns[0] - self.sent_ns) / 1e9 if self.token_ns else None
+
+    @property
+    def e2e_s(self) -> float | None:
+        """Last token - request sent."""
+        return (self.token_ns[-1] - self.sent_ns) / 1e9 if self.token_ns else None
+
+    @property
+    def tpot_s(self) -> float | None:
+        """(E2E - TTFT) / (n - 1), n = completion tokens as the server counted them."""
+        if not self.token_ns or not self.completion_tokens or self.completion_tokens < 2:
+            return None
+        return (self.token_ns[-1] - self.token_ns[0]) / 1e9 / (self.completion_tokens - 1)
+
+    @property
+    def itl_s(self) -> list[float]:
+        """Gaps between successive tokens."""
+        return [(b - a) / 1e9 for a, b in zip(self.token_ns, self.token_ns[1:], strict=False)]
+
+
+class Trial(Record):
+    """One measured attempt. A line of trials.jsonl, written when the trial has ended."""
+
+    id: str
+    """``03-13b-cold-load``: unique in its run."""
+    kind: str
+    """``pool``, ``load``, ``inference``, ..."""
+    model: str
+    started_ns: int
+    ended_ns: int
+    outcome: Outcome
+    answer: str
+    """One sentence for the verdict: what was seen."""
+    expected: str | None = None
+    """The class that the profile expects (``not_distributed``, ``swap_thrash``); None where success is."""
+    coordinator: CoordinatorState | None = None
+    diagnosis: Diagnosis | None = None
+    metrics: dict[str, float] = {}
+    """Figures of the trial, each named with its unit: ``load_s``, ``ttft_s_median``, ``tokens_per_s``."""
+    peak: dict[str, dict[str, int]] = {}
+    """Per node: ``used_bytes``, ``swap_bytes``, ``rpc_rss_bytes``, ``rpc_swap_bytes`` at their highest."""
+    details: dict[str, Any] = {}
+
+
+class Event(Record):
+    """Something that happened. A line of events.jsonl."""
+
+    time_ns: int
+    kind: str
+    """``run_start``, ``trial_start``, ``trial_end``, ``signal``, ``exit``, ``warning``, ``run_end``, ..."""
+    trial: str | None = None
+    node: str | None = None
+    data: dict[str, Any] = {}
+
+
+class NodeFacts(Record):
+    """One node as it was at the start of the run."""
+
+    name: str
+    address: str
+    groups: list[str]
+    memory_total_bytes: int | None = None
+    memory_available_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    cpu: str | None = None
+    cpus: int | None = None
+    accelerator: str = "cpu"
+    build: int | None = None
+    commit: str | None = None
+    platform: str | None = None
+    binaries: dict[str, str] = {}
+    """sha256 of each installed binary, from the build manifest."""
+    units: dict[str, dict[str, str]] = {}
+    """Per unit the properties that matter: ActiveState, NRestarts, and what its sandbox and limits are."""
+    exposure: dict[str, float] = {}
+    """Per unit what ``systemd-analyze security`` scores it, 0 (closed) to 10 (open)."""
+    interface: str | None = None
+    """The one that carries the node's inventory address."""
+    link_bits_per_s: float | None = None
+    link_source: str | None = None
+    """``token bucket`` where tc shapes the link, ``driver`` where the card negotiated it."""
+
+
+class Verdict(StrEnum):
+    """The answer to a question, in a word."""
+
+    YES = "yes"
+    NO = "no"
+    PARTLY = "partly"
+    UNKNOWN = "unknown"
+
+
+class Question(Record):
+    """What the run was to find out, and what it found."""
+
+    id: str
+    text: str
+    answer: str
+    """One sentence with its figures; of an unknown one, why it is not known."""
+    verdict: Verdict
+    trials: list[str] = []
+    """Ids of the trials that are the evidence."""
+    figures: dict[str, float] = {}
+
+
+class RunManifest(Record):
+    """``run.json``: what was run, where, with what."""
+
+    schema_version: int = SCHEMA_VERSION
+    run: str
+    """Folder name: ``<UTC>-<profile>``."""
+    profile: str
+    profile_text: str
+    inventory: str
+    started_ns: int
+    ended_ns: int | None = None
+    outcome: Outcome | None = None
+    harness_version: str
+    harness_commit: str | None = None
+    command: list[str]
+    versions: dict[str, str] = {}
+    nodes: list[NodeFacts] = []
+    models: dict[str, dict[str, Any]] = {}
+    """Per model: path, bytes, sha256 or shape, architecture, quantisation, ``real`` or ``synthetic``."""
+    formulas: dict[str, str] = Field(default_factory=dict)
+    estimate_s: float | None = None
+    questions: list[Question] = []
+    """Answered when the run ends."""
+    steps: dict[str, Any] = {}
+    """The profile as it ran, models and nodes put in, trials in order: what ``--resume`` goes on with."""
+    resumed_ns: list[int] = []
+    """When the run was taken up again after it had been cut short."""
+    seed: int | None = None
+    """Of the shuffle of the trials; None where they ran in the profile's order."""
+    stopped: str | None = None
+    """Why trials were left out: the run's deadline, or a failure that the profile stops after."""

@@ -1,0 +1,151 @@
+"""One streamed chat request against an OpenAI-compatible server, timed token by token."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from harness.contracts.run_records import Request
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """What to ask: greedy, end-of-sequence banned, nothing of an earlier prompt reused unless said."""
+
+    model: str
+    text: str
+    max_tokens: int
+    deadline_s: float
+    trial: str = ""
+    index: int = 0
+    warmup: bool = False
+    cache_prompt: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+    on_token: Callable[[], None] | None = None
+    """Called at each token."""
+
+    def body(self) -> dict[str, Any]:
+        """JSON body for ``/v1/chat/completions``."""
+        return {
+            "model": self.model,
+            "messages": [{"role": "user", "content": self.text}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "max_tokens": self.max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "cache_prompt": self.cache_prompt,
+            **self.extra,
+        }
+
+
+def chat_session() -> aiohttp.ClientSession:
+    """A session for ``stream_chat``: a connection per request, no deadline but the request's own.
+
+    Servers close idle connections after seconds; a request must not fail because it met one being closed.
+    Lines of the event stream may be longer than aiohttp's 64 KiB.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(force_close=True),
+        timeout=aiohttp.ClientTimeout(total=None, connect=10),
+        read_bufsize=1 << 20,
+    )
+
+
+class Clock:
+    """UTC nanoseconds that never step: the wall clock at the start, then the monotonic one."""
+
+    def __init__(self) -> None:
+        self._offset = time.time_ns() - time.perf_counter_ns()
+
+    def now(self) -> int:
+        """UTC, nanoseconds."""
+        return time.perf_counter_ns() + self._offset
+
+
+async def stream_chat(
+    session: aiohttp.ClientSession, url: str, ask: ChatRequest, headers: Mapping[str, str] | None = None
+) -> Request:
+    """Send ``ask`` to ``url`` and time each token.
+
+    Returns:
+        The request as the client saw it; ``error`` says why it did not end well, deadline included.
+    """
+    clock = Clock()
+    seen = Request(
+        trial=ask.trial, index=ask.index, warmup=ask.warmup, route="", model=ask.model, sent_ns=clock.now()
+    )
+    try:
+        async with (
+            asyncio.timeout(ask.deadline_s),
+            session.post(f"{url}/v1/chat/completions", json=ask.body(), headers=headers) as response,
+        ):
+            seen.status = response.status
+            seen.route = response.headers.get("x-llama-route", "direct")
+            if response.status != 200:
+                seen.error = error_text(await response.text())
+            else:
+                await _read_tokens(response, seen, clock, ask.on_token)
+    except TimeoutError:
+        seen.error = f"no end within {ask.deadline_s:.0f} s ({len(seen.token_ns)} tokens came)"
+    except aiohttp.ClientError as error:
+        seen.error = f"the stream broke after {len(seen.token_ns)} tokens: {error or type(error).__name__}"
+    except (ValueError, KeyError) as error:
+        seen.error = f"the stream cannot be read after {len(seen.token_ns)} tokens: {error}"
+    seen.done_ns = clock.now()
+    if seen.error is None and seen.completion_tokens is None:
+        seen.error = f"the stream ended after {len(seen.token_ns)} tokens without usage figures"
+    return seen
+
+
+async def _read_tokens(
+    response: aiohttp.ClientResponse, seen: Request, clock: Clock, told: Callable[[], None] | None
+) -> None:
+    async for data in _events(response):
+        arrived = clock.now()
+        if "error" in data:
+            seen.error = error_text(json.dumps(data))
+            return
+        for choice in data.get("choices") or ():
+            if content := (choice.get("delta") or {}).get("content"):
+                seen.token_ns.append(arrived)
+                seen.text += content
+                if told:
+                    told()
+            for token in (choice.get("logprobs") or {}).get("content") or ():
+                seen.token_ids.append(token["id"])
+                seen.logprobs.append(token["logprob"])
+        if usage := data.get("usage"):
+            seen.prompt_tokens = usage.get("prompt_tokens")
+            seen.completion_tokens = usage.get("completion_tokens")
+        if timings := data.get("timings"):
+            seen.server = {key: value for key, value in timings.items() if isinstance(value, int | float)}
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    async for raw in response.content:
+        line = raw.strip()
+        name, _, payload = line.partition(b":")
+        payload = payload.strip()
+        if name == b"error":
+            yield {"error": json.loads(payload)}
+        elif name == b"data" and payload != b"[DONE]":
+            yield json.loads(payload)
+
+
+def error_text(body: str) -> str:
+    """The message in an error body, however it is wrapped, in one line."""
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return " ".join(body.split())[:300]
+    inner = content.get("error", content) if isinstance(content, dict) else content
+    if isinstance(inner, dict):
+        message = " ".join(str(inner.get("message", inner)).split())[:300]
+        failure = str(inner.get("class", ""))
+        return message if failure in message else f"{failure}: {message}"
+    return str(inner)[:300]
