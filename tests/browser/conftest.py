@@ -2,15 +2,11 @@
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
-
 from tests.integration.conftest import llama_build
 
 __all__ = ["llama_build"]

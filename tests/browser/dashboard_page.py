@@ -4,7 +4,7 @@ from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
-from router_stack import ADMIN_KEY, RouterStack
+from tests.integration.router_stack import ADMIN_KEY, RouterStack
 
 SERIOUS = ("serious", "critical")
 

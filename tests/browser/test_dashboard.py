@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from harness.router.dashboard.attempts import FREE
 from playwright.sync_api import Browser, Page, expect
-from router_stack import ADMIN_KEY, RouterStack, listens, wait_for
 from tests.browser.dashboard_page import log_in, problems
+from tests.integration.router_stack import ADMIN_KEY, RouterStack, listens, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.integration]
 

@@ -15,7 +15,7 @@ from harness.llama.rpc.discovery import Candidate
 from harness.llama.rpc.messages import Version
 from harness.llama.rpc.probe import BackendStatus, probe
 from harness.router.nodes.discovery import find_backends
-from router_stack import RpcServer, free_port, listens, wait_for
+from tests.integration.router_stack import RpcServer, free_port, listens, wait_for
 
 pytestmark = pytest.mark.integration
 

@@ -15,7 +15,7 @@ import pytest
 from harness import HybridRouter, auto_discover_rpc_backends
 from harness.errors import HarnessError
 from harness.router.sdk import RequestFailedError
-from router_stack import RpcServer, free_port, listens, wait_for
+from tests.integration.router_stack import RpcServer, free_port, listens, wait_for
 
 pytestmark = pytest.mark.integration
 ASK = [{"role": "user", "content": "Say hello."}]

@@ -17,7 +17,7 @@ from harness.llama.synthetic.writer import synthesise
 from harness.models.ensure import model_bytes
 from harness.planner.placement import BackendMemory, make_plan
 from harness.router.models.command_line import release_args
-from router_stack import RpcServer, free_port, wait_for
+from tests.integration.router_stack import RpcServer, free_port, wait_for
 
 pytestmark = pytest.mark.integration
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from router_stack import ADMIN_KEY, RouterStack
+from tests.integration.router_stack import ADMIN_KEY, RouterStack
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from called_programs import Code, Start, shell_programs
 from harness.lab.image import MACHINE_PACKAGES
+from tests.integration.called_programs import Code, Start, shell_programs
 
 REPOSITORY = Path(__file__).parents[2]
 MAKEFILE = (REPOSITORY / "Makefile").read_text()

@@ -24,7 +24,7 @@ from harness.monitor.redis.settings import FIELD, LATEST_TTL_MS, latest_key, str
 from harness.monitor.redis.writer import StreamLink
 from harness.monitor.ring import KEEP_LINES, RingWriter, read_since
 from harness.monitor.sample import Memory, Sample, Source
-from redis_server import RedisServer
+from tests.integration.redis_server import RedisServer
 
 pytestmark = pytest.mark.integration
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from harness.llama.releases.installed import installed_release
-from router_stack import ADMIN_KEY, ROUTER_KEY, RouterStack, listens, wait_for
+from tests.integration.router_stack import ADMIN_KEY, ROUTER_KEY, RouterStack, listens, wait_for
 
 pytestmark = pytest.mark.integration
 

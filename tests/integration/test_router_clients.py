@@ -11,9 +11,9 @@ from typing import Any
 import ollama
 import openai
 import pytest
-from ollama_double import HOLD, ODD_FIELD
-from ollama_double import MODEL as OLLAMA_MODEL
-from router_stack import ROUTER_KEY, RouterStack
+from tests.integration.ollama_double import HOLD, ODD_FIELD
+from tests.integration.ollama_double import MODEL as OLLAMA_MODEL
+from tests.integration.router_stack import ROUTER_KEY, RouterStack
 
 pytestmark = pytest.mark.integration
 

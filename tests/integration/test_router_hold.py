@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from router_stack import RouterStack, wait_for
+from tests.integration.router_stack import RouterStack, wait_for
 
 pytestmark = pytest.mark.integration
 ASK = {"model": "smollm2", "prompt": "One two", "max_tokens": 4, "temperature": 0}

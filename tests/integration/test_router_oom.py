@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from router_stack import RouterStack
+from tests.integration.router_stack import RouterStack
 
 CGROUP = Path("/sys/fs/cgroup/memory")
 """Version 1: what machines that do not run systemd as PID 1 usually have."""

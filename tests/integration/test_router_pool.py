@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from harness import HybridRouter
 from harness.router.sdk import RequestFailedError
-from router_stack import free_port, listens, wait_for
+from tests.integration.router_stack import free_port, listens, wait_for
 
 pytestmark = pytest.mark.integration
 ASK = [{"role": "user", "content": "Say hello."}]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from router_stack import RouterStack, wait_for
+from tests.integration.router_stack import RouterStack, wait_for
 
 pytestmark = pytest.mark.integration
 

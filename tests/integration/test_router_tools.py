@@ -13,7 +13,7 @@ import ollama
 import openai
 import pytest
 from harness.llama.releases.local import local_build
-from router_stack import ROUTER_KEY, RouterStack
+from tests.integration.router_stack import ROUTER_KEY, RouterStack
 
 pytestmark = [pytest.mark.integration, pytest.mark.long]
 

@@ -14,8 +14,8 @@ import redis
 from harness.monitor.readers.processes import ProcessTable
 from harness.monitor.redis.settings import connection_options, latest_key
 from harness.monitor.sample import Kernel, Memory, RpcSocket, Sample, Source
-from redis_server import RedisServer
-from router_stack import RouterStack, wait_for
+from tests.integration.redis_server import RedisServer
+from tests.integration.router_stack import RouterStack, wait_for
 
 pytestmark = pytest.mark.integration
 

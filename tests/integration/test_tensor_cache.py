@@ -14,7 +14,7 @@ from harness.planner.device_capacity import BackendMemory
 from harness.planner.placement import make_plan
 from harness.settings import REPOSITORY
 from harness.tensor_cache.placement import cached_tensors
-from router_stack import free_port, listens, wait_for
+from tests.integration.router_stack import free_port, listens, wait_for
 
 pytestmark = pytest.mark.integration
 ME = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()

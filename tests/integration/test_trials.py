@@ -25,7 +25,7 @@ from harness.trials.preflight import Options
 from harness.trials.progress import RunProgress
 from harness.trials.runner import RunResult, run_benchmark
 from rich.console import Console
-from router_stack import ADMIN_KEY, ROUTER_KEY, RouterStack, free_port, listens, wait_for
+from tests.integration.router_stack import ADMIN_KEY, ROUTER_KEY, RouterStack, free_port, listens, wait_for
 
 pytestmark = pytest.mark.integration
 

@@ -14,7 +14,7 @@ from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
 from harness.errors import HarnessError
 from harness.watch.sources import Sources
 from harness.watch.view import ClusterView, NodeView
-from redis_server import RedisServer
+from tests.integration.redis_server import RedisServer
 
 pytestmark = pytest.mark.integration
 

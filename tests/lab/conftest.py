@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from harness.llama.gguf import read_gguf
-from lab_under_test import LabUnderTest, missing
+from tests.lab.lab_under_test import LabUnderTest, missing
 
 HERE = Path(__file__).parent
 

@@ -5,7 +5,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from lab_under_test import LabUnderTest
+from tests.lab.lab_under_test import LabUnderTest
 
 REPOSITORY = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)

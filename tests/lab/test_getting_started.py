@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
-from lab_under_test import LabUnderTest
-from readme import GET_STARTED, REPOSITORY, TAKE_DOWN, commands, type_in
+from tests.lab.lab_under_test import LabUnderTest
+from tests.lab.readme import GET_STARTED, REPOSITORY, TAKE_DOWN, commands, type_in
 
 # The first may have to make the machines' image and build llama.cpp.
 pytestmark = pytest.mark.timeout(3000)

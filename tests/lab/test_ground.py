@@ -12,7 +12,7 @@ from harness.errors import HarnessError
 from harness.lab.image import declared_packages
 from harness.lab.status import MachineStatus, lab_status
 from harness.settings import PLAYBOOKS, REPOSITORY, cache_dir
-from lab_under_test import LABS, LabUnderTest
+from tests.lab.lab_under_test import LABS, LabUnderTest
 
 MIB = 2**20
 INVENTORY = """

@@ -9,8 +9,8 @@ from harness.lab.cgroup import Groups
 from harness.lab.machine import Machine, apply_limits
 from harness.lab.spec import parse_spec
 from harness.monitor.sample import Sample, Source
-from lab_under_test import LabUnderTest
 from testinfra.host import Host
+from tests.lab.lab_under_test import LabUnderTest
 
 NODES = ("node1", "node2")
 UNIT = "llama-node-monitor.service"

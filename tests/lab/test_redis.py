@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from harness.router_client.client import LoadRequest, RouterClient, router_address
 from harness.settings import state_dir
-from lab_under_test import LabUnderTest
+from tests.lab.lab_under_test import LabUnderTest
 
 pytestmark = pytest.mark.lab
 

@@ -12,8 +12,8 @@ from harness.cluster.ansible import run_playbook
 from harness.errors import HarnessError
 from harness.llama.releases.catalogue import catalogue
 from harness.llama.rpc.messages import CAPS_BYTES, HEADER_BYTES
-from lab_under_test import LabUnderTest
 from testinfra.host import Host
+from tests.lab.lab_under_test import LabUnderTest
 
 HERE = Path(__file__).parent
 INVENTORY = HERE / "inventory"

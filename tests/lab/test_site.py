@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from harness.settings import ROUTER_PORT, state_dir
-from lab_under_test import LabUnderTest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from tests.lab.lab_under_test import LabUnderTest
 
 NODES = ("node1", "node2")
 UNITS = {

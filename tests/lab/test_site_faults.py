@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from fault_bench import MODEL, FaultBench, decided_by, fault_bench
 from harness.contracts.plan import Plan
 from harness.diagnosis.classify import classify
 from harness.diagnosis.evidence import RPC_SERVER, Inputs
@@ -23,7 +22,8 @@ from harness.trials.faults.processes import BackendByHand, FreezeBackend, KillBa
 from harness.trials.faults.starts import ClosedPort, OtherBuild, OtherProtocol, TakenPort, WrongFlag
 from harness.trials.kinds.diagnosis_inputs import diagnose_ready
 from harness.trials.lab import restore_memory
-from lab_under_test import LabUnderTest
+from tests.lab.fault_bench import MODEL, FaultBench, decided_by, fault_bench
+from tests.lab.lab_under_test import LabUnderTest
 
 OLD_GREETING, OLDER_PROTOCOL = 6666, 10566
 SAME_PROTOCOL = 11548

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from harness.settings import state_dir
-from lab_under_test import LabUnderTest
-from readme import REPOSITORY
+from tests.lab.lab_under_test import LabUnderTest
+from tests.lab.readme import REPOSITORY
 
 MODEL = "1b-q8_0"
 NODES = ("node1", "node2")

@@ -18,9 +18,9 @@ from harness.trials.lab import lab_of
 from harness.trials.preflight import Options
 from harness.trials.progress import RunProgress
 from harness.trials.runner import run_benchmark
-from lab_under_test import LabUnderTest
-from readme import REPOSITORY
 from rich.console import Console
+from tests.lab.lab_under_test import LabUnderTest
+from tests.lab.readme import REPOSITORY
 
 FAULT = {"kind": "fault", "model": "1b-q8_0", "node": "node1", "context": 512}
 ENDLESS = {"fault": "freeze-backend", "moment": "generating", "expected": "gpu_driver", "deadline_s": 600}

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from harness.errors import HarnessError
 from harness.settings import REPOSITORY, ROUTER_PORT, state_dir
-from lab_under_test import LabUnderTest
+from tests.lab.lab_under_test import LabUnderTest
 
 pytestmark = pytest.mark.lab
 INFO = REPOSITORY / "roles" / "llama_cpp" / "library" / "llama_cpp_info.py"

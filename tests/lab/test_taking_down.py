@@ -1,7 +1,7 @@
 """README's last commands: what was put on the nodes and on this computer is taken away again."""
 
-from lab_under_test import LabUnderTest
-from readme import TAKE_DOWN, type_in
+from tests.lab.lab_under_test import LabUnderTest
+from tests.lab.readme import TAKE_DOWN, type_in
 
 NODES = ("node1", "node2")
 
