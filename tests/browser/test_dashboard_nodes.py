@@ -14,8 +14,8 @@ from harness.monitor.backend_state import RPC_UNIT
 from harness.monitor.redis.settings import latest_key
 from harness.monitor.sample import Gpu, GpuSource, Memory, RpcSocket, Sample, Source, Unit
 from playwright.sync_api import Browser, expect
-from tests.integration.redis_server import RedisServer
 from tests.browser.dashboard_page import log_in, problems
+from tests.integration.redis_server import RedisServer
 from tests.integration.router_stack import RouterStack
 
 pytestmark = [pytest.mark.browser, pytest.mark.integration]

@@ -1,0 +1,1 @@
+"""Helpers that several packages share; imports nothing else of the harness but its error type."""

@@ -1,0 +1,36 @@
+"""Sizes, last lines and validation errors in words."""
+
+import pytest
+from harness.common.text import gib, last_line
+from harness.common.validation import first_error
+from pydantic import BaseModel, ValidationError
+
+
+class _Inner(BaseModel):
+    port: int
+
+
+class _Document(BaseModel):
+    inner: _Inner
+
+
+def test_size_in_gib() -> None:
+    assert gib(15.5 * 2**30) == "15.5 GiB"
+    assert gib(2**29, digits=2) == "0.50 GiB"
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [("a\nb\n\n", "b"), (b"caf\xe9\n", "caf�"), ("", "no output"), (" \n", "no output")],
+)
+def test_last_line_with_text(output: str | bytes, expected: str) -> None:
+    assert last_line(output) == expected
+
+
+def test_first_error_names_the_key() -> None:
+    with pytest.raises(ValidationError) as caught:
+        _Document.model_validate({"inner": {"port": "x"}})
+    assert first_error(caught.value).startswith("inner.port: Input should be a valid integer")
+    with pytest.raises(ValidationError) as caught:
+        _Document.model_validate_json("{")
+    assert first_error(caught.value).startswith("file: Invalid JSON")
