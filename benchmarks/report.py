@@ -20,20 +20,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState, LoadTimings
 from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, ExitStatus, FailureClass, Signal
+from harness.contracts.load_report import BackendBuffers, LoadReport
 from harness.contracts.plan import BackendShare, Plan
-from harness.contracts.run_records import (
-    BackendBuffers,
-    CoordinatorPhase,
-    CoordinatorState,
-    LoadReport,
-    LoadTimings,
-    NodeFacts,
-    Outcome,
-    Request,
-    RunManifest,
-    Trial,
-)
+from harness.contracts.run_records import NodeFacts, Outcome, Request, RunManifest, Trial
 from harness.runs.store import RunFolder
 
 FIRST_FRAME = "performance.getEntriesByName('first-contentful-paint')[0].startTime / 1e3"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from harness.cluster.inventory import Inventory
-    from harness.contracts.run_records import CoordinatorState
+    from harness.contracts.coordinator_state import CoordinatorState
     from harness.watch.view import ClusterView
 
 

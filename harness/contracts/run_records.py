@@ -3,111 +3,13 @@
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from harness.contracts.diagnosis import Diagnosis, ExitStatus, Signal
-from harness.contracts.plan import Plan
+from harness.contracts.coordinator_state import CoordinatorState
+from harness.contracts.diagnosis import Diagnosis
+from harness.contracts.record import Record
 
 SCHEMA_VERSION = 1
-
-
-class Record(BaseModel):
-    """Base of everything stored: an unknown key is an error, not a surprise later."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class CoordinatorPhase(StrEnum):
-    """Where a coordinator is in its life."""
-
-    ABSENT = "absent"
-    STARTING = "starting"
-    READY = "ready"
-    STOPPING = "stopping"
-    ENDED = "ended"
-
-
-class BackendBuffers(Record):
-    """Memory that llama-server's own log says it placed on one device."""
-
-    device: str
-    """As printed: ``RPC0[10.0.0.11:50052]``, ``CPU_Mapped``, ``CPU_REPACK``, ..."""
-    node: str | None = None
-    """The node behind an RPC device, once matched with the plan."""
-    model_bytes: int = 0
-    kv_bytes: int = 0
-    compute_bytes: int = 0
-
-
-class LoadReport(Record):
-    """What llama-server's log says of one load."""
-
-    offloaded: int | None = None
-    layers_total: int | None = None
-    buffers: list[BackendBuffers] = []
-    build: int | None = None
-
-    @property
-    def distributed(self) -> bool:
-        """All layers offloaded, and every RPC device that was used holds part of the model."""
-        rpc = [b for b in self.buffers if b.device.startswith("RPC")]
-        complete = self.offloaded is not None and self.offloaded == self.layers_total
-        return complete and bool(rpc) and all(b.model_bytes > 0 for b in rpc)
-
-
-class LoadTimings(Record):
-    """When each step of a load happened, on the head node's clock."""
-
-    requested_ns: int
-    exec_ns: int | None = None
-    loading_ns: int | None = None
-    """The last time that ``/health`` was asked and did not answer 200: it was ready after that."""
-    healthy_ns: int | None = None
-    """``/health`` first answered 200."""
-    ready_ns: int | None = None
-    """The router saw that health, model name and offload lines agree with the plan."""
-    canary_ns: int | None = None
-    """First token of a one-token canary."""
-    phases: dict[str, float] = {}
-    """Seconds per phase, by arrival of log lines: ``connect``, ``open``, ``transfer``, ``kv``, ``warmup``."""
-
-    @property
-    def load_s(self) -> float | None:
-        """Load time: coordinator exec -> ``/health`` 200."""
-        if self.exec_ns is None or self.healthy_ns is None:
-            return None
-        return (self.healthy_ns - self.exec_ns) / 1e9
-
-    @property
-    def overhead_s(self) -> float | None:
-        """Router's own share at most: request -> exec, plus ready -> noticed.
-
-        When the coordinator became ready is known to within one look: the whole of it is counted.
-        """
-        if self.exec_ns is None or self.healthy_ns is None or self.ready_ns is None:
-            return None
-        ready_after = self.healthy_ns if self.loading_ns is None else self.loading_ns
-        return (self.exec_ns - self.requested_ns + self.ready_ns - ready_after) / 1e9
-
-
-class CoordinatorState(Record):
-    """``GET /admin/coordinator``: one coordinator from request to exit."""
-
-    phase: CoordinatorPhase
-    start_id: str | None = None
-    """Names the start and its log folder; ``GET /admin/logs/{start_id}`` gives the log."""
-    model: str | None = None
-    pid: int | None = None
-    argv: list[str] = []
-    plan: Plan | None = None
-    timings: LoadTimings | None = None
-    report: LoadReport | None = None
-    distributed: bool | None = None
-    log_dir: str | None = None
-    requests_in_flight: int = 0
-    signals: list[Signal] = []
-    exit: ExitStatus | None = None
-    diagnosis: Diagnosis | None = None
 
 
 class Outcome(StrEnum):

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.contracts.diagnosis import ExitStatus, Signal
+from harness.contracts.load_report import LoadReport
 from harness.contracts.plan import Plan
-from harness.contracts.run_records import LoadReport
 from harness.diagnosis.logs.scanner import Log
 from harness.diagnosis.thrash import Pressure
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from harness.contracts.load_report import BackendBuffers, LoadReport
 from harness.contracts.plan import Plan
-from harness.contracts.run_records import BackendBuffers, LoadReport
 
 _BUILD = re.compile(r"\bbuild(?:_info:|:)?\s*b?(\d+)\b")
 _OFFLOADED = re.compile(r"\boffloaded (\d+)/(\d+) layers")

@@ -1,7 +1,7 @@
 """What the router answers when it cannot do what was asked."""
 
+from harness.contracts.coordinator_state import CoordinatorState
 from harness.contracts.diagnosis import Diagnosis
-from harness.contracts.run_records import CoordinatorState
 
 UNKNOWN_MODEL = "unknown_model"
 

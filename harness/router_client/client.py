@@ -11,9 +11,10 @@ import aiohttp
 from pydantic import ValidationError
 
 from harness.cluster.inventory import Inventory
+from harness.contracts.coordinator_state import CoordinatorState
 from harness.contracts.plan import Plan
 from harness.contracts.plan_offer import Offer
-from harness.contracts.run_records import CoordinatorState, Request
+from harness.contracts.run_records import Request
 from harness.errors import HarnessError
 from harness.planner.calibration import Calibration
 from harness.router_client.chat_stream import ChatRequest, chat_session, stream_chat

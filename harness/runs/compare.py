@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.contracts.run_records import CoordinatorState, Outcome, Request, RunManifest, Trial
+from harness.contracts.coordinator_state import CoordinatorState
+from harness.contracts.run_records import Outcome, Request, RunManifest, Trial
 from harness.runs.metrics import SWAP_NOISE_BYTES, decode_rate, measured_by_trial
 from harness.runs.read import read_manifest, read_requests, read_trials
 from harness.runs.statistics import Difference, Spread, difference, spread

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
+from harness.contracts.coordinator_state import CoordinatorState
 from harness.contracts.plan import Plan
-from harness.contracts.run_records import CoordinatorState, NodeFacts, RunManifest
+from harness.contracts.run_records import NodeFacts, RunManifest
 
 _PLACES = ("--model", "--alias", "--rpc", "--device", "--tensor-split", "--host", "--port")
 """Flags that say where things are, or repeat the plan."""

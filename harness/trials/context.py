@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.cluster.inventory import Inventory, Node
+from harness.contracts.coordinator_state import CoordinatorState
 from harness.contracts.diagnosis import Diagnosis, FailureClass
 from harness.contracts.plan import Plan
-from harness.contracts.run_records import CoordinatorState, Event, NodeFacts, Outcome
+from harness.contracts.run_records import Event, NodeFacts, Outcome
 from harness.lab.spec import LabSpec
 from harness.router_client.client import LoadRequest, RouterClient
 from harness.runs.store import RunFolder

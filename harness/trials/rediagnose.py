@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.contracts.coordinator_state import CoordinatorState
 from harness.contracts.diagnosis import Diagnosis
-from harness.contracts.run_records import CoordinatorState, RunManifest, Trial
+from harness.contracts.run_records import RunManifest, Trial
 from harness.diagnosis.classify import classify
 from harness.diagnosis.evidence import Inputs
 from harness.runs.read import read_manifest, read_samples, read_trials

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from harness.contracts.run_records import CoordinatorPhase, NodeFacts, Outcome, RunManifest, Trial
+from harness.contracts.coordinator_state import CoordinatorPhase
+from harness.contracts.run_records import NodeFacts, Outcome, RunManifest, Trial
 from harness.errors import HarnessError
 from harness.runs.read import first_fault, read_events, read_lines, read_manifest, read_trials
 from harness.runs.store import write_whole

@@ -14,7 +14,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from harness.cluster.inventory import Inventory, Node
-from harness.contracts.run_records import CoordinatorState
+from harness.contracts.coordinator_state import CoordinatorState
 from harness.errors import HarnessError
 from harness.monitor.backend_state import SILENT_AFTER_S, age_s
 from harness.monitor.redis.reader import Heard, parse_sample

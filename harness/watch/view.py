@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from harness.cluster.inventory import Node
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.contracts.plan import Plan
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
 from harness.monitor.backend_state import SILENT_AFTER_S, BackendState, State, backend_state
 from harness.monitor.sample import Gpu, Sample
 

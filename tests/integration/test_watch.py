@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness.cluster.inventory import Inventory, Node
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.errors import HarnessError
 from harness.watch.sources import Sources
 from harness.watch.view import ClusterView, NodeView

@@ -12,9 +12,9 @@ import aiohttp
 from harness.cluster.inventory import Inventory, Node
 from harness.cluster.ssh import run_on
 from harness.cluster.unit_inspection import diagnose_units
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.contracts.diagnosis import Diagnosis
 from harness.contracts.plan import Plan
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
 from harness.lab.spec import LabSpec
 from harness.monitor.backend_state import RPC_UNIT
 from harness.router_client.chat_stream import chat_session

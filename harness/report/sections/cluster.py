@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from harness.contracts.load_report import BackendBuffers
 from harness.contracts.plan import Plan
-from harness.contracts.run_records import BackendBuffers, NodeFacts, Trial
+from harness.contracts.run_records import NodeFacts, Trial
 from harness.report.data import RunData
 from harness.report.format import bits, slug
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from harness.contracts.coordinator_state import CoordinatorState
 from harness.contracts.plan import Plan
-from harness.contracts.run_records import CoordinatorState, Trial
+from harness.contracts.run_records import Trial
 from harness.report.data import RunData
 from harness.report.format import slug
 from harness.report.sections.cluster import buffers_of, colour_place

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
+from harness.contracts.load_request import LoadRequest
 from harness.errors import HarnessError
 from harness.llama.rpc.discovery import MAX_ADDRESSES
 from harness.router.api.cluster_lease import RunLease
@@ -17,7 +18,6 @@ from harness.router.config import RouterConfig
 from harness.router.coordinator.coordinator import Coordinator
 from harness.router.errors import RouterError
 from harness.router.models.catalogue import Catalogue
-from harness.router.models.load_request import LoadRequest
 from harness.router.nodes.discovery import find_backends, known_backends, spoken_protocol
 from harness.router.nodes.samples import NodeSamples
 from harness.router.pool.pool import Pool

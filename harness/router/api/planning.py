@@ -3,12 +3,12 @@
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from harness.contracts.load_request import LoadRequest
 from harness.contracts.plan_offer import Offer
 from harness.planner.calibration import Calibration
 from harness.planner.forecast import Rates, forecast_load
 from harness.router.config import RouterConfig
 from harness.router.errors import RouterError
-from harness.router.models.load_request import LoadRequest
 from harness.router.models.planner import Planner
 from harness.router.proxy.upstream import read_body
 from harness.tensor_cache.placement import cached_tensors

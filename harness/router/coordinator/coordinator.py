@@ -6,8 +6,9 @@ from pathlib import Path
 
 import aiohttp
 
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.contracts.diagnosis import FailureClass
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
+from harness.contracts.load_request import LoadRequest
 from harness.router.background import Background
 from harness.router.config import RouterConfig
 from harness.router.coordinator.desk import Desk
@@ -25,7 +26,6 @@ from harness.router.errors import RouterError
 from harness.router.http.metrics import Metrics
 from harness.router.logs import log
 from harness.router.models.catalogue import Catalogue
-from harness.router.models.load_request import LoadRequest
 from harness.router.models.planner import Planner
 from harness.router.nodes.probe import BackendWatch
 from harness.router.nodes.samples import NodeSamples

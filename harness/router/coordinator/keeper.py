@@ -2,8 +2,8 @@
 
 import asyncio
 
+from harness.contracts.coordinator_state import CoordinatorPhase
 from harness.contracts.diagnosis import FailureClass
-from harness.contracts.run_records import CoordinatorPhase
 from harness.router.config import RouterConfig
 from harness.router.coordinator.launch import Launcher
 from harness.router.coordinator.liveness import Watcher

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import aiohttp
 
+from harness.contracts.coordinator_state import CoordinatorPhase
 from harness.contracts.diagnosis import FailureClass
-from harness.contracts.run_records import CoordinatorPhase
 from harness.llama.releases.installed import installed_release
 from harness.router.config import RouterConfig
 from harness.router.coordinator.log_retention import prune

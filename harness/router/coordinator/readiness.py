@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from harness.contracts.diagnosis import FailureClass
-from harness.contracts.run_records import LoadReport
+from harness.contracts.load_report import LoadReport
 from harness.llama.load_log import PhaseClock, assign_nodes, parse_load_log
 from harness.router.coordinator.logtail import LogTail
 from harness.router.coordinator.process import ServerProcess

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from harness.contracts.diagnosis import FailureClass
+from harness.contracts.load_request import LoadRequest
 from harness.contracts.plan import Plan
 from harness.router.config import Backend, RouterConfig
 from harness.router.coordinator.restarts import Failure, RestartBudget, pause_s
@@ -13,7 +14,6 @@ from harness.router.coordinator.start import Start
 from harness.router.coordinator.steps import Steps
 from harness.router.errors import RouterError
 from harness.router.http.metrics import Metrics
-from harness.router.models.load_request import LoadRequest
 from harness.router.nodes.probe import BackendWatch
 from harness.router.nodes.sockets import connected
 from harness.router.nodes.stale_connections import Forgotten

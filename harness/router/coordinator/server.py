@@ -9,8 +9,9 @@ from pathlib import Path
 
 import aiohttp
 
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
+from harness.contracts.load_request import LoadRequest
 from harness.contracts.plan import Plan
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
 from harness.router.config import RouterConfig
 from harness.router.coordinator.keeper import Keeper
 from harness.router.coordinator.launch import Launcher, drop_page_cache
@@ -19,7 +20,6 @@ from harness.router.coordinator.start import Start
 from harness.router.coordinator.witness import Witness
 from harness.router.errors import RouterError
 from harness.router.http.metrics import Metrics
-from harness.router.models.load_request import LoadRequest
 from harness.router.models.planner import Planner
 
 STOPPING = "the router stops"

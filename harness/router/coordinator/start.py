@@ -7,9 +7,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState, LoadTimings
 from harness.contracts.diagnosis import Diagnosis, FailureClass
 from harness.contracts.plan import Plan
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState, LoadTimings
 from harness.router.coordinator.process import ServerProcess
 from harness.router.logs import log
 

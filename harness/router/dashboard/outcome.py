@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.router.coordinator.restarts import Failure
 
 

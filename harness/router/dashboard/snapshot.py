@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.llama.ollama_storage import same_model
 from harness.monitor.backend_state import BackendState, age_s
 from harness.monitor.sample import Sample

@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
+from harness.contracts.coordinator_state import CoordinatorPhase
 from harness.contracts.diagnosis import Diagnosis, FailureClass
-from harness.contracts.run_records import CoordinatorPhase
 from harness.router.http.stream_stats import Observed
 
 _TTFT = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900)

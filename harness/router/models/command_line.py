@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.contracts.load_report import LoadReport
 from harness.contracts.plan import Plan
-from harness.contracts.run_records import LoadReport
 from harness.llama.load_log import missing_backends
 from harness.llama.releases.installed import installed_release
 

@@ -2,9 +2,8 @@
 
 import asyncio
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from harness.contracts.diagnosis import FailureClass
+from harness.contracts.load_request import LoadRequest
 from harness.contracts.plan import Plan
 from harness.errors import HarnessError
 from harness.llama.gguf import GgufModel
@@ -13,25 +12,6 @@ from harness.router.config import Backend, RouterConfig
 from harness.router.errors import RouterError
 from harness.router.models.catalogue import Catalogue
 from harness.router.models.command_line import refused_flags
-
-
-class LoadRequest(BaseModel):
-    """Body of ``POST /admin/load``."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    model: str
-    plan: Plan | None = None
-    nodes: list[str] | None = Field(None, min_length=1)
-    """Backends that the automatic plan may use; all where it is left out."""
-    n_gpu_layers: int | None = Field(None, ge=0)
-    flags: list[str] = []
-    context: int | None = Field(None, gt=0)
-    parallel: int = Field(1, gt=0)
-    kv_type: str = "f16"
-    deadline_s: float | None = Field(None, gt=0)
-    cold: bool = False
-    """Drop the model's page cache on the head node first."""
 
 
 async def read_header(model: str, catalogue: Catalogue) -> tuple[str, GgufModel]:

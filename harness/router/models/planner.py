@@ -3,8 +3,9 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from harness.contracts.load_report import LoadReport
+from harness.contracts.load_request import LoadRequest
 from harness.contracts.plan import Plan
-from harness.contracts.run_records import LoadReport
 from harness.errors import HarnessError
 from harness.llama.gguf import GgufModel
 from harness.llama.load_log import rpc_endpoint
@@ -17,13 +18,7 @@ from harness.router.errors import RouterError
 from harness.router.models.catalogue import Catalogue
 from harness.router.models.command_line import coordinator_argv, release_args
 from harness.router.models.device_capacity import backend_devices
-from harness.router.models.load_request import (
-    LoadRequest,
-    check_flags,
-    checked_plan,
-    chosen_backends,
-    read_header,
-)
+from harness.router.models.load_request import check_flags, checked_plan, chosen_backends, read_header
 from harness.router.models.plan_store import Knowledge, plan_key
 
 SampleReader = Callable[[Sequence[str]], Awaitable[Mapping[str, Sample]]]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.contracts.diagnosis import FailureClass
+from harness.contracts.load_request import LoadRequest
 from harness.errors import HarnessError
 from harness.llama.gguf import GgufModel
 from harness.llama.ollama_storage import same_model
@@ -16,7 +17,6 @@ from harness.router.config import RouterConfig
 from harness.router.errors import UNKNOWN_MODEL, RouterError
 from harness.router.logs import log, request_id
 from harness.router.models.catalogue import Catalogue, ModelFile
-from harness.router.models.load_request import LoadRequest
 from harness.router.models.planner import Planner
 from harness.router.nodes.samples import NodeSamples
 from harness.router.pool.pool import Pool

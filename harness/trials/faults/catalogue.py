@@ -1,8 +1,8 @@
 """The faults that a profile can ask for, by name, and how each is made for a node."""
 
 from harness.cluster.inventory import Node
+from harness.contracts.coordinator_state import CoordinatorState
 from harness.contracts.diagnosis import FailureClass
-from harness.contracts.run_records import CoordinatorState
 from harness.errors import HarnessError
 from harness.lab.spec import LabSpec
 from harness.trials.faults.fault import Fault

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from harness.cluster.inventory import Inventory, Node
 from harness.cluster.ssh import read_state
-from harness.contracts.run_records import CoordinatorState, NodeFacts
+from harness.contracts.coordinator_state import CoordinatorState
+from harness.contracts.run_records import NodeFacts
 from harness.errors import HarnessError
 from harness.planner.calibration import Calibration, NodeSpeed
 from harness.router_client.chat_stream import ChatRequest

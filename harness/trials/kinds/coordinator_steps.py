@@ -5,8 +5,9 @@ import contextlib
 import time
 from collections.abc import Sequence
 
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, FailureClass
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState, Request
+from harness.contracts.run_records import Request
 from harness.errors import HarnessError
 from harness.trials.context import Context
 from harness.trials.kinds.diagnosis_inputs import diagnose_waiting, diagnose_with_nodes

@@ -9,8 +9,8 @@ from pathlib import Path
 from harness.cluster.inventory import Node
 from harness.cluster.node_inspection import Looks, backends_seen, builds, full_disks, look_at, reached
 from harness.cluster.ssh import read_journal, read_kernel_log
+from harness.contracts.coordinator_state import CoordinatorState
 from harness.contracts.diagnosis import Diagnosis, ExitStatus, FailureClass
-from harness.contracts.run_records import CoordinatorState
 from harness.diagnosis.classify import classify
 from harness.diagnosis.evidence import BackendSeen, Inputs
 from harness.errors import HarnessError

@@ -11,8 +11,9 @@ from typing import Any
 from harness.cluster.inventory import Node
 from harness.cluster.ssh import run_on
 from harness.cluster.unit_inspection import diagnose_units
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.contracts.diagnosis import Diagnosis, FailureClass, Signal
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState, Outcome, Request
+from harness.contracts.run_records import Outcome, Request
 from harness.diagnosis.classify import classify
 from harness.diagnosis.evidence import Inputs
 from harness.errors import HarnessError

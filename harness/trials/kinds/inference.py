@@ -2,8 +2,9 @@
 
 import time
 
+from harness.contracts.coordinator_state import CoordinatorPhase
 from harness.contracts.diagnosis import FailureClass
-from harness.contracts.run_records import CoordinatorPhase, Outcome
+from harness.contracts.run_records import Outcome
 from harness.diagnosis.thrash import find_thrash
 from harness.runs.metrics import summarise
 from harness.trials.context import Context, Finding, judge

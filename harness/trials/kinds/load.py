@@ -7,9 +7,10 @@ from typing import Any
 
 from harness.cluster.inventory import Node
 from harness.cluster.ssh import make_cold
+from harness.contracts.coordinator_state import CoordinatorState
 from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, FailureClass
 from harness.contracts.plan import Plan
-from harness.contracts.run_records import CoordinatorState, Outcome
+from harness.contracts.run_records import Outcome
 from harness.diagnosis.classify import classify
 from harness.diagnosis.evidence import Inputs
 from harness.errors import HarnessError

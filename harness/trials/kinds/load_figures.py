@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from harness.contracts.coordinator_state import CoordinatorState
 from harness.contracts.diagnosis import Diagnosis, FailureClass
-from harness.contracts.run_records import CoordinatorState
 from harness.trials.context import Context
 from harness.trials.lab import stated_rate
 

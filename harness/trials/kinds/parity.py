@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from harness.contracts.run_records import CoordinatorState, Outcome, Request
+from harness.contracts.coordinator_state import CoordinatorState
+from harness.contracts.run_records import Outcome, Request
 from harness.router_client.chat_stream import ChatRequest
 from harness.router_client.client import LoadRequest, RouterRefusedError
 from harness.trials.context import Context, Finding, judge

@@ -9,7 +9,8 @@ from itertools import count, islice
 from statistics import median
 from typing import Any
 
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState, Outcome, Request
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
+from harness.contracts.run_records import Outcome, Request
 from harness.errors import HarnessError
 from harness.runs.metrics import decode_rate, summarise
 from harness.runs.statistics import Drift, drift

@@ -1,6 +1,7 @@
 """The unload trial: stop the coordinator and read how it ended."""
 
-from harness.contracts.run_records import CoordinatorState, Outcome
+from harness.contracts.coordinator_state import CoordinatorState
+from harness.contracts.run_records import Outcome
 from harness.trials.context import Context, Finding, judge
 from harness.trials.kinds.coordinator_steps import stop
 from harness.trials.profile.steps import UnloadStep

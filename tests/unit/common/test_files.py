@@ -34,5 +34,5 @@ def test_failed_write_leaves_the_old_file_and_no_draft(
 
 
 def test_missing_folder_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(HarnessError, match="cannot write .*: No such file or directory"):
+    with pytest.raises(HarnessError, match=r"cannot write .*: No such file or directory"):
         write_atomic(tmp_path / "none" / "x", b"")

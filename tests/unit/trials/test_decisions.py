@@ -4,18 +4,11 @@ from pathlib import Path
 
 import pytest
 from harness.cluster.inventory import Inventory, parse_inventory
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, FailureClass
+from harness.contracts.load_report import BackendBuffers, LoadReport
 from harness.contracts.plan import BackendShare, Plan
-from harness.contracts.run_records import (
-    BackendBuffers,
-    CoordinatorPhase,
-    CoordinatorState,
-    LoadReport,
-    NodeFacts,
-    Outcome,
-    RunManifest,
-    Trial,
-)
+from harness.contracts.run_records import NodeFacts, Outcome, RunManifest, Trial
 from harness.errors import HarnessError
 from harness.runs.store import RunFolder
 from harness.trials.checks import check_builds, check_fit, check_models

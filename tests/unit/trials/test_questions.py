@@ -4,16 +4,10 @@ import json
 from typing import Any
 
 import pytest
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.contracts.diagnosis import Confidence, Diagnosis, FailureClass
-from harness.contracts.run_records import (
-    CoordinatorPhase,
-    CoordinatorState,
-    LoadReport,
-    Outcome,
-    Question,
-    Request,
-    Trial,
-)
+from harness.contracts.load_report import LoadReport
+from harness.contracts.run_records import Outcome, Question, Request, Trial
 from harness.errors import HarnessError
 from harness.trials.kinds.release_switch import ROUNDS, with_pins
 from harness.trials.profile.profile import Ask, Profile, load_profile

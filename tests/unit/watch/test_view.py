@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from harness.cluster.inventory import Node
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.contracts.plan import BackendShare, Plan
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState
 from harness.monitor.backend_state import RPC_UNIT
 from harness.monitor.sample import Gpu, GpuSource, RpcSocket, Sample, Unit
 from harness.watch.table import table

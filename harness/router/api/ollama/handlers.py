@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from harness.contracts.run_records import CoordinatorPhase
+from harness.contracts.coordinator_state import CoordinatorPhase
 from harness.router.api.ollama import request as ask
 from harness.router.api.ollama.response import AnswerStream, Shape, done_answer, embed_answer, whole_answer
 from harness.router.coordinator.coordinator import Coordinator

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from harness.contracts.run_records import BackendBuffers, CoordinatorPhase
+from harness.contracts.coordinator_state import CoordinatorPhase
+from harness.contracts.load_report import BackendBuffers
 from harness.errors import HarnessError
 from harness.llama.gguf import GgufModel
 from harness.router.api.ollama import model_info as facts

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from harness.contracts.coordinator_state import LoadTimings
 from harness.contracts.plan import BackendShare, Plan
-from harness.contracts.run_records import LoadTimings
 from harness.router.config import RouterConfig
 from harness.router.coordinator.coordinator import Coordinator
 from harness.router.coordinator.start import Start

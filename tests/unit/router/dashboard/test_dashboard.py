@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState, LoadTimings
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState, LoadTimings
 from harness.monitor.backend_state import BackendState, State
 from harness.router.coordinator.restarts import Failure
 from harness.router.dashboard.attempts import FREE, LONGEST_S, Attempts

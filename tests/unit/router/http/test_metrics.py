@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+from harness.contracts.coordinator_state import CoordinatorPhase
 from harness.contracts.diagnosis import Confidence, Diagnosis, FailureClass
-from harness.contracts.run_records import CoordinatorPhase
 from harness.errors import HarnessError
 from harness.router.api.health import not_ready, pool_states
 from harness.router.config import Backend, RouterConfig, read_keys

@@ -2,8 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
+from harness.contracts.load_report import BackendBuffers, LoadReport
 from harness.contracts.plan import BackendShare, Plan
-from harness.contracts.run_records import BackendBuffers, LoadReport
 from harness.router.models.command_line import coordinator_argv, disagreements, refused_flags, release_args
 
 

@@ -3,13 +3,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.contracts.load_request import LoadRequest
 from harness.contracts.plan import Plan
 from harness.llama.gguf import GgufModel, Tensor
 from harness.monitor.sample import Sample
 from harness.router.config import RouterConfig
 from harness.router.errors import RouterError
 from harness.router.models.catalogue import Catalogue
-from harness.router.models.load_request import LoadRequest, check_flags
+from harness.router.models.load_request import check_flags
 from harness.router.models.planner import Planner
 
 GIB = 1 << 30

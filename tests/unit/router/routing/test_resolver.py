@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.contracts.load_request import LoadRequest
 from harness.llama.synthetic.writer import synthesise
 from harness.monitor.sample import Sample
 from harness.router.config import RouterConfig, RouteRule
 from harness.router.errors import RouterError
 from harness.router.models.catalogue import Catalogue
-from harness.router.models.load_request import LoadRequest
 from harness.router.models.planner import Planner
 from harness.router.nodes.samples import node_samples
 from harness.router.pool.pool import Pool

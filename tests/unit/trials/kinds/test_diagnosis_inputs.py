@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 from harness.cluster.inventory import Node, parse_inventory
 from harness.cluster.node_inspection import ConnectionSeen, NodeLook, ProcessSeen
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState, LoadTimings
 from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, ExitStatus, FailureClass
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState, LoadTimings
 from harness.trials.context import Context
 from harness.trials.kinds import diagnosis_inputs as evidence
 from harness.trials.load_generator.telemetry import Point, Series

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from harness.cluster.inventory import load_inventory
 from harness.cluster.remote import rates
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, FailureClass
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState, Outcome
+from harness.contracts.run_records import Outcome
 from harness.errors import HarnessError
 from harness.trials.checks import check_faults
 from harness.trials.faults.catalogue import FAULTS, cause_of, make_fault

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from harness.contracts.run_records import CoordinatorPhase, CoordinatorState, Request
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
+from harness.contracts.run_records import Request
 from harness.errors import HarnessError
 from harness.trials.kinds import soak
 from harness.trials.kinds.parity import compare
