@@ -38,12 +38,13 @@ lint: .venv/.installed ## Check style and types
 	ruff format --check .
 	ruff check .
 	mypy
+	lint-imports
 	yamllint --strict .
 	ansible-lint --profile production -q
 
 .PHONY: unit
 unit: .venv/.installed ## Run the unit tests
-	pytest -q tests/unit
+	pytest -q -n auto tests/unit
 
 .PHONY: lab-test
 lab-test: test-models host-packages test-packages ## Run the tests that boot real machines
@@ -85,7 +86,7 @@ lock: ## Renew the hashed lock files (needs uv)
 
 .PHONY: clean
 clean: ## Remove the virtual environment and what tools left; runs, labs and caches stay
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .ansible .hypothesis
+	rm -rf .venv dist build .import_linter_cache .mypy_cache .ruff_cache .pytest_cache .ansible .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 .PHONY: host-packages test-packages

@@ -1,15 +1,15 @@
-"""Decode rate over RPC as an inference trial measures it beside llama-bench's, in turns on the same backends.
+"""Compare the decode rate over RPC of an inference trial with llama-bench's, in turns on the same backends.
 
     benchmarks/bench.py --rounds 5 --threads 1
 
-Both are of the same build and put every layer on the same rpc-servers on loopback, in equal parts, with the
-same threads and the same flash attention. Each round runs a llama-server and then llama-bench, or the other
-way round; never both, as an rpc-server serves one client at a time.
+Both use the same build and put all layers on the same rpc-servers on loopback, in equal parts, with the same
+number of threads and the same flash attention. Each round runs a llama-server and then llama-bench, or in the
+opposite order; never both together, because an rpc-server serves one client at a time.
 
     server    (predicted_n - 1) / predicted_ms of llama.cpp's timings: `server_decode_tokens_per_s` of a trial
     client    (n - 1) / (last token - first token) by our clock: `decode_tokens_per_s` of a trial
-    bench     llama-bench `-n` at `-d` as deep as the prompt, of n - 1 tokens: llama-server has the first one
-              from reading the prompt
+    bench     llama-bench with `-n` of n - 1 tokens and `-d` of the prompt's length; n - 1, because
+              llama-server computes the first token when it processes the prompt
 """
 
 import argparse
@@ -30,7 +30,7 @@ from harness.router.models.command_line import release_args
 from harness.router_client.chat_stream import ChatRequest, chat_session, stream_chat
 from harness.runs.metrics import summarise
 from harness.settings import cache_dir
-from harness.trials.load_generator.prompts import PromptSizer, words
+from harness.trials.load_generator.requests import ASSUMED_TEMPLATE_TOKENS, word_count, words
 
 from bench_report import decode_rates
 from load import free_port, running, wait_healthy
@@ -43,7 +43,7 @@ DEADLINE_S = 1800
 
 
 def devices(options: argparse.Namespace, separator: str) -> str:
-    """All rpc-servers as devices."""
+    """The rpc-servers as device names for llama.cpp."""
     return separator.join(f"RPC{index}" for index in range(options.backends))
 
 
@@ -60,7 +60,7 @@ def server_command(options: argparse.Namespace, endpoints: str, port: int) -> li
 
 
 def bench_command(options: argparse.Namespace, endpoints: str) -> list[str]:
-    """llama-bench with the same parts, threads and depth."""
+    """Command line of llama-bench with the same split, threads and depth."""
     return [
         *(str(options.binaries / "llama-bench"), "--model", str(options.model), "--rpc", endpoints),
         *("-dev", devices(options, "/"), "-ngl", "999", "-ts", "/".join("1" * options.backends)),
@@ -72,25 +72,25 @@ def bench_command(options: argparse.Namespace, endpoints: str) -> list[str]:
 
 
 async def ask(port: int, options: argparse.Namespace) -> list[Request]:
-    """Requests as an inference trial sends them, the first one thrown away."""
-    sizer, sent = PromptSizer(), list[Request]()
+    """Send the requests of an inference trial; the first one is discarded."""
+    template_tokens, sent = ASSUMED_TEMPLATE_TOKENS, list[Request]()
     async with chat_session() as session:
         for index in range(options.requests + 1):
             warm_up = index == 0
-            count = sizer.guess(min(options.prompt, 64) if warm_up else options.prompt)
+            count = word_count(min(options.prompt, 64) if warm_up else options.prompt, template_tokens)
             body = ChatRequest(
                 MODEL, words(count), 2 if warm_up else options.generated, DEADLINE_S, index=index
             )
             seen = await stream_chat(session, f"http://127.0.0.1:{port}", body)
             if seen.error or seen.prompt_tokens is None:
                 raise SystemExit(f"llama-server: {seen.error}")
-            sizer.learn(count, seen.prompt_tokens)
+            template_tokens = seen.prompt_tokens - count
             sent.append(seen)
     return sent[1:]
 
 
 def ask_server(options: argparse.Namespace, endpoints: str, log: Path) -> dict[str, float]:
-    """Medians of one llama-server's answers: ``server`` and ``client``, tokens per second."""
+    """Medians over one llama-server's answers: ``server`` and ``client``, in tokens per second."""
     port = free_port()
     log.unlink(missing_ok=True)
     with running(server_command(options, endpoints, port), log) as server:
@@ -103,7 +103,7 @@ def ask_server(options: argparse.Namespace, endpoints: str, log: Path) -> dict[s
     if wrong := [
         r for r in sent if (r.prompt_tokens, r.completion_tokens) != (options.prompt, options.generated)
     ]:
-        raise SystemExit(f"{wrong[0].prompt_tokens} + {wrong[0].completion_tokens} tokens, not as asked")
+        raise SystemExit(f"{wrong[0].prompt_tokens} + {wrong[0].completion_tokens} tokens, not as requested")
     metrics = summarise(sent)
     return {
         "server": metrics["server_decode_tokens_per_s_median"],
@@ -112,7 +112,7 @@ def ask_server(options: argparse.Namespace, endpoints: str, log: Path) -> dict[s
 
 
 def ask_bench(options: argparse.Namespace, endpoints: str, folder: Path) -> float:
-    """Median of llama-bench's repetitions, tokens per second."""
+    """Median over llama-bench's repetitions, in tokens per second."""
     with (folder / "bench.log").open("ab") as log:
         done = subprocess.run(
             bench_command(options, endpoints), stdout=subprocess.PIPE, stderr=log, check=False
@@ -128,7 +128,7 @@ def ask_bench(options: argparse.Namespace, endpoints: str, folder: Path) -> floa
 
 
 def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
-    """Start the rpc-servers, measure in rounds, end them."""
+    """Start the rpc-servers, run the rounds, stop the rpc-servers."""
     ports = [free_port() for _ in range(options.backends)]
     endpoints = ",".join(f"127.0.0.1:{port}" for port in ports)
     if options.first:
@@ -154,7 +154,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
 
 
 def main() -> None:
-    """Print the table; exit 1 where a bar is missed."""
+    """Print the table; exit 1 if a goal is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -162,23 +162,23 @@ def main() -> None:
     parser.add_argument("--binaries", type=Path, default=cache_dir() / "local" / "current" / "bin")
     parser.add_argument("--backends", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=2, help="of each in a round")
-    parser.add_argument("--prompt", type=int, default=64, help="tokens: the depth")
+    parser.add_argument("--requests", type=int, default=2, help="number of requests of each per round")
+    parser.add_argument("--prompt", type=int, default=64, help="length of the prompt in tokens (the depth)")
     parser.add_argument("--generated", type=int, default=24, help="tokens")
     parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--threads", type=int, default=2, help="of each program")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each program")
     parser.add_argument("--flash-attn", action="store_true")
-    parser.add_argument("--poll", type=int, default=50, help="how long llama-bench's threads spin, 0 to 100")
-    parser.add_argument("--first", action="store_true", help="all of it goes before all else (needs root)")
-    parser.add_argument("--json", type=Path, help="write every round here")
-    parser.add_argument("--keep", type=Path, help="keep logs and llama-bench's last report here")
+    parser.add_argument("--poll", type=int, default=50, help="polling level of llama-bench, 0 to 100")
+    parser.add_argument("--first", action="store_true", help="raise the programs' priority (needs root)")
+    parser.add_argument("--json", type=Path, help="write every round to this file")
+    parser.add_argument("--keep", type=Path, help="keep logs and llama-bench's last report in this folder")
     options = parser.parse_args()
     for needed in (
         options.model,
         *(options.binaries / n for n in ("llama-server", "llama-bench", "rpc-server")),
     ):
         if not needed.exists():
-            parser.error(f"no {needed}: name the place with --model or --binaries")
+            parser.error(f"no {needed}: set the path with --model or --binaries")
     with tempfile.TemporaryDirectory(prefix="bench-bench-") as temporary:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

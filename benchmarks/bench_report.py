@@ -1,13 +1,13 @@
-"""What llama-bench writes about generation at a depth, ``-o json``."""
+"""Reads llama-bench's JSON report (``-o json``) of generation at a depth."""
 
 from typing import Any
 
 
 def decode_rates(report: Any, *, depth: int, generated: int) -> list[float]:
-    """Tokens per second of each repetition of the one test that was asked for.
+    """Tokens per second of each repetition of the requested test.
 
     Raises:
-        SystemExit: the report has no such test.
+        SystemExit: the report does not contain the test.
     """
     asked = {"n_prompt": 0, "n_gen": generated, "n_depth": depth}
     for test in report:

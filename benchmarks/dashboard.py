@@ -1,10 +1,10 @@
-"""What viewers of the dashboard cost the router: its CPU time with none and with ten, in one run.
+"""Measure the router's CPU time with no viewer and with ten viewers of the dashboard, in one run.
 
     benchmarks/dashboard.py --seconds 30 --viewers 10
 
-A router of its own, with four backends that are never connected to, no pool, thirty model files and no
-requests, is started on loopback; each viewer logs in and reads ``/dashboard/events``. CPU time is the utime
-and stime of /proc (proc_pid_stat(5)), over wall time: 100 % is one core.
+It starts a router on loopback with four backends (the router never connects to them), no pool, thirty model
+files and no requests. Each viewer logs in and reads ``/dashboard/events``. The result is utime and stime from
+/proc (proc_pid_stat(5)) divided by wall time: 100 % is one core.
 """
 
 import argparse
@@ -25,20 +25,20 @@ ADMIN_KEY = "admin-key-of-this-benchmark"
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds that a process has used."""
+    """CPU seconds that a process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def share(pid: int, seconds: float) -> float:
-    """Percent of one core that a process uses during the next ``seconds``."""
+    """CPU use of a process during the next ``seconds``, in percent of one core."""
     before, began = cpu_s(pid), time.monotonic()
     time.sleep(seconds)
     return 100 * (cpu_s(pid) - before) / (time.monotonic() - began)
 
 
 def write_config(folder: Path, port: int) -> Path:
-    """A configuration with something to show."""
+    """Write a configuration with content for the dashboard."""
     for name in ("router.key", "admin.key"):
         (folder / name).write_text(ADMIN_KEY)
     models = folder / "models"
@@ -66,7 +66,7 @@ def write_config(folder: Path, port: int) -> Path:
 
 
 def look(port: int, counted: list[int]) -> None:
-    """One viewer: logs in and reads events until the router goes."""
+    """One viewer: log in and read events until the router exits."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     form = {"content-type": "application/x-www-form-urlencoded"}
     connection.request("POST", "/dashboard/login", urlencode({"key": ADMIN_KEY}), form)
@@ -83,7 +83,7 @@ def look(port: int, counted: list[int]) -> None:
 
 
 def main() -> None:
-    """Measure, and print one line."""
+    """Measure and print one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--viewers", type=int, default=10)

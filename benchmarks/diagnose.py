@@ -1,10 +1,11 @@
-"""Times ``harness diagnose`` on a long log, beside ``grep -F -c`` on the same file, in interleaved rounds.
+"""Compare the time of ``harness diagnose`` with ``grep -F -c`` on the same long log, in interleaved rounds.
 
     python benchmarks/diagnose.py [--megabytes 200] [--rounds 5] [--distinct]
 
-The log is what a busy llama-server prints: start, load, requests with ever new numbers, and a lost backend at
-its end; ``--distinct`` gives each line words of its own as well, the worst case. Prints JSON: seconds of
-each round (process start included), the highest resident memory, and what was diagnosed.
+The log is the output of a busy llama-server: start, load, requests with changing numbers, and a lost
+backend at the end. With ``--distinct`` each line also has different words, which is the worst case. It
+prints JSON: seconds and CPU seconds of each round (process start included), the peak resident memory, and
+the diagnosis.
 """
 
 import argparse
@@ -40,7 +41,7 @@ _REQUEST = (
 
 
 def lines(distinct: bool) -> Iterator[str]:
-    """Lines of requests, without end."""
+    """An endless sequence of request lines."""
     chance = random.Random(11434)  # noqa: S311 - figures of a log, not secrets
     letters = "abcdefghijklmnopqrstuvwxyz"
     for task in count():
@@ -56,7 +57,7 @@ def lines(distinct: bool) -> Iterator[str]:
 
 
 def write_log(path: Path, size: int, distinct: bool) -> None:
-    """A recorded log of a coordinator that lost a backend, with ``size`` bytes of requests in its middle."""
+    """Write a recorded log of a coordinator that lost a backend, with ``size`` bytes of requests inside."""
     recorded = RECORDED.read_text().splitlines(keepends=True)
     middle = next(index for index, line in enumerate(recorded) if "server is listening" in line) + 1
     written = 0
@@ -69,15 +70,17 @@ def write_log(path: Path, size: int, distinct: bool) -> None:
         file.writelines(recorded[middle:])
 
 
-def timed(*command: str) -> tuple[float, str]:
-    """Seconds that a command took, and what it printed."""
-    begun = time.perf_counter()
+def timed(*command: str) -> tuple[float, float, str]:
+    """Seconds and CPU seconds of a command, and its output."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return time.perf_counter() - begun, done.stdout
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return round(seconds, 3), round(cpu_s, 3), done.stdout
 
 
 def main() -> None:
-    """Write the log, time both, print JSON."""
+    """Write the log, time both programs, print JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
@@ -87,20 +90,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         write_log(log, options.megabytes * 10**6, options.distinct)
-        ours, grep, found = [], [], ""
+        ours, grep = [], []
         for _ in range(options.rounds):
-            seconds, found = timed(harness, "diagnose", str(log), "--exit-status", "134", "--json")
-            ours.append(round(seconds, 2))
-            grep.append(round(timed("grep", "-F", "-c", "Remote RPC server crashed", str(log))[0], 3))
+            ours.append(timed(harness, "diagnose", str(log), "--exit-status", "134", "--json"))
+            grep.append(timed("grep", "-F", "-c", "Remote RPC server crashed", str(log)))
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        said = json.loads(found)
+        diagnosis = json.loads(ours[-1][2])
         result = {
             "bytes": log.stat().st_size,
-            "harness_s": ours,
-            "grep_one_text_s": grep,
+            "harness_s": [seconds for seconds, _, _ in ours],
+            "harness_cpu_s": [cpu_s for _, cpu_s, _ in ours],
+            "grep_one_text_s": [seconds for seconds, _, _ in grep],
             "peak_resident_mb": round(peak / 1024),
-            "class": said["class"],
-            "line": said["evidence"][0],
+            "class": diagnosis["class"],
+            "line": diagnosis["evidence"][0],
         }
     print(json.dumps(result, indent=1))
 

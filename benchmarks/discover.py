@@ -1,12 +1,12 @@
-"""How long a scan of 1,024 addresses takes: with nobody there, with listeners that never answer, in silence.
+"""Measure a scan of 1,024 addresses: no listener, listeners that never answer, and dropped connections.
 
     sudo python benchmarks/discover.py [--cidr 127.0.0.0/22] [--rounds 3]
 
-Runs in a network namespace of its own, so that no packet leaves it. The bar is 5 s for each case.
+It runs in its own network namespace, so that no packet leaves this computer. The goal is 5 s for each case.
 
-``closed``: nobody listens. ``busy``: every address lets connect and says nothing, as a busy rpc-server does.
-``silent``: every connection waits in vain. Both are made by one socket that never accepts: its backlog has
-room for all, or for none.
+``closed``: no listener. ``busy``: every address accepts connections and sends nothing, like a busy
+rpc-server. ``silent``: no connection succeeds or fails before the timeout. The last two use one socket that
+never accepts; its backlog has room for all connections, or for none.
 """
 
 import argparse
@@ -35,14 +35,14 @@ def nobody() -> Iterator[None]:
 
 @contextmanager
 def never_accepting() -> Iterator[None]:
-    """A listener with room for every connection."""
+    """A listener whose backlog has room for all connections."""
     with socket.create_server(("0.0.0.0", RPC_PORT), backlog=_ROOM_FOR_ALL):  # noqa: S104 - own namespace
         yield
 
 
 @contextmanager
 def full() -> Iterator[None]:
-    """A listener whose backlog is taken: the kernel answers no further connection."""
+    """A listener with a full backlog: the kernel does not answer new connections."""
     with ExitStack() as stack:
         stack.enter_context(socket.create_server(("0.0.0.0", RPC_PORT), backlog=0))  # noqa: S104 - own namespace
         stack.enter_context(socket.create_connection(("127.0.0.1", RPC_PORT)))
@@ -57,7 +57,7 @@ CASES: dict[str, Callable[[], AbstractContextManager[None]]] = {
 
 
 def measure(cidr: str) -> tuple[float, Counter[str]]:
-    """Seconds of one scan, and how many addresses were what."""
+    """Seconds of one scan, and the number of addresses per state."""
     wanted = candidates([], addresses([cidr]))
     began = time.monotonic()
     found = asyncio.run(discover(wanted, in_use={}))

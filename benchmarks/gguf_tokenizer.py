@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF as a folder that Hugging Face's ``transformers`` loads, from its header."""
+"""Writes the tokenizer in a GGUF's header as a folder that Hugging Face's ``transformers`` can load."""
 
 import json
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ def tokenizer_json(tokens: Sequence[str], types: Sequence[int], merges: Sequence
     """Content of ``tokenizer.json`` for a byte-level BPE vocabulary.
 
     Args:
-        tokens: texts by id, bytes written as GPT-2's letters.
+        tokens: texts by id; bytes are encoded as GPT-2's characters.
         types: ggml's type of each token.
         merges: ``left right``, most frequent first.
-        pre: how text is cut before merging, by llama.cpp's name.
+        pre: llama.cpp's name of the pre-tokenizer, which splits the text before the merges.
 
     Raises:
-        KeyError: ``pre`` is none of those known here.
+        KeyError: this module does not know ``pre``.
     """
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     digits = [{"type": "Digits", "individual_digits": True}] if _SPLIT_DIGITS[pre] else []
@@ -50,7 +50,7 @@ def tokenizer_json(tokens: Sequence[str], types: Sequence[int], merges: Sequence
 
 
 def write_tokenizer(model: Path, folder: Path) -> Path:
-    """Write the tokenizer of ``model`` into ``folder``."""
+    """Write the tokenizer of ``model`` to ``folder``."""
     fields = GGUFReader(model).fields
 
     def value(name: str) -> Any:

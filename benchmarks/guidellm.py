@@ -1,22 +1,23 @@
-"""TTFT, ITL and tokens/s as our trials measure them beside guidellm's, in turns on one llama-server.
+"""Compare TTFT, ITL and tokens/s of our trials with guidellm's, in turns on one llama-server.
 
     benchmarks/guidellm.py --rounds 8 --requests 7
     benchmarks/guidellm.py --rounds 8 --requests 8 --streams 2
 
-Both ask the same server for the same number of tokens after prompts of the same length, streamed, greedy,
-without a cached prompt. Each round asks ours and then guidellm, or the other way round; a request before each
-is thrown away. guidellm makes its own prompts with a tokenizer made from the GGUF, whose token ids are first
-compared with the server's. guidellm comes from requirements/peer-guidellm.lock, in an environment of its own.
+Both request the same number of tokens from the same server, with prompts of the same length, streamed,
+greedy, without a cached prompt. Each round runs our client and then guidellm, or in the opposite order; one
+request before each is discarded. guidellm creates its own prompts with a tokenizer from the GGUF; its token
+ids are first compared with the server's. guidellm is installed from requirements/peer-guidellm.lock into
+its own environment.
 
     TTFT      first token - request sent, median of the round
     ITL       (last token - first token) / (tokens - 1), median over the round's requests
-    tokens/s  output tokens of the round / its time, each by its own sum
+    tokens/s  output tokens of the round / its time, as each client computes it
 
-Each is shown once more over the server's own times of the very same requests: that takes out what else the
-machine did while it was one's turn.
+Each figure is also shown as a ratio to the server's own times of the same requests. This removes the effect
+of other work on the machine during one client's turn.
 
-With several streams there is no bar: whether a prompt waits for another stream's depends on how they fall
-into step, and each client starts them in its own way.
+With several streams there is no goal: whether a prompt waits for another stream's prompt depends on the
+order of their starts, and each client starts them differently.
 """
 
 import argparse
@@ -37,8 +38,7 @@ from harness.llama.gguf import read_gguf
 from harness.router.models.command_line import release_args
 from harness.router_client.chat_stream import ChatRequest, chat_session, stream_chat
 from harness.settings import cache_dir
-from harness.trials.load_generator.prompts import words
-from harness.trials.load_generator.requests import in_flight
+from harness.trials.load_generator.requests import in_flight, words
 
 from gguf_tokenizer import write_tokenizer
 from guidellm_report import Figures, Server, of_guidellm, of_ours, of_server
@@ -51,7 +51,7 @@ MODEL = "m"
 BAR = 0.03
 DEADLINE_S = 600
 LOG_S = 0.3
-"""llama-server writes its log from a thread of its own, a little later."""
+"""A separate thread of llama-server writes its log with a small delay."""
 SAMPLES = (
     "It's 1234 o'clock:\n\n\tthe  quick brown fox, naïve; 日本語 и 🦙!",
     "<|im_start|>user\nHello<|im_end|>\n",
@@ -66,7 +66,7 @@ print(json.dumps([tokenizer.encode(text) for text in json.load(sys.stdin)]))
 
 
 def environment_variables() -> dict[str, str]:
-    """Ours without proxies; guidellm asks for chats, with the limit's name that every llama-server knows."""
+    """Our environment without proxies; guidellm sends chats, with a limit name that any server knows."""
     kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     return kept | {
         "GUIDELLM__PREFERRED_ROUTE": "chat_completions",
@@ -77,7 +77,7 @@ def environment_variables() -> dict[str, str]:
 
 
 def check_tokenizer(python: Path, folder: Path, port: int) -> None:
-    """Compare token ids of the written tokenizer with the server's.
+    """Compare the token ids of the generated tokenizer with the server's.
 
     Raises:
         SystemExit: they differ.
@@ -105,7 +105,7 @@ def template_tokens(port: int) -> int:
 
 
 async def ask_ours(port: int, options: argparse.Namespace, count: int, requests: int) -> list[Request]:
-    """Requests as an inference trial sends them."""
+    """Send the requests of an inference trial."""
     sent: list[Request] = []
     async with chat_session() as session:
 
@@ -143,31 +143,31 @@ def ask_guidellm(port: int, options: argparse.Namespace, count: int, number: int
 
 @dataclass(frozen=True)
 class Seen:
-    """One round of one client, and the server's own account of the same requests."""
+    """One round of one client, and the server's own times of the same requests."""
 
     client: Figures
     server: Server
 
     @property
     def ttft(self) -> float:
-        """TTFT / the server's time for the prompt."""
+        """TTFT / the server's prompt time."""
         return self.client.ttft_ms / self.server.prompt_ms
 
     @property
     def itl(self) -> float:
-        """ITL / the server's."""
+        """ITL / the server's ITL."""
         return self.client.itl_ms / self.server.gap_ms
 
     @property
     def rate(self) -> float:
-        """Tokens/s / the server's; with several streams as many times that."""
+        """Tokens/s / (the server's, times the number of streams)."""
         return self.client.tokens_per_s / self.server.tokens_per_s
 
 
 def one_round(
     port: int, options: argparse.Namespace, count: int, number: int, folder: Path
 ) -> dict[str, Seen]:
-    """Both, in an order that turns with each round; a request of each stream before is thrown away."""
+    """Run both; the order changes with each round. One request of each stream before it is discarded."""
     found: dict[str, Seen] = {}
     log = folder / "server.log"
     for name in ("ours", "guidellm") if number % 2 else ("guidellm", "ours"):
@@ -189,7 +189,7 @@ def one_round(
 
 
 def server_command(options: argparse.Namespace, port: int) -> list[str]:
-    """llama-server with a slot per stream; its threads leave the clients a core where there are two."""
+    """llama-server with one slot per stream; with two cores, its threads leave one core to the clients."""
     server = options.binaries / "llama-server"
     context = (options.prompt + options.generated + 64) * options.streams
     return [
@@ -200,7 +200,7 @@ def server_command(options: argparse.Namespace, port: int) -> list[str]:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
-    """Start the server, ask in rounds, end it."""
+    """Start the server, run the rounds, stop the server."""
     port = free_port()
     tokenizer = write_tokenizer(options.model, folder / "tokenizer")
     with running(server_command(options, port), folder / "server.log") as server:
@@ -210,7 +210,9 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
         check_tokenizer(environment("guidellm") / "bin" / "python", tokenizer, port)
         count = options.prompt - template_tokens(port)
         if count < 1:
-            raise SystemExit(f"the chat template alone takes {options.prompt - count} tokens; ask for more")
+            raise SystemExit(
+                f"the chat template alone takes {options.prompt - count} tokens; increase --prompt"
+            )
         rounds = [one_round(port, options, count, n, folder) for n in range(1, options.rounds + 1)]
     bar = BAR if options.streams == 1 else None
     return [
@@ -225,33 +227,33 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
 
 
 def row(name: str, rounds: list[dict[str, Seen]], figure: Callable[[Seen], float], bar: float | None) -> Row:
-    """One figure of all rounds."""
+    """One figure over all rounds."""
     ours, theirs = ([figure(one[who]) for one in rounds] for who in ("ours", "guidellm"))
     return Row(name, ours, theirs, bar)
 
 
 def main() -> None:
-    """Print the table; exit 1 where a bar is missed."""
+    """Print the table; exit 1 if a goal is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, default=cache_dir() / "models" / "smollm2.gguf")
     parser.add_argument("--binaries", type=Path, default=cache_dir() / "local" / "current" / "bin")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=7, help="that count, of each in a round")
-    parser.add_argument("--prompt", type=int, default=256, help="tokens, chat template and all")
+    parser.add_argument("--requests", type=int, default=7, help="counted requests of each per round")
+    parser.add_argument("--prompt", type=int, default=256, help="tokens, chat template included")
     parser.add_argument("--generated", type=int, default=64, help="tokens")
-    parser.add_argument("--streams", type=int, default=1, help="requests at a time")
+    parser.add_argument("--streams", type=int, default=1, help="requests at the same time")
     parser.add_argument(
-        "--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="the server's"
+        "--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="threads of the server"
     )
-    parser.add_argument("--first", action="store_true", help="the server goes before all else (needs root)")
-    parser.add_argument("--json", type=Path, help="write every round here")
-    parser.add_argument("--keep", type=Path, help="keep logs and guidellm's reports here")
+    parser.add_argument("--first", action="store_true", help="give the server a higher priority (needs root)")
+    parser.add_argument("--json", type=Path, help="write every round to this file")
+    parser.add_argument("--keep", type=Path, help="keep logs and guidellm's reports in this folder")
     options = parser.parse_args()
     for needed in (options.model, options.binaries / "llama-server"):
         if not needed.exists():
-            parser.error(f"no {needed}: name the place with --model or --binaries")
+            parser.error(f"no {needed}: set the path with --model or --binaries")
     name = read_gguf(options.model).name
     with tempfile.TemporaryDirectory(prefix="bench-guidellm-") as temporary:
         folder = options.keep or Path(temporary)

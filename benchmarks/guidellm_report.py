@@ -1,4 +1,4 @@
-"""What guidellm 0.3 writes about a benchmark, as the figures that ``harness/runs/metrics.py`` has too."""
+"""Converts the report of guidellm 0.3 to the figures of ``harness/runs/metrics.py``."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _TIMINGS = re.compile(
 
 @dataclass(frozen=True)
 class Figures:
-    """One client's view of one round."""
+    """One client's figures of one round."""
 
     ttft_ms: float
     """Median of first token - request sent."""
@@ -25,7 +25,7 @@ class Figures:
     tokens_per_s: float
     """Output tokens of the round / its time."""
     prompt_tokens: float
-    """Median, as the server counted them."""
+    """Median of the server's count."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,27 @@ class Server:
     """The same round by llama-server's own clock."""
 
     prompt_ms: float
-    """Median time to read a prompt."""
+    """Median time of prompt processing."""
     gap_ms: float
     """Median over requests of the decode time / (tokens - 1)."""
     tokens_per_s: float
-    """Output tokens / the sum of prompt and decode times: of one request after the other."""
+    """Output tokens / the sum of prompt and decode times, as for sequential requests."""
 
 
 def of_server(log: str, requests: int, generated: int) -> Server:
-    """What llama-server's log says of one round.
+    """Figures of one round from llama-server's log.
 
     Args:
-        log: what it wrote during the round; requests of another length (guidellm tries the server first)
-            are passed over.
+        log: its output during the round; requests of another length are ignored, because guidellm sends a
+            test request first.
 
     Raises:
-        SystemExit: the log does not tell of every request.
+        SystemExit: the log does not contain every request.
     """
     seen = [match.groups() for match in _TIMINGS.finditer(log)]
     kept = [(float(prompt), float(decode)) for prompt, _, decode, count in seen if int(count) == generated]
     if len(kept) != requests:
-        raise SystemExit(f"the server's log tells of {len(kept)} of {requests} requests")
+        raise SystemExit(f"the server's log contains {len(kept)} of {requests} requests")
     prompts, decodes = zip(*kept, strict=True)
     return Server(
         prompt_ms=median(prompts),
@@ -63,10 +63,10 @@ def of_server(log: str, requests: int, generated: int) -> Server:
 
 
 def of_guidellm(report: Any, requests: int, generated: int) -> Figures:
-    """The figures in guidellm's own words, from the report of one benchmark.
+    """The figures as guidellm defines them, from the report of one benchmark.
 
     Raises:
-        SystemExit: requests failed or are missing, or answers are not as long as asked.
+        SystemExit: requests failed or are missing, or answers do not have the requested length.
     """
     (benchmark,) = report["benchmarks"]
     sent, metrics = benchmark["requests"], benchmark["metrics"]
@@ -85,10 +85,10 @@ def of_guidellm(report: Any, requests: int, generated: int) -> Figures:
 
 
 def of_ours(sent: Sequence[Request], generated: int) -> Figures:
-    """The same from the requests of one round, by the code that makes the figures of a trial.
+    """The same figures from the requests of one round, computed by the code that trials use.
 
     Raises:
-        SystemExit: a request failed, or an answer is not as long as asked.
+        SystemExit: a request failed, or an answer does not have the requested length.
     """
     for request in sent:
         if request.error or request.completion_tokens != generated:

@@ -1,9 +1,9 @@
-"""A load through the router beside the same load by bare ``llama-server --rpc``, interleaved in one run.
+"""Compare a load through the router with the same load by ``llama-server --rpc``, interleaved in one run.
 
     benchmarks/load.py --model ~/.cache/llama-harness/models/1b-q8_0.gguf --repeats 5
 
-Both put every layer on the same rpc-servers on loopback, with the same command line. Both are watched by
-the same eye: ``/v1/health`` of the server, asked every 5 ms. The first round of each is thrown away: it
+Both put all layers on the same rpc-servers on loopback, with the same command line. The same probe observes
+both: a request to ``/v1/health`` of the server every 5 ms. The first round of each is discarded, because it
 fills the page cache.
 
     bare      exec -> health 200
@@ -53,14 +53,14 @@ class RouterLoad:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
+    """A free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def get(port: int, path: str, body: Any = None) -> tuple[int, Any]:
-    """Status and JSON of one request; a POST where there is a body."""
+    """Status and JSON of one request; a POST if there is a body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
     try:
         headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
@@ -72,7 +72,7 @@ def get(port: int, path: str, body: Any = None) -> tuple[int, Any]:
 
 
 def wait_healthy(port: int, path: str = "/v1/health") -> int:
-    """When ``path`` first answered 200, in UTC nanoseconds."""
+    """Time of the first 200 from ``path``, in UTC nanoseconds."""
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
         with suppress(OSError, http.client.HTTPException, ValueError):
@@ -84,7 +84,7 @@ def wait_healthy(port: int, path: str = "/v1/health") -> int:
 
 @contextmanager
 def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process for as long as the block lasts, with SIGPIPE left ignored as under systemd."""
+    """Run a process during the block, with SIGPIPE ignored as under systemd."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, restore_signals=False, start_new_session=True
@@ -108,7 +108,7 @@ def bare_load(argv: list[str], port: int, folder: Path) -> float:
 
 
 def router_load(port: int, coordinator_port: int, plan: Plan) -> RouterLoad:
-    """One load by ``POST /admin/load``, watched from outside as well."""
+    """One load by ``POST /admin/load``, also observed from outside."""
     seen: list[int] = []
     eye = threading.Thread(target=lambda: seen.append(wait_healthy(coordinator_port)))
     eye.start()
@@ -165,7 +165,7 @@ def spread(name: str, values: list[float]) -> str:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> None:
-    """Run the rounds and print what they gave."""
+    """Run the rounds and print their results."""
     ports = [free_port() for _ in range(options.backends)]
     endpoints = [f"127.0.0.1:{port}" for port in ports]
     config = router_config(options, endpoints, folder)
@@ -219,7 +219,7 @@ def main() -> None:
     options = parser.parse_args()
     for needed in (options.model, options.binaries / "rpc-server", options.binaries / "llama-server"):
         if not needed.exists():
-            parser.error(f"no {needed}: name the place with --model or --binaries")
+            parser.error(f"no {needed}: set the path with --model or --binaries")
     with tempfile.TemporaryDirectory(prefix="bench-load-") as folder:
         measure(options, Path(folder))
 

@@ -1,8 +1,8 @@
-"""What llama-node-monitor costs a node: share of a core with its children, peak memory, bytes a sample.
+"""Measure the cost of llama-node-monitor: share of a core (children included), peak memory, bytes per sample.
 
     python benchmarks/monitor.py [--inventory inventories/lab] [--seconds 60]
 
-Reads /proc on every node over SSH before and after; the bar is 1% of a core and 60 MB.
+It reads /proc on every node over SSH before and after; the goal is 1% of a core and 60 MB.
 """
 
 import argparse
@@ -18,10 +18,10 @@ READ = f"cd /proc/$(systemctl show --property MainPID --value {UNIT}) && cat sta
 TICKS_PER_S = 100
 
 
-def look(node: Node) -> tuple[float, int]:
+def cost(node: Node) -> tuple[float, int]:
     """CPU seconds of the monitor and its children so far, and its peak resident memory in KiB."""
-    said = subprocess.run(node.ssh("sh", "-c", READ), capture_output=True, text=True, check=True).stdout
-    stat, _, status = said.partition("\n")
+    output = subprocess.run(node.ssh("sh", "-c", READ), capture_output=True, text=True, check=True).stdout
+    stat, _, status = output.partition("\n")
     fields = stat.rpartition(")")[2].split()
     return sum(int(field) for field in fields[11:15]) / TICKS_PER_S, int(status.split()[1])
 
@@ -33,7 +33,7 @@ def sample_bytes(node: Node) -> int:
 
 
 def main() -> None:
-    """Measure every node over the same seconds and print a line for each."""
+    """Measure all nodes during the same time and print one line for each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,14 +41,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     options = parser.parse_args()
     nodes = load_inventory(options.inventory).nodes.values()
-    before = {node.name: (look(node)[0], time.monotonic()) for node in nodes}
+    before = {node.name: (cost(node)[0], time.monotonic()) for node in nodes}
     time.sleep(options.seconds)
     for node in nodes:
-        # the costs first: asking for a sample is not the monitor's own work
-        spent, peak_kib = look(node)
+        # before sample_bytes, because its cost is not the monitor's
+        spent, peak_kib = cost(node)
         share = (spent - before[node.name][0]) / (time.monotonic() - before[node.name][1])
-        cost = f"{share:.2%} of a core, {peak_kib * 1024 / 1e6:.1f} MB at its peak"
-        print(f"{node.name}: {cost}, {sample_bytes(node)} bytes a sample")
+        text = f"{share:.2%} of a core, {peak_kib * 1024 / 1e6:.1f} MB at its peak"
+        print(f"{node.name}: {text}, {sample_bytes(node)} bytes a sample")
 
 
 if __name__ == "__main__":

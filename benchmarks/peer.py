@@ -1,4 +1,4 @@
-"""Programs we are measured beside, each from its lock file into a virtual environment of its own."""
+"""Installs the programs of a comparison, each from its lock file into its own virtual environment."""
 
 import hashlib
 import subprocess
@@ -11,9 +11,9 @@ LOCKS = Path(__file__).parents[1] / "requirements"
 
 
 def environment(name: str) -> Path:
-    """The virtual environment of ``requirements/peer-<name>.lock``, made again when the lock changes.
+    """The virtual environment of ``requirements/peer-<name>.lock``; created again if the lock changes.
 
-    The lock is whole, so pip resolves nothing: what was left out of it on purpose stays out.
+    The lock is complete, so pip resolves nothing: packages that the lock omits on purpose are not installed.
     """
     lock = LOCKS / f"peer-{name}.lock"
     folder = cache_dir() / "peers" / f"{name}-{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"

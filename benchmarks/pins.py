@@ -1,17 +1,18 @@
-"""Load, prompt and decode of several releases over the same number of rpc-servers here, in turns.
+"""Compare load, prompt and decode of several releases over the same number of local rpc-servers, in turns.
 
     benchmarks/pins.py --pins 6751,6792,10566,11434,11549 --rounds 6 --markdown
 
-Each measurement starts rpc-servers and a llama-server of one release afresh, with every layer on the
-rpc-servers, in equal parts. Rounds are interleaved, and each begins with another release: what the machine
-did to one it did to all. Ratios are taken within a round, to the first release that did not fail.
+Each measurement starts new rpc-servers and a new llama-server of one release, with all layers on the
+rpc-servers, in equal parts. Rounds are interleaved, and each round starts with another release, so that
+other work on the machine affects all releases equally. Ratios are computed within a round, to the first
+release that did not fail.
 
     load      exec of llama-server -> /health 200
-    prompt    prompt_per_second of llama.cpp's timings, nothing of the prompt in a cache
+    prompt    prompt_per_second of llama.cpp's timings, without a cached prompt
     decode    (predicted_n - 1) / predicted_ms of llama.cpp's timings
 
-An answer to the same prompt comes before the one that is measured. A release that does not come up, or does
-not answer within --deadline, is named in the table and measured no more.
+One answer to the same prompt comes before the measured answer. If a release does not start or does not answer
+within --deadline, the table names it and it is not measured again.
 """
 
 import argparse
@@ -31,10 +32,9 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.llama.gguf import GgufModel
 from harness.llama.load_log import parse_load_log
-from harness.llama.releases.local import local_build
-from harness.llama.releases.loopback import Backend, child, free_ports, how_ended, loopback_backends
-from harness.llama.releases.prove import Gate, proof_model
-from harness.llama.releases.standstill import look_at
+from harness.release_proof.activity import observe
+from harness.release_proof.gate import Gate, proof_model
+from harness.release_proof.local import Backend, child, free_ports, how_ended, local_build, loopback_backends
 
 from bench import server_command
 from pins_table import Figures, Pins, markdown, text
@@ -44,11 +44,11 @@ WATCH_S = 0.05
 
 
 class PinFailed(Exception):
-    """A release gave no figures; the message says what was seen."""
+    """A release gave no figures; the message says why."""
 
 
 class Server:
-    """A llama-server that is starting or up, with its backends."""
+    """A llama-server that is starting or ready, with its backends."""
 
     def __init__(
         self, process: Popen[bytes], port: int, backends: Sequence[Backend], deadline_s: float
@@ -57,7 +57,7 @@ class Server:
         self._began = time.monotonic()
 
     def wait_ready(self) -> float:
-        """Seconds from its start to the first /health that is 200."""
+        """Seconds from the start to the first 200 from /health."""
         while time.monotonic() - self._began < self._deadline_s:
             with suppress(ConnectionRefusedError):
                 if self._ask("/health")[0] == 200:
@@ -68,14 +68,14 @@ class Server:
         raise PinFailed(self._late("load"))
 
     def timings(self, prompt: list[int], generated: int) -> dict[str, float]:
-        """llama.cpp's timings of one answer to so many tokens."""
+        """llama.cpp's timings of one answer with this number of tokens."""
         body = {"prompt": prompt, "n_predict": generated, "temperature": 0}
         status, answer = self._ask("/completion", body | {"cache_prompt": False, "ignore_eos": True})
         if status != 200:
             raise PinFailed(f"llama-server answered {status}: {str(answer)[:200]}")
         timings: dict[str, float] = answer["timings"]
         if (timings["prompt_n"], timings["predicted_n"]) != (len(prompt), generated):
-            raise PinFailed(f"{timings['prompt_n']} + {timings['predicted_n']} tokens, not as asked")
+            raise PinFailed(f"{timings['prompt_n']} + {timings['predicted_n']} tokens, not as requested")
         return timings
 
     def _ask(self, path: str, body: Any = None) -> tuple[int, Any]:
@@ -90,19 +90,19 @@ class Server:
         except ConnectionRefusedError:
             raise
         except (OSError, http.client.HTTPException, ValueError) as error:
-            time.sleep(1)  # a process that has let go of its sockets has not quite ended yet
+            time.sleep(1)  # a process still runs for a moment after it closes its sockets
             code = self._process.poll()
             raise PinFailed(
                 f"llama-server {how_ended(code)}" if code is not None else f"{path}: {error!r}"
             ) from error
 
     def _late(self, what: str) -> str:
-        """Whether it hangs or is slow."""
+        """Describe whether the server hangs or is slow."""
         named = {self._process.pid: "llama-server"}
         named |= {backend.process.pid: f"rpc-server {backend.endpoint}" for backend in self._backends}
-        look = look_at(named, [backend.port for backend in self._backends], WINDOW_S)
-        print("\n".join(look.lines()), file=sys.stderr)
-        kind = "hung" if look.standstill else "slow, not hung"
+        activity = observe(named, [backend.port for backend in self._backends], WINDOW_S)
+        print("\n".join(activity.lines()), file=sys.stderr)
+        kind = "hung" if activity.hung else "slow, not hung"
         return f"{kind}: {what}: no end after {self._deadline_s:g} s"
 
 
@@ -110,7 +110,7 @@ def measure(options: argparse.Namespace, binaries: Path, model: GgufModel, folde
     """One release in one round.
 
     Raises:
-        PinFailed: it gave no figures.
+        PinFailed: the release gave no figures.
     """
     span = model.vocab_size - 100
     prompt = [100 + 7919 * index % span for index in range(options.prompt)]
@@ -138,7 +138,7 @@ def measure(options: argparse.Namespace, binaries: Path, model: GgufModel, folde
 
 
 def run(options: argparse.Namespace, binaries: dict[int, Path], model: GgufModel, logs: Path) -> Pins:
-    """All rounds, each begun by another release."""
+    """Run all rounds; each starts with another release."""
     measured: dict[int, list[Figures]] = {pin: [] for pin in binaries}
     failed: dict[int, str] = {}
     order = list(binaries)
@@ -161,29 +161,29 @@ def run(options: argparse.Namespace, binaries: dict[int, Path], model: GgufModel
 
 
 def builds(text: str) -> list[int]:
-    """Build numbers with commas between them."""
+    """Parse build numbers separated by commas."""
     return [int(word) for word in text.split(",")]
 
 
 def main() -> None:
-    """Print the table; exit 1 where no release gave figures."""
+    """Print the table; exit 1 if no release gave figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     pins_default = "6751,6792,10566,11434,11549"
-    parser.add_argument("--pins", type=builds, default=pins_default, help="the first is the base")
+    parser.add_argument("--pins", type=builds, default=pins_default, help="builds; the first is the base")
     parser.add_argument("--model", default="1b-q8_0", help="a name in the cache, or a GGUF path")
     parser.add_argument("--backends", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--prompt", type=int, default=256, help="tokens")
     parser.add_argument("--generated", type=int, default=32, help="tokens")
     parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--threads", type=int, default=1, help="of each program")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each program")
     parser.add_argument("--flash-attn", action="store_true")
     parser.add_argument("--deadline", type=float, default=300, help="seconds for a load, and for an answer")
     parser.add_argument("--markdown", action="store_true", help="print the table for a page of docs")
-    parser.add_argument("--json", type=Path, help="write every round here")
-    parser.add_argument("--keep", type=Path, help="keep logs here")
+    parser.add_argument("--json", type=Path, help="write every round to this file")
+    parser.add_argument("--keep", type=Path, help="keep logs in this folder")
     options = parser.parse_args()
     try:
         model = proof_model(options.model)
@@ -191,7 +191,7 @@ def main() -> None:
         binaries = {pin: local_build(pin) for pin in options.pins}
     except HarnessError as error:
         parser.error(f"{error}")
-    with model.path.open("rb") as file:  # the first load is not to wait for the disk either
+    with model.path.open("rb") as file:  # fills the page cache, for the first load
         while file.read(1 << 24):
             pass
     logs = options.keep or Path(tempfile.mkdtemp(prefix="bench-pins-"))

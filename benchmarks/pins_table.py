@@ -1,4 +1,4 @@
-"""Load, prompt and decode of several releases, measured in turns, as ratios to one of them."""
+"""Table of load, prompt and decode of several releases, as ratios to one of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,19 +28,19 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Pins:
-    """All that was measured, by build. A release that failed is measured no more and has no ratio."""
+    """All measurements, by build. A release that failed is not measured again and has no ratio."""
 
     measured: Mapping[int, Sequence[Figures]]
     failed: Mapping[int, str]
-    """What became of those that gave no figures."""
+    """The reasons of the releases that gave no figures."""
 
     @property
     def base(self) -> int | None:
-        """The first release that gave figures in every round: the others are held against it."""
+        """The first release that gave figures in every round: the base of the ratios."""
         return next((pin for pin in self.measured if pin not in self.failed), None)
 
     def row(self, pin: int, figure: str) -> Row:
-        """One figure of a release beside the base's, round by round."""
+        """One figure of a release and of the base, per round."""
         assert self.base is not None
         ours, theirs = (
             [float(getattr(one, figure)) for one in self.measured[which]] for which in (pin, self.base)
@@ -48,13 +48,13 @@ class Pins:
         return Row(figure, ours, theirs, None)
 
     def head(self) -> list[str]:
-        """The table's first row."""
+        """The table's header."""
         ratio = f"ratio to {self.base} [95%]" if self.base else "ratio"
         pairs = ((name, f"{ratio}, {better}") for name, better in COLUMNS.values())
         return ["llama.cpp", *(cell for pair in pairs for cell in pair)]
 
     def rows(self) -> list[list[str]]:
-        """The others: a median and a ratio of each figure, or what became of the release."""
+        """The other rows: median and ratio of each figure, or the reason of a failure."""
         rest = [""] * (2 * len(COLUMNS) - 1)
         return [
             [str(pin), self.failed[pin], *rest]
@@ -71,7 +71,7 @@ class Pins:
         return f"{value.median:.2f}", "1" if pin == self.base else f"{ratio.median:.3f}{interval}"
 
     def data(self) -> dict[str, object]:
-        """The same for a JSON file, with every value."""
+        """All values, for a JSON file."""
         ratios = {
             pin: {name: self.row(pin, name).ratio for name in COLUMNS}
             for pin in self.measured
@@ -92,14 +92,14 @@ class Pins:
 
 
 def markdown(pins: Pins) -> str:
-    """The table for a page of docs."""
+    """The table in Markdown, for docs."""
     head = pins.head()
     lines = [head, ["---"] * len(head), *pins.rows()]
     return "\n".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in line)}|" for line in lines)
 
 
 def text(title: str, pins: Pins) -> str:
-    """The table for a terminal."""
+    """The table as text, for a terminal."""
     shown = Table(*pins.head(), title=title)
     for row in pins.rows():
         shown.add_row(*row)

@@ -1,10 +1,10 @@
-"""Tokens per second with calibrated placement beside llama.cpp's own split, on a deployed inventory.
+"""Compare tokens per second of calibrated placement with llama.cpp's own split, on a deployed inventory.
 
-    benchmarks/placement.py --model 13b-q4_0 --slow node4 --rounds 3   # in a lab: node4 at a quarter CPU
-    benchmarks/placement.py --model 13b-q4_0 --rounds 3                # nodes as they are
+    benchmarks/placement.py --model 13b-q4_0 --slow node4 --rounds 3   # a lab, node4 at a quarter of its CPU
+    benchmarks/placement.py --model 13b-q4_0 --rounds 3                # no change to the nodes
 
 ``default`` splits by memory, as llama.cpp does; ``calibrated`` is the plan after ``harness calibrate``.
-Rounds are interleaved; each loads the model and times its answers by llama.cpp's own clock.
+Rounds are interleaved; each loads the model and measures its answers with llama.cpp's own clock.
 """
 
 import argparse
@@ -15,11 +15,12 @@ from pathlib import Path
 from statistics import median
 
 from harness.cluster.inventory import Inventory, load_inventory
+from harness.contracts.plan import LoadRequest
 from harness.errors import HarnessError
 from harness.lab.cgroup import Groups
-from harness.planner.calibration import Calibration
+from harness.planner.device_capacity import Calibration
 from harness.router_client.chat_stream import ChatRequest
-from harness.router_client.client import LoadRequest, RouterClient, router_address
+from harness.router_client.client import RouterClient, router_address
 from harness.runs.metrics import server_decode_rate
 from harness.settings import DEFAULT_INVENTORY
 from harness.trials.kinds.calibrate import calibrate
@@ -30,16 +31,16 @@ ANSWERS = 3
 
 
 def cpu_limit(inventory: Inventory, node: str, cores: float) -> None:
-    """Hold a lab machine to so many cores; 0 gives back what the lab promised."""
+    """Limit a lab machine to this number of cores; 0 restores the lab's own limit."""
     lab = lab_of(inventory)
     if lab is None:
-        raise HarnessError("only a lab's machine can be held to part of its CPU; leave --slow out")
+        raise HarnessError("only a lab machine can have a CPU limit; run without --slow")
     machine = lab.machine(node)
     Groups().limit(lab.group / node, machine.memory, lab.swap, cores or machine.cpu)
 
 
 async def rate(router: RouterClient, request: LoadRequest) -> tuple[float, dict[str, int]]:
-    """Median tokens per second of a fresh load, and the layers of each node."""
+    """Median tokens per second after a new load, and the layers of each node."""
     state = await router.load(request)
     found = []
     for index in range(ANSWERS + 1):
@@ -57,7 +58,7 @@ async def rate(router: RouterClient, request: LoadRequest) -> tuple[float, dict[
 async def measure(
     inventory: Inventory, model: str, rounds: int, slow: str | None, cores: float
 ) -> dict[str, object]:
-    """All rounds."""
+    """Run all rounds."""
     with ExitStack() as undo:
         if slow:
             cpu_limit(inventory, slow, cores)
@@ -65,13 +66,15 @@ async def measure(
         async with RouterClient(router_address(inventory)) as router:
             await router.unload()
             await router.forget_calibration()
-            default = (await router.plan(LoadRequest(model, context=1024))).plan
+            default = (await router.plan(LoadRequest(model=model, context=1024))).plan
             known: Calibration = await calibrate(inventory, router, None, None, print)
             found: dict[str, list[float]] = {"default": [], "calibrated": []}
             layers: dict[str, dict[str, int]] = {}
             for _ in range(rounds):
                 for name, plan in (("default", default), ("calibrated", None)):
-                    value, layers[name] = await rate(router, LoadRequest(model, plan=plan, context=1024))
+                    value, layers[name] = await rate(
+                        router, LoadRequest(model=model, plan=plan, context=1024)
+                    )
                     found[name].append(value)
                     print(f"{name}: {value:.3f} tokens/s, layers {layers[name]}", flush=True)
     ratio = median(found["calibrated"]) / median(found["default"])
@@ -80,15 +83,15 @@ async def measure(
 
 
 def main() -> None:
-    """Print medians and the ratio beside its bar."""
+    """Print the medians, and the ratio with its goal."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--inventory", type=Path, default=DEFAULT_INVENTORY)
     parser.add_argument("--model", default="13b-q4_0")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--slow", help="lab machine to hold to part of its CPU")
-    parser.add_argument("--cores", type=float, default=0.5, help="what it is held to: a quarter of two cores")
+    parser.add_argument("--slow", help="lab machine whose CPU is limited")
+    parser.add_argument("--cores", type=float, default=0.5, help="its limit: a quarter of two cores")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     result = asyncio.run(
@@ -97,7 +100,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
     bar = "at least 1.3" if options.slow else "within 2% of 1"
-    print(f"calibrated / default: {result['ratio']:.3f} (bar: {bar})")
+    print(f"calibrated / default: {result['ratio']:.3f} (goal: {bar})")
 
 
 if __name__ == "__main__":

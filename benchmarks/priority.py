@@ -1,4 +1,4 @@
-"""What is measured goes before whatever else a shared machine does. Needs root."""
+"""Gives the measured programs a higher priority than other work on a shared machine. Needs root."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ _NICE = -15
 
 
 def session_first(pid: int) -> None:
-    """Put a process's session first, where the kernel shares out the processors by session.
+    """Give a process's session a higher priority, on a kernel that schedules by session (autogroup).
 
-    Not by a real-time class: the kernel stops those for 50 ms of each second.
+    It does not use a real-time class, because the kernel stops such processes for 50 ms of each second.
 
     Raises:
-        SystemExit: this kernel does not (``CONFIG_SCHED_AUTOGROUP``).
+        SystemExit: the kernel has no autogroups (``CONFIG_SCHED_AUTOGROUP``).
     """
     group = Path(f"/proc/{pid}/autogroup")
     if not group.exists():
-        raise SystemExit("--first needs a kernel that shares out processors by session; leave it out")
+        raise SystemExit("--first needs a kernel with CONFIG_SCHED_AUTOGROUP; run without --first")
     group.write_text(str(_NICE))

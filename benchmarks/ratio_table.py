@@ -1,4 +1,4 @@
-"""Figures of two that were measured in turns as a table: medians, ratio, whether it is near 1."""
+"""Table of two programs measured in turns: medians, ratio, and whether the ratio is near 1."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,30 +10,30 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Row:
-    """One figure, of both, round by round."""
+    """One figure of both programs, per round."""
 
     name: str
     ours: Sequence[float]
     theirs: Sequence[float]
     within: float | None
-    """Share by which the ratio may be off 1; None where it is only shown."""
+    """Allowed distance of the ratio from 1; None if there is no goal."""
 
     @property
     def ratio(self) -> Spread:
-        """Ours / theirs within each round, so that what the machine did to one it did to the other."""
+        """Ours / theirs within each round, so that other work on the machine affects both equally."""
         found = spread([a / b for a, b in zip(self.ours, self.theirs, strict=True)])
         assert found is not None
         return found
 
     @property
     def met(self) -> bool:
-        """Whether the median of the ratios is within the bar."""
+        """Whether the median of the ratios meets the goal."""
         return self.within is None or abs(self.ratio.median - 1) <= self.within
 
 
 def table(title: str, us: str, them: str, rows: Sequence[Row]) -> str:
-    """The text to print."""
-    shown = Table("", us, them, "ratio [95%]", "bar", "", title=title)
+    """The table as text."""
+    shown = Table("", us, them, "ratio [95%]", "goal", "", title=title)
     for row in rows:
         ours, theirs, ratio = spread(row.ours), spread(row.theirs), row.ratio
         assert ours is not None
@@ -54,7 +54,7 @@ def table(title: str, us: str, them: str, rows: Sequence[Row]) -> str:
 
 
 def as_data(rows: Sequence[Row]) -> list[Mapping[str, object]]:
-    """The same for a JSON file."""
+    """The rows for a JSON file."""
     return [
         {
             "name": row.name,

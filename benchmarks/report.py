@@ -1,8 +1,8 @@
-"""How long a report of a long run takes, and how large it is: a made-up run of any size, measured.
+"""Measure the time and the size of a report of a long run, with a synthetic run of any size.
 
     python benchmarks/report.py --samples 1000000 --requests 10000
 
-The run is synthetic (said in its manifest); only the report's own cost is measured, in a process of its own.
+The run is synthetic (its manifest says so). Only the report is measured, in its own process.
 """
 
 import argparse
@@ -20,22 +20,27 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState, LoadTimings
+from harness.contracts.coordinator_state import (
+    BackendBuffers,
+    CoordinatorPhase,
+    CoordinatorState,
+    LoadReport,
+    LoadTimings,
+)
 from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, ExitStatus, FailureClass, Signal
-from harness.contracts.load_report import BackendBuffers, LoadReport
 from harness.contracts.plan import BackendShare, Plan
 from harness.contracts.run_records import NodeFacts, Outcome, Request, RunManifest, Trial
-from harness.runs.store import RunFolder
+from harness.runs.folder import RunFolder
 
 FIRST_FRAME = "performance.getEntriesByName('first-contentful-paint')[0].startTime / 1e3"
 WRITE = """
 import json, pathlib, sys, time
-import harness.report
-harness.report.write_report(pathlib.Path(sys.argv[1]))
+import harness.report.page
+harness.report.page.write_report(pathlib.Path(sys.argv[1]))
 status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
 print(json.dumps({"cpu_s": time.process_time(), "peak_kib": int(status["VmHWM"].split()[0])}))
 """
-"""Its peak is read from /proc: what getrusage tells of a child begins with its parent's."""
+"""The peak comes from /proc, because getrusage's value for a child starts with its parent's peak."""
 GIB = 1024**3
 SECOND = 1_000_000_000
 START = 1_800_000_000 * SECOND
@@ -43,7 +48,7 @@ NODES = {"node1": 5.6, "node2": 11.3, "node3": 5.5, "node4": 5.8}
 
 
 def make_run(folder: Path, samples: int, requests: int, trials: int = 24) -> Path:
-    """Write a synthetic run with this many samples (all nodes together) and requests.
+    """Write a synthetic run with this number of samples (of all nodes) and requests.
 
     Returns:
         The run's folder.
@@ -160,7 +165,7 @@ def _request(index: int, trial: str, number: int, each_s: float) -> Request:
 
 
 def _write_samples(path: Path, per_node: int) -> None:
-    """What packing makes of samples.jsonl: one flat row each, nodes interleaved."""
+    """Write the packed form of samples.jsonl: one flat row per sample, nodes interleaved."""
     random_source = np.random.default_rng(1)
     seconds = np.arange(per_node)
     tables = []
@@ -200,9 +205,9 @@ def _write_samples(path: Path, per_node: int) -> None:
 
 
 def opened(report: Path, repeats: int = 5) -> dict[str, object]:
-    """Seconds until chromium has laid the page out and run its script, each in a new context.
+    """Seconds until chromium has rendered the page and run its script, each in a new context.
 
-    From the navigation's start to the ``load`` event, by the page's own clock, and to the frame after it.
+    From the start of the navigation to the ``load`` event, by the page's own clock, and to the next frame.
     """
     path = shutil.which("chromium")
     if path is None:
@@ -229,11 +234,11 @@ def opened(report: Path, repeats: int = 5) -> dict[str, object]:
 
 
 def main() -> None:
-    """Make the run, write its report in a fresh process, print time, size and memory."""
+    """Create the run, write its report in a new process, print time, size and memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--keep", type=Path, help="make the run in this folder and leave it there")
+    parser.add_argument("--keep", type=Path, help="create the run in this folder and keep it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         run = make_run(options.keep or Path(scratch), options.samples, options.requests)

@@ -1,16 +1,16 @@
-"""The router beside nothing, beside a bare pass-through and beside the LiteLLM proxy, interleaved in one run.
+"""Compare the router with no proxy, a bare pass-through and the LiteLLM proxy, interleaved in one run.
 
     benchmarks/router.py --rounds 5 --json router.json
 
-Each contender stands before the same instant upstream (router_upstream.py) and is asked by the same cheap
-client (router_client.py), one after the other in each round; a figure is the median of its rounds. LiteLLM is
-installed from requirements/peer-litellm.lock into a virtual environment of its own, once.
+All contenders are in front of the same instant upstream (router_upstream.py) and get their requests from
+the same cheap client (router_client.py), one after the other in each round. A figure is the median of its
+rounds. LiteLLM is installed once from requirements/peer-litellm.lock into its own virtual environment.
 
-    requests/s  whole answers per second over 32 kept-open connections
-    p50         of one connection's answers, one at a time; added: less the same of `direct`
+    requests/s  complete answers per second over 32 keep-alive connections
+    p50         of answers on one connection, one at a time; added: minus the p50 of `direct`
     TTFT        request sent -> first event, one stream at a time, and with 16 streams
-    delay       an event's arrival less the moment it carries, 16 streams, the first of each left out
-    streams     1,000 at once, the router held to one core
+    delay       arrival time minus send time of an event, 16 streams, without the first event of each
+    streams     1,000 at the same time, with the router limited to one core
 """
 
 import argparse
@@ -40,7 +40,7 @@ STREAMS = 1000
 
 @dataclass
 class Contender:
-    """One that is measured, and what was seen of it in each round."""
+    """One measured program, and its figures of each round."""
 
     name: str
     port: int
@@ -49,7 +49,7 @@ class Contender:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
+    """A free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -57,7 +57,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(name: str, command: list[str], port: int, folder: Path) -> Iterator[Contender]:
-    """A contender, from the moment it listens until the block's end."""
+    """Run a contender; it listens at the start of the block and stops at its end."""
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
@@ -110,7 +110,7 @@ def router_command(port: int, upstream: int, folder: Path) -> list[str]:
 
 
 def check(seen: Seen, name: str) -> Seen:
-    """The same, if every request got its answer."""
+    """Return the result; fail if a request got no answer."""
     if seen.failures:
         raise SystemExit(f"{name}: {len(seen.failures)} requests failed, one with: {seen.failures[0]}")
     return seen
@@ -123,7 +123,7 @@ def resident_mb(process: subprocess.Popen[bytes], what: str = "VmRSS") -> float:
 
 
 def one_round(contender: Contender, seconds: float) -> Figures:
-    """Everything but the thousand streams, once."""
+    """Measure everything once, except the thousand streams."""
     port, name = contender.port, contender.name
     plain = request(port, KEY)
     busy = check(ask(port, plain, connections=32, seconds=seconds), name)
@@ -142,7 +142,7 @@ def one_round(contender: Contender, seconds: float) -> Figures:
 
 
 def thousand_streams(contender: Contender) -> dict[str, float]:
-    """1,000 streams open at once, the process held to one core."""
+    """Open 1,000 streams at the same time; the process is limited to one core."""
     os.sched_setaffinity(contender.process.pid, {min(os.sched_getaffinity(0))})
     data = request(contender.port, KEY, events=20, gap_ms=1000)
     seen = check(ask(contender.port, data, connections=STREAMS, seconds=0), contender.name)
@@ -155,7 +155,7 @@ def thousand_streams(contender: Contender) -> dict[str, float]:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Start everybody, measure in rounds, end everybody."""
+    """Start all contenders, run the rounds, stop all contenders."""
     upstream_port = free_port()
     ports = {name: free_port() for name in ("router", "bare", "litellm")}
     commands = {
@@ -182,7 +182,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _warm(contender: Contender) -> None:
-    """Thrown away: imports, connections; LiteLLM answers its first requests late."""
+    """Send requests without measuring: the first include imports, and LiteLLM answers them late."""
     deadline = time.monotonic() + 120
     while (seen := ask(contender.port, request(contender.port, KEY), connections=1, seconds=0.5)).failures:
         if time.monotonic() > deadline:
@@ -199,11 +199,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement in a round")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each measurement in a round")
     parser.add_argument("--without-litellm", action="store_true")
     parser.add_argument("--without-streams", action="store_true", help="leave out the thousand streams")
-    parser.add_argument("--json", type=Path, help="write every figure of every round here")
-    parser.add_argument("--keep", type=Path, help="keep the logs of the contenders here")
+    parser.add_argument("--json", type=Path, help="write every figure of every round to this file")
+    parser.add_argument("--keep", type=Path, help="keep the logs of the contenders in this folder")
     arguments = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))

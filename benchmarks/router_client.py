@@ -1,4 +1,4 @@
-"""A load generator that costs little: raw sockets, fixed requests, answers read by their bytes."""
+"""A cheap load generator: raw sockets, fixed requests, answers parsed as bytes."""
 
 import asyncio
 import json
@@ -13,20 +13,20 @@ _LAST_CHUNK = b"0\r\n\r\n"
 
 @dataclass
 class Seen:
-    """What came back, times in nanoseconds."""
+    """Results of the requests; times in nanoseconds."""
 
     whole: list[int] = field(default_factory=list)
-    """Request sent to the last byte, of each answer."""
+    """From request sent to the last byte, for each answer."""
     first: list[int] = field(default_factory=list)
-    """Request sent to the first event, of each stream."""
+    """From request sent to the first event, for each stream."""
     delays: list[int] = field(default_factory=list)
-    """Sent by the upstream to read here, of each further event."""
+    """From sent by the upstream to received here, for each later event."""
     ended_streams: int = 0
     failures: list[str] = field(default_factory=list)
 
 
 def request(port: int, key: str, *, events: int = 0, gap_ms: int = 0) -> bytes:
-    """One chat completion's bytes; a stream of ``events`` where there are any."""
+    """Bytes of one chat completion request; with ``events``, of a stream with this number of events."""
     body: dict[str, object] = {"model": "m", "messages": [{"role": "user", "content": "Hi."}]}
     if events:
         body |= {"stream": True, "max_tokens": events, "seed": gap_ms}
@@ -39,7 +39,7 @@ def request(port: int, key: str, *, events: int = 0, gap_ms: int = 0) -> bytes:
 
 
 class Asking(asyncio.Protocol):
-    """One kept-open connection that asks again as soon as it has its answer, until it is told to stop."""
+    """One keep-alive connection that sends the next request after each answer, until ``stop`` is set."""
 
     def __init__(self, data: bytes, seen: Seen) -> None:
         self._data = data
@@ -117,11 +117,11 @@ async def _ask(port: int, data: bytes, connections: int, seconds: float, spread_
 
 
 def ask(port: int, data: bytes, *, connections: int, seconds: float, spread_s: float = 0) -> Seen:
-    """Ask from so many connections for so long; the answers that are under way then are still read.
+    """Send requests on ``connections`` connections for ``seconds``; then read the answers in flight.
 
     Args:
-        seconds: with 0 each connection asks once.
-        spread_s: the connections begin one after the other over this time: streams that all begin in the
-            same moment and last equally long would stay in step for ever, and stand in each other's way.
+        seconds: with 0 each connection sends one request.
+        spread_s: the connections start one after the other during this time. Streams of equal length that
+            start at the same moment would stay synchronous and delay each other.
     """
     return asyncio.run(_ask(port, data, connections, seconds, spread_s))

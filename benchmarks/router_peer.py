@@ -1,4 +1,4 @@
-"""The LiteLLM proxy, before an upstream of our own."""
+"""The LiteLLM proxy in front of our own upstream."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from peer import environment
 
 
 def litellm_command(port: int, upstream: int, key: str, folder: Path) -> list[str]:
-    """The proxy with the upstream as its one model; one worker, no database, quiet as its docs advise."""
+    """The proxy with the upstream as its only model: one worker, no database, few logs, as its docs say."""
     model = {"model": "openai/m", "api_base": f"http://127.0.0.1:{upstream}/v1", "api_key": "none-is-needed"}
     config = {
         "model_list": [{"model_name": "m", "litellm_params": model}],

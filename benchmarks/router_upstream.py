@@ -1,11 +1,10 @@
-"""An upstream that answers at once, so that what stands before it is what is measured.
+"""An upstream that answers at once, so that a benchmark measures only the proxy in front of it.
 
     benchmarks/router_upstream.py PORT
 
-It speaks just enough of a chat completion: a JSON answer, or a stream of ``max_tokens`` events, the first at
-once and the others ``seed`` milliseconds apart. Each event's text is ``t=<CLOCK_MONOTONIC ns>``, the moment
-it was sent, which any relay carries through; whoever reads it on the same machine knows how long it was on
-its way.
+It implements a minimal chat completion: a JSON answer, or a stream of ``max_tokens`` events, the first at
+once and the others ``seed`` milliseconds apart. Each event's text is ``t=<CLOCK_MONOTONIC ns>``, its send
+time. A proxy passes it through, so a reader on the same machine can compute the delay.
 """
 
 import asyncio

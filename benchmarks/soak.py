@@ -1,15 +1,15 @@
-"""Random kills under load: every request must end in an answer or a typed error, and nothing may leak.
+"""Random kills under load: every request must end with an answer or a typed error, and nothing may leak.
 
     benchmarks/soak.py --model ~/.cache/llama-harness/models/smollm2.gguf --minutes 30
 
-Two rpc-servers, a router and a few clients on loopback. Meanwhile, every few seconds one of: the coordinator
-is killed or told to go, a backend is killed and started again later, a backend is stopped and continued, a
-client leaves in the middle of its stream. A typed error has a class: ``{"error": {"class": ...}}`` of the
-OpenAI API, ``{"error": "...", "details": {"class": ...}}`` of Ollama's, as a body or as a stream's last
-event.
+Two rpc-servers, a router and a few clients run on loopback. Every few seconds one fault happens: the
+coordinator is killed or terminated, a backend is killed and started again later, a backend is stopped and
+continued, or a client disconnects in the middle of its stream. A typed error has a class:
+``{"error": {"class": ...}}`` in the OpenAI API, ``{"error": "...", "details": {"class": ...}}`` in Ollama's,
+as a body or as a stream's last event.
 
-Exits with 1 if a request ended in anything else, or if after the soak the router holds more tasks,
-descriptors, children or connections than it did before.
+Exit status 1 if a request ended otherwise, or if after the soak the router has more tasks, descriptors,
+children or connections than before.
 """
 
 import argparse
@@ -41,14 +41,14 @@ LISTEN, TIME_WAIT = "0A", "06"
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
+    """A free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def rows(port: int) -> list[str]:
-    """State of each socket on a port of this machine, from the kernel's table; TIME_WAIT left out."""
+    """State of each socket on a local port, from the kernel's table, without TIME_WAIT."""
     table = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     ends = [(row[1].split(":")[1], row[2].split(":")[1], row[3]) for row in table]
     wanted = f"{port:04X}"
@@ -67,7 +67,7 @@ def children(pid: int) -> list[int]:
 
 
 class Backend:
-    """One rpc-server that is started again when it was killed, as systemd does."""
+    """One rpc-server that starts again after a kill, as with systemd."""
 
     def __init__(self, binary: Path, log: Path) -> None:
         self.port = free_port()
@@ -76,25 +76,25 @@ class Backend:
         self.start()
 
     def start(self) -> None:
-        """Start it with SIGPIPE ignored."""
+        """Start rpc-server with SIGPIPE ignored."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 self._command, stdout=log, stderr=subprocess.STDOUT, restore_signals=False
             )
 
     def send(self, number: signal.Signals) -> None:
-        """Signal it."""
+        """Send a signal to rpc-server."""
         self.process.send_signal(number)
 
     def end(self) -> None:
-        """Kill it and wait for its end."""
+        """Kill rpc-server and wait until it exits."""
         self.process.kill()
         self.process.wait(10)
 
 
 @dataclass
 class Ends:
-    """How requests ended, and what was done meanwhile."""
+    """How requests ended, and which faults happened."""
 
     ended: Counter[str] = field(default_factory=Counter)
     untyped: list[str] = field(default_factory=list)
@@ -103,14 +103,14 @@ class Ends:
     slowest_s: float = 0
 
     def note(self, end: str, *, detail: str = "") -> None:
-        """Count one end; ``detail`` says what was seen where it is none of those allowed."""
+        """Count one end; ``detail`` describes an end that is not allowed."""
         self.ended[end] += 1
         if end == "untyped":
             self.untyped.append(detail)
 
 
 class Soak:
-    """The clients and the one who breaks things."""
+    """The clients and the fault injector."""
 
     def __init__(self, url: str, backends: list[Backend], chance: random.Random) -> None:
         self._url = url
@@ -120,7 +120,7 @@ class Soak:
         self.ends = Ends()
 
     async def run(self, session: aiohttp.ClientSession, minutes: float, clients: int) -> None:
-        """Ask and break for so many minutes, then mend everything and let the clients finish."""
+        """Send requests and inject faults for ``minutes``, then restore all and let the clients finish."""
         asking = [asyncio.create_task(self._client(session)) for _ in range(clients)]
         until = time.monotonic() + 60 * minutes
         while time.monotonic() < until:
@@ -213,7 +213,7 @@ class Soak:
 
 @contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Tell a process to stop at the end, and wait for it."""
+    """Terminate a process at the end and wait for it."""
     try:
         yield process
     finally:
@@ -222,7 +222,7 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]
 
 
 def configuration(arguments: argparse.Namespace, folder: Path, backends: list[Backend]) -> dict[str, Any]:
-    """The router's: quick to suspect, and with a budget that the soak cannot spend."""
+    """The router's configuration: a short suspect time, and a restart budget that the soak cannot reach."""
     (folder / "key").write_text(KEY)
     (folder / "models").mkdir()
     for name in MODELS:
@@ -251,7 +251,7 @@ def configuration(arguments: argparse.Namespace, folder: Path, backends: list[Ba
 
 
 async def held(soak: Soak, session: aiohttp.ClientSession, config: dict[str, Any]) -> dict[str, Any]:
-    """What the router holds when nothing is loaded and nobody asks."""
+    """Resources of the router when no model is loaded and there are no requests."""
     await soak.admin(session, "unload", {})
     await asyncio.sleep(2)
     process = await soak.admin(session, "process")
@@ -275,8 +275,8 @@ def resident(pid: int) -> int:
 
 
 async def soaked(arguments: argparse.Namespace, config: dict[str, Any], backends: list[Backend]) -> int:
-    """Run it and print the figures; 1 if something leaked or ended untyped."""
-    chance = random.Random(arguments.seed)  # noqa: S311 - chance that can be had again
+    """Run the soak and print the figures; 1 if something leaked or a request ended without a class."""
+    chance = random.Random(arguments.seed)  # noqa: S311 - reproducible chance
     soak = Soak(f"http://127.0.0.1:{config['port']}", backends, chance)
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(
@@ -326,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--log", type=Path, help="keep the router's log here")
+    parser.add_argument("--log", type=Path, help="keep the router's log in this file")
     arguments = parser.parse_args(argv)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -1,12 +1,12 @@
-"""An upgrade under load: how long the service is away, and whether a request is lost.
+"""Measure an upgrade under load: the downtime of the service, and whether a request is lost.
 
     benchmarks/upgrade.py --build 11434 --model 1b-q8_0 --clients 4          # from the inventory's pin
     benchmarks/upgrade.py --build 11434 --model 1b-q8_0 --clients 4 --back   # and back afterwards
 
-Clients ask one short request after the other, of the model over the backends, from before the playbook until
-after it; the new build is made meanwhile where no cache has it. ``--extra`` passes variables to the playbook.
-``away`` is what the playbook says: from the stop of the coordinator to the first request that may go on.
-``gap`` is the longest time in which no client got an answer.
+Clients send short requests one after the other to the model over the backends, from before the playbook
+starts until after it ends. If no cache has the new build, the playbook builds it meanwhile. ``--extra``
+passes variables to the playbook. ``away`` is the playbook's own figure: from the stop of the coordinator to
+the first request that continues. ``gap`` is the longest time in which no client got an answer.
 """
 
 import argparse
@@ -27,7 +27,7 @@ DEADLINE_S = 1800
 
 
 class Client(threading.Thread):
-    """One request after the other; when each ended, and with what status."""
+    """Sends one request after the other; keeps the end time and the status of each."""
 
     def __init__(self, url: str, key: str, model: str) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Client(threading.Thread):
         self.ended: list[tuple[float, int]] = []
 
     def run(self) -> None:
-        """Ask until told to stop."""
+        """Send requests until stopped."""
         while not self.stop.is_set():
             request = urllib.request.Request(self._url, self._body, self._headers)
             try:
@@ -53,7 +53,7 @@ class Client(threading.Thread):
 
 
 def upgrade(inventory: Inventory, build: int, extra: list[str], *tags: str) -> tuple[int, str]:
-    """Run the playbook; its exit status and what it printed."""
+    """Run the playbook; returns its exit status and its output."""
     tool = Path(sys.executable).with_name("ansible-playbook")
     argv = [
         str(tool),
@@ -70,7 +70,7 @@ def upgrade(inventory: Inventory, build: int, extra: list[str], *tags: str) -> t
 
 
 def said(text: str) -> str:
-    """The playbook's last words on how it went."""
+    """The playbook's last message about the result."""
     lines = [line.strip() for line in text.splitlines() if "was away for" in line or "was not kept" in line]
     return lines[-1] if lines else "nothing: " + " ".join(text.split()[-20:])
 
@@ -78,7 +78,7 @@ def said(text: str) -> str:
 def measure(
     inventory: Inventory, build: int, model: str, clients: int, extra: list[str]
 ) -> dict[str, object]:
-    """One upgrade under load."""
+    """Run one upgrade under load."""
     url = f"http://{inventory.head.address}:{inventory.head.variables.get('router_port', ROUTER_PORT)}"
     key = (state_dir(inventory.path) / "router.key").read_text().strip()
     asking = [Client(url, key, model) for _ in range(clients)]
@@ -107,7 +107,7 @@ def measure(
 
 
 def main() -> None:
-    """Print what happened as JSON; exit status 1 where a request was lost."""
+    """Print the result as JSON; exit status 1 if a request was lost."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--model", default="1b-q8_0")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument(
-        "--back", action="store_true", help="go back to the inventory's pin afterwards, likewise"
+        "--back", action="store_true", help="then go back to the inventory's pin in the same way"
     )
     parser.add_argument("--extra", action="append", default=[], help="variable=value for the playbook")
     options = parser.parse_args()

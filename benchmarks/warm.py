@@ -1,17 +1,17 @@
-"""The first load after ``harness warm`` beside bare llama.cpp's first load, on a deployed inventory.
+"""Compare the first load after ``harness warm`` with bare llama.cpp's first load, on a deployed inventory.
 
     benchmarks/warm.py --model 13b-q4_0 --rounds 3 --json warm.json
 
 Each round, interleaved:
 
     bare     caches and page caches empty; ``llama-server --rpc`` on the head node, llama.cpp's own split
-    warm     caches and page caches empty; ``harness warm`` (``--push``: over the links), timed
-    warmed   the router loads the model at once, page caches as ``harness warm`` left them
-    later    the same with the model and the caches out of the page caches, as on the next day
+    warm     caches and page caches empty; time of ``harness warm`` (``--push``: over the links)
+    warmed   the router loads the model at once, with the page caches that ``harness warm`` left
+    later    the same, but model and caches are not in the page caches, as on the next day
 
-Floors, measured in the same run on the head node: ``hash`` is llama.cpp's hash (one thread) over the tensors
-that the plan caches, ``disk`` the file read cold; for ``later`` the caches as well (a lab's nodes share one
-disk); for ``warm`` the slowest node's wire or disk.
+Lower bounds, measured in the same run on the head node: ``hash`` is the time of llama.cpp's hash (one
+thread) over the tensors that the plan caches; ``disk`` is a cold read of the file. For ``later`` it also
+includes the caches (a lab's nodes share one disk). For ``warm`` it is the slowest node's network or disk.
 """
 
 import argparse
@@ -23,11 +23,12 @@ from pathlib import Path
 from statistics import median
 
 from harness.cluster.inventory import Inventory, Node, load_inventory
-from harness.cluster.ssh import make_cold, run_on
+from harness.cluster.ssh import run_on
+from harness.contracts.plan import LoadRequest
 from harness.errors import HarnessError
-from harness.router_client.client import LoadRequest, RouterClient, router_address
+from harness.router_client.client import RouterClient, router_address
 from harness.settings import DEFAULT_INVENTORY
-from harness.tensor_cache.client import TOOL, cache_folder
+from harness.tensor_cache.client import TOOL, make_cold
 from harness.tensor_cache.warm import Warmed, warm
 from harness.trials.lab import lab_of, stated_rate
 
@@ -58,19 +59,21 @@ class Round:
     warmed: float
     later: float
     warm_floor: float
-    """Of ``harness warm``: the slowest node's wire or disk."""
+    """Lower bound of ``harness warm``: the slowest node's network or disk."""
 
 
 async def on_head(inventory: Inventory, *argv: str, stdin: str = "") -> str:
-    """Standard output of a command on the head node, as root."""
+    """Standard output of a command that runs on the head node as root."""
     done = await run_on(inventory.head, *argv, stdin=stdin, deadline_s=3600, root=True)
-    if done.code:
-        raise HarnessError(f"{argv[0]} on {inventory.head.name} ended with {done.code}: {done.stderr[-300:]}")
+    if done.returncode:
+        raise HarnessError(
+            f"{argv[0]} on {inventory.head.name} ended with {done.returncode}: {done.stderr[-300:]}"
+        )
     return done.stdout
 
 
 async def empty(inventory: Inventory, model: str) -> None:
-    """No tensor caches, no pages of the model anywhere."""
+    """Remove all tensor caches, and all pages of the model from the page caches."""
     await make_cold(inventory.backends, inventory.head, model)
 
 
@@ -84,11 +87,11 @@ async def forget_pages(nodes: list[Node], model: str) -> None:
         "        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)\n"
     )
     for node in nodes:
-        await run_on(node, "python3", "-", model, str(cache_folder(node)), stdin=script, root=True)
+        await run_on(node, "python3", "-", model, str(node.rpc_cache), stdin=script, root=True)
 
 
 async def bare_load(inventory: Inventory, model: str) -> float:
-    """Exec to health of a llama-server started by hand, split as llama.cpp itself does."""
+    """Seconds from exec to health of a llama-server started by hand, with llama.cpp's own split."""
     rpc = ",".join(node.rpc_endpoint for node in inventory.backends)
     devices = ",".join(f"RPC{index}" for index, _ in enumerate(inventory.backends))
     argv = [
@@ -101,14 +104,14 @@ async def bare_load(inventory: Inventory, model: str) -> float:
 
 
 async def router_load(router: RouterClient, asked: LoadRequest) -> float:
-    """Exec to health of a load through the router, which then unloads."""
+    """Seconds from exec to health of a load through the router, which then unloads."""
     state = await router.load(asked)
     await router.unload()
     return state.timings.load_s if state.timings and state.timings.load_s else float("nan")
 
 
 async def timed(inventory: Inventory, *argv: str, stdin: str = "") -> float:
-    """Seconds that a command takes on the head node, SSH's own round trip left out."""
+    """Seconds that a command takes on the head node, without SSH's round trip."""
     script = "import subprocess, sys, time\nt = time.monotonic()\n"
     script += (
         "subprocess.run(sys.argv[2:], input=sys.argv[1].encode(), stdout=subprocess.DEVNULL, check=True)\n"
@@ -118,19 +121,19 @@ async def timed(inventory: Inventory, *argv: str, stdin: str = "") -> float:
 
 
 def warm_floor(inventory: Inventory, done: list[Warmed], disk_bytes_per_s: float) -> float:
-    """Seconds that the slowest node's wire or disk takes for what it was given."""
+    """Seconds that the slowest node's network or disk needs for its data."""
     rate = stated_rate(lab_of(inventory), inventory.head.name)
     wire = max((one.written for one in done if one.source == "pushed"), default=0) * 8 / (rate or 1e9)
-    # One disk under all nodes of a lab: what they read of the model and write into caches adds up.
+    # All nodes of a lab share one disk: their reads of the model and writes to caches add up.
     disk = sum(one.written for one in done) / disk_bytes_per_s
     return max(wire, disk)
 
 
 async def measure(inventory: Inventory, model: str, rounds: int, push: bool) -> dict[str, object]:
-    """All rounds and floors."""
+    """Measure all rounds and lower bounds."""
     async with RouterClient(router_address(inventory)) as router:
         path = str((await router.models())[model]["path"])
-        asked = LoadRequest(model)
+        asked = LoadRequest(model=model)
         found: list[Round] = []
         await router.unload()
         ranges = (await router.plan(asked, keep=True)).tensors
@@ -183,7 +186,7 @@ async def measure(inventory: Inventory, model: str, rounds: int, push: bool) -> 
 
 
 def main() -> None:
-    """Print medians and ratios beside their bars."""
+    """Print the medians, and the ratios with their goals."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -199,10 +202,10 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
     print(f"hashing {result['hash_s']:.1f} s, disk {result['disk_s']:.1f} s")
-    print(f"bare first load / first load after warm: {result['bare_to_warmed']:.2f} (bar: at least 3)")
-    print(f"first load after warm / larger of hashing and disk: {result['warmed_to_floor']:.2f} (bar: 1.5)")
+    print(f"bare first load / first load after warm: {result['bare_to_warmed']:.2f} (goal: at least 3)")
+    print(f"first load after warm / larger of hashing and disk: {result['warmed_to_floor']:.2f} (goal: 1.5)")
     print(f"the same with cold caches: {result['bare_to_later']:.2f} and {result['later_to_floor']:.2f}")
-    print(f"harness warm / its floor: {result['warm_to_floor']:.2f} (bar: 1.3)")
+    print(f"harness warm / its floor: {result['warm_to_floor']:.2f} (goal: 1.3)")
 
 
 if __name__ == "__main__":

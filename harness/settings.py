@@ -1,4 +1,4 @@
-"""Where things are on the control machine and on the nodes, and on which ports."""
+"""Paths on the control machine and on the nodes, and ports."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ NODE_RPC_CACHE = Path("/var/cache/llama.cpp/rpc")
 
 
 def cache_dir() -> Path:
-    """Folder for what is slow to make and safe to lose: sources, builds, images, models, wheels.
+    """Folder of files that can be made again: sources, builds, images, models, wheels.
 
     ``LLAMA_HARNESS_CACHE`` overrides it; roles receive the same folder as ``llama_harness_cache_dir``.
     """
@@ -35,7 +35,7 @@ def cache_dir() -> Path:
 
 
 def state_dir(inventory: Path) -> Path:
-    """Folder, private to the user, for what belongs to one inventory: the router's keys.
+    """Private folder of one inventory: the router's keys.
 
     Named after the inventory's folder and a digest of its path, so that two inventories never share a key.
     The roles ``router`` and ``pool_server`` make the same name of ``inventory_dir``.
@@ -47,6 +47,6 @@ def state_dir(inventory: Path) -> Path:
 
 
 def shown_path(path: Path) -> str:
-    """A path as records and reports show it: relative to the checkout where it lies inside."""
+    """A path as records and reports show it: relative to the checkout where it is inside."""
     resolved = path.resolve()
     return str(resolved.relative_to(REPOSITORY) if resolved.is_relative_to(REPOSITORY) else resolved)

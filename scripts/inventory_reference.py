@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the roles' part of docs/inventory.md, from their argument specifications and defaults.
+"""Generate the roles' part of docs/inventory.md from their argument specifications and defaults.
 
 Run ``python scripts/inventory_reference.py`` after a change of either.
 """
@@ -22,34 +22,34 @@ IN_ORDER = (
     "harness_venv",
     "lab_node",
 )
-"""As site.yml uses them; then what they stand on, then the lab."""
+"""In the order of site.yml; then the role they depend on, then the lab."""
 PAGE = REPOSITORY / "docs" / "inventory.md"
-_MARK = "<!-- From here on made by scripts/inventory_reference.py from roles/*/meta and defaults. -->\n"
+_MARK = "<!-- Generated from roles/*/meta and defaults by scripts/inventory_reference.py. Do not edit. -->\n"
 
 
 def markdown() -> str:
-    """The whole page: what people wrote up to the mark, then a table for each role."""
+    """The whole page: the handwritten text before the mark, then a table for each role."""
     written, mark, _ = PAGE.read_text().partition(_MARK)
-    found = sorted(path.name for path in ROLES.iterdir() if path.is_dir())
-    ordered = [*IN_ORDER, *(name for name in found if name not in IN_ORDER)]
+    names = sorted(path.name for path in ROLES.iterdir() if path.is_dir())
+    ordered = [*IN_ORDER, *(name for name in names if name not in IN_ORDER)]
     return written + mark + "".join(_section(role) for role in ordered)
 
 
 def specification(role: str) -> dict[str, Any]:
-    """What a role's main entry point takes: ``short_description`` and ``options``."""
+    """The specification of a role's main entry point: ``short_description`` and ``options``."""
     specs = yaml.safe_load((ROLES / role / "meta" / "argument_specs.yml").read_text())
     main: dict[str, Any] = specs["argument_specs"]["main"]
     return main
 
 
 def defaults(role: str) -> dict[str, Any]:
-    """A role's defaults as they are written: expressions are not evaluated."""
+    """A role's defaults as written: expressions are not evaluated."""
     values: dict[str, Any] = yaml.safe_load((ROLES / role / "defaults" / "main.yml").read_text())
     return values
 
 
 def is_expression(value: object) -> bool:
-    """Whether Ansible has to work a default out."""
+    """Whether a default is an expression that Ansible evaluates."""
     return "{{" in str(value)
 
 

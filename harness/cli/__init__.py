@@ -1,26 +1,10 @@
-"""The ``harness`` command: one file per command."""
+"""The ``harness`` command; each module holds one command, or those that belong together."""
 
 import sys
 
 import typer
 
-from harness.cli import (
-    cache,
-    calibrate,
-    compare,
-    deploy,
-    diagnose,
-    discover,
-    lab,
-    model,
-    plan,
-    release,
-    report,
-    run,
-    runs,
-    warm,
-    watch,
-)
+from harness.cli import cache, cluster, diagnose, lab, model, plan, release, report, run, runs
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -29,21 +13,21 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.add_typer(lab.app, name="lab")
-app.add_typer(cache.app, name="cache")
-app.add_typer(model.app, name="model")
-app.add_typer(release.app, name="release")
-app.add_typer(runs.app, name="runs")
-app.command("deploy")(deploy.command)
-app.command("discover")(discover.command)
-app.command("plan")(plan.command)
-app.command("calibrate")(calibrate.command)
-app.command("warm")(warm.command)
-app.command("run")(run.command)
-app.command("report")(report.command)
-app.command("compare")(compare.command)
-app.command("diagnose")(diagnose.command)
-app.command("watch")(watch.command)
+for group in (lab, cache, model, release, runs):
+    app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
+for command in (
+    cluster.deploy,
+    cluster.discover,
+    plan.plan,
+    plan.calibrate,
+    cache.warm,
+    run.run,
+    report.report,
+    report.compare,
+    diagnose.diagnose,
+    cluster.watch,
+):
+    app.command()(command)
 
 
 def main() -> None:

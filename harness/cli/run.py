@@ -13,7 +13,7 @@ KINDS = ("benchmark", "founding", "schema")
 INTERRUPTED_STATUS = 130
 
 
-def command(
+def run(
     what: Annotated[
         str,
         typer.Argument(
@@ -55,10 +55,10 @@ def command(
     from rich.console import Console
 
     from harness.contracts.run_records import Outcome
-    from harness.report import write_report
+    from harness.report.page import write_report
     from harness.trials.interrupts import Interrupted
-    from harness.trials.preflight import Options
     from harness.trials.progress import RunProgress
+    from harness.trials.run_spec import Options
     from harness.trials.runner import run_benchmark
 
     if what == "founding" and profile:
@@ -91,13 +91,13 @@ def command(
 
 
 def _pairs(given: list[str]) -> dict[str, str]:
-    found = {}
+    models = {}
     for pair in given:
         name, equals, model = pair.partition("=")
         if not (name and equals and model):
             raise HarnessError(f"--model {pair}: give NAME=MODEL, say 13b=codellama:13b")
-        found[name] = model
-    return found
+        models[name] = model
+    return models
 
 
 def _builds(pins: str | None) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Playbooks from Python: progress while they run, and one line that says what failed where."""
+"""Runs playbooks from Python, with progress, and one line for what failed on which node."""
 
 import os
 import sys
@@ -12,28 +12,25 @@ from typing import Any
 from rich.console import Console
 from rich.status import Status
 
+from harness.cluster.inventory import list_inventory
 from harness.errors import HarnessError
 from harness.settings import REPOSITORY
 
-_WORTH_A_LINE_S = 2.0
-_GOES_ON_S = 60.0
-"""A task that lasts is mentioned this often."""
+_LONG_TASK_S = 2.0
+_STILL_RUNNING_S = 60.0
+"""A line is printed this often for a task that is still running."""
 _MESSAGE_MAX = 1200
 
 
 @dataclass(frozen=True)
 class PlaybookResult:
-    """What a playbook did, counted per node."""
+    """What a playbook did."""
 
     changed: dict[str, int]
-    ok: dict[str, int]
+    """Number of changed tasks by node, of every node that it was run on."""
     changed_tasks: list[str]
     """``node: task`` for each change, in order."""
     seconds: float
-
-    @property
-    def total_changed(self) -> int:
-        return sum(self.changed.values())
 
 
 def run_playbook(
@@ -48,12 +45,12 @@ def run_playbook(
 ) -> PlaybookResult:
     """Run ``playbook`` on ``inventory`` with the Ansible of this virtual environment.
 
-    Progress goes to ``console`` (standard error by default): a moving line on a terminal, a line for each
-    task that took a while, a line a minute while one lasts, and what the playbook says with ``debug``.
+    Progress goes to ``console`` (standard error by default): the current task on a terminal, a line for each
+    task that took some seconds, a line a minute for one that is still running, and messages of ``debug``.
 
     Raises:
         HarnessError: a task failed or a node was unreachable (names the first such node, task and message),
-            or there was no node to do anything on.
+            Ansible cannot read the inventory, or no node of it is in the playbook's groups.
         KeyboardInterrupt: the run was interrupted.
     """
     import ansible_runner
@@ -78,24 +75,25 @@ def run_playbook(
             quiet=True,
             suppress_env_files=True,
             envvars=_environment(),
-            event_handler=log.take,
+            event_handler=log.on_event,
         )
         log.finish_task()
     if runner.status == "canceled":
         raise KeyboardInterrupt
     if runner.status != "successful":
-        raise HarnessError(log.failure or f"{playbook.name}: {log.last_words()}")
-    if not log.counts.get("ok"):
+        raise HarnessError(log.failure or f"{playbook.name}: {log.last_output()}")
+    ok, changed = log.counts.get("ok"), log.counts.get("changed", {})
+    if not ok:
+        list_inventory(inventory)
         raise HarnessError(
             f"{playbook.name}: no node of {inventory} is in a group that it is for; nothing was done"
         )
-    changed = {node: log.counts.get("changed", {}).get(node, 0) for node in log.counts.get("ok", {})}
     seconds = round(time.monotonic() - started, 1)
-    return PlaybookResult(changed, dict(log.counts.get("ok", {})), log.changed_tasks, seconds)
+    return PlaybookResult({node: changed.get(node, 0) for node in ok}, log.changed_tasks, seconds)
 
 
 def _environment() -> dict[str, str]:
-    # Found by PATH alone: another Ansible on the computer must not come first.
+    # ansible-runner finds Ansible by PATH: another one on the computer must not come first.
     own = str(Path(sys.executable).parent)
     return {
         "PATH": f"{own}:{os.environ.get('PATH', '/usr/sbin:/usr/bin:/sbin:/bin')}",
@@ -118,28 +116,28 @@ class _Log:
     _failures: list[str] = field(default_factory=list)
     _task: str = ""
     _task_started: float = 0.0
-    _mentioned: float = 0.0
+    _last_line_at: float = 0.0
     _output: list[str] = field(default_factory=list)
 
     @property
     def failure(self) -> str | None:
-        """The first failed task, as others may only follow from it; where some were rescued, the last."""
+        """The first failed task, because others may follow from it; where some were rescued, the last."""
         if not self._failures:
             return None
         return self._failures[-1 if any(self.counts.get("rescued", {}).values()) else 0]
 
-    def take(self, event: dict[str, Any]) -> bool:
+    def on_event(self, event: dict[str, Any]) -> bool:
         kind, data = event.get("event", ""), event.get("event_data", {})
         if kind in ("playbook_on_task_start", "playbook_on_handler_task_start"):
             self.finish_task()
             self._task, self._task_started = str(data.get("task", "")), time.monotonic()
-            self._mentioned = self._task_started
+            self._last_line_at = self._task_started
             role = f"{data['role']} : " if data.get("role") else ""
             self.status.update(f"{self.title}: {role}{self._task}")
         elif kind == "runner_on_ok":
             self._take_result(data)
         elif kind == "runner_on_async_poll":
-            self._mention_task()
+            self._report_still_running()
         elif kind == "playbook_on_stats":
             self.counts = {name: by for name, by in data.items() if isinstance(by, dict)}
         elif kind == "runner_on_unreachable":
@@ -153,42 +151,41 @@ class _Log:
     def _take_result(self, data: dict[str, Any]) -> None:
         if data.get("res", {}).get("changed"):
             self.changed_tasks.append(f"{data.get('host')}: {data.get('task')}")
-        # What a playbook says to people.
         if data.get("resolved_action", data.get("task_action")) == "ansible.builtin.debug":
-            said = data["res"].get("msg", "")
-            for line in said if isinstance(said, list) else [said]:
+            message = data["res"].get("msg", "")
+            for line in message if isinstance(message, list) else [message]:
                 self.console.print(str(line), highlight=False, markup=False, soft_wrap=True)
 
-    def _mention_task(self) -> None:
+    def _report_still_running(self) -> None:
         now = time.monotonic()
-        if now - self._mentioned >= _GOES_ON_S:
-            self._mentioned = now
+        if now - self._last_line_at >= _STILL_RUNNING_S:
+            self._last_line_at = now
             seconds = now - self._task_started
-            self.console.print(f"[dim]{seconds:6.0f} s  {self._task} goes on[/dim]", highlight=False)
+            self.console.print(f"[dim]{seconds:6.0f} s  {self._task} is still running[/dim]", highlight=False)
 
     def finish_task(self) -> None:
         seconds = time.monotonic() - self._task_started
-        if self._task and seconds >= _WORTH_A_LINE_S:
+        if self._task and seconds >= _LONG_TASK_S:
             self.console.print(f"[dim]{seconds:6.1f} s  {self._task}[/dim]", highlight=False)
         self._task = ""
 
-    def last_words(self) -> str:
+    def last_output(self) -> str:
         lines = [line.strip() for line in "\n".join(self._output).splitlines() if line.strip()]
         errors = [line for line in lines if "ERROR" in line]
-        return (errors or lines or ["Ansible ended without a word"])[-1]
+        return (errors or lines or ["Ansible ended without output"])[-1]
 
 
 def failure_line(data: Mapping[str, Any], unreachable: bool) -> str:
     """``node: task: message`` from a failed task's event data."""
     result = data.get("res", {})
     failed_items = [item for item in result.get("results", []) if item.get("failed")]
-    said = failed_items[0] if failed_items else result
+    failure = failed_items[0] if failed_items else result
     if unreachable:
-        message = f"unreachable: {said.get('msg', 'no answer')}"
-    elif "rc" in said and (said.get("stderr") or said.get("stdout")):
-        message = str(said.get("stderr") or said["stdout"])
+        message = f"unreachable: {failure.get('msg', 'no answer')}"
+    elif "rc" in failure and (failure.get("stderr") or failure.get("stdout")):
+        message = str(failure.get("stderr") or failure["stdout"])
     else:
-        message = str(said.get("msg") or said.get("censored") or "no message")
+        message = str(failure.get("msg") or failure.get("censored") or "no message")
     text = message.strip()
     if len(text) > _MESSAGE_MAX:
         text = "... " + text[-_MESSAGE_MAX:]

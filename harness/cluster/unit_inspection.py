@@ -1,24 +1,21 @@
-"""Why a unit of ours is as it is, asked of its node over SSH; nothing connects to what the unit serves."""
+"""Why a unit of ours is as it is, read from its node over SSH; nothing connects to what the unit serves."""
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from harness.cluster.inventory import Node
-from harness.cluster.ssh import run_script
+from harness.cluster.node_inspection import NodeInspection, inspect_nodes, reachable
 from harness.contracts.diagnosis import Diagnosis, ExitStatus
 from harness.diagnosis import exit_status as exits
 from harness.diagnosis.classify import classify
-from harness.diagnosis.evidence import LLAMA_SERVER, RPC_SERVER, BackendSeen, Inputs
+from harness.diagnosis.inputs import LLAMA_SERVER, RPC_SERVER, Inputs
 from harness.diagnosis.node_conditions import STOPPED_STATES
 from harness.errors import HarnessError
 from harness.monitor.backend_state import RPC_UNIT
-from harness.settings import NODE_LLAMA_CPP, NODE_RPC_CACHE, RPC_PORT
 
 _LINES = 2000
-_LOOK_S = 3.1
+_WINDOW_S = 3.1
 _SYSTEMD = " systemd["
 _STARTS = ("]: Starting ", "]: Started ")
 _STOPPING = "]: Stopping "
@@ -37,70 +34,62 @@ class UnitDiagnosis:
     diagnosis: Diagnosis
 
 
-async def diagnose_units(nodes: Sequence[Node], unit: str) -> list[UnitDiagnosis]:
+async def diagnose_units(
+    nodes: Sequence[Node], unit: str, warn: Callable[[str], None] = lambda line: None
+) -> list[UnitDiagnosis]:
     """Diagnose a unit on each of these nodes; the nodes are compared with each other.
 
+    Args:
+        warn: called with a line for each node that cannot be reached, where another one has the unit.
+
     Raises:
-        HarnessError: no node has the unit, or the only node cannot be reached.
+        HarnessError: no node that can be reached has the unit; names the nodes that cannot be reached.
     """
     name = unit if "." in unit else f"{unit}.service"
-    answers = await asyncio.gather(*(_ask(node, name) for node in nodes), return_exceptions=True)
-    seen: dict[str, dict[str, Any]] = {}
-    for node, answer in zip(nodes, answers, strict=True):
-        if isinstance(answer, HarnessError):
-            if len(nodes) == 1:
-                raise answer
-        elif isinstance(answer, BaseException):
-            raise answer
-        elif answer["properties"].get("LoadState") == "loaded":
-            seen[node.name] = answer
-    if not seen:
-        raise HarnessError(f"no unit {name} on {', '.join(node.name for node in nodes)}")
-    builds = {node: answer["build"] for node, answer in seen.items() if answer["build"]}
+    inspections = await inspect_nodes(nodes, _WINDOW_S, name, _LINES)
+    failures = [result for result in inspections.values() if isinstance(result, str)]
+    loaded = {node: i for node, i in reachable(inspections).items() if i.unit.get("LoadState") == "loaded"}
+    if not loaded:
+        without = ", ".join(reachable(inspections))
+        raise HarnessError("; ".join([*([f"no unit {name} on {without}"] if without else []), *failures]))
+    for failure in failures:
+        warn(failure)
+    builds = {node: i.installed_build for node, i in loaded.items() if i.installed_build}
     return [
         UnitDiagnosis(
-            node, name, _state(answer["properties"]), classify(unit_inputs(node, name, answer, builds))
+            node.name, name, _state(inspection.unit), classify(unit_inputs(node, name, inspection, builds))
         )
-        for node, answer in seen.items()
+        for node in nodes
+        if (inspection := loaded.get(node.name))
     ]
 
 
-async def _ask(node: Node, unit: str) -> dict[str, Any]:
-    argument = {
-        "unit": unit,
-        "lines": _LINES,
-        "port": int(node.variables.get("rpc_server_port", RPC_PORT)),
-        "cache": str(NODE_RPC_CACHE),
-        "llama_cpp": str(NODE_LLAMA_CPP),
-        "look_s": _LOOK_S,
-    }
-    found: dict[str, Any] = await run_script(node, "unit.py", argument, root=True)
-    return found
+def unit_inputs(node: Node, unit: str, inspection: NodeInspection, builds: Mapping[str, str]) -> Inputs:
+    """What a node shows of its unit: of the process that runs, or of the last that ended.
 
-
-def unit_inputs(node: str, unit: str, answer: Mapping[str, Any], builds: Mapping[str, str]) -> Inputs:
-    """What one node's answer says of its unit: of the process that runs, or of the last that ended."""
-    properties, process = answer["properties"], answer["process"]
+    Args:
+        builds: installed build by node.
+    """
+    properties = inspection.unit
     is_backend = unit == RPC_UNIT
-    lines, ended = last_end(answer["journal"])
+    lines, ended = last_end(inspection.journal)
     restarted = properties.get("NRestarts", "0") != "0"
-    running = properties.get("ActiveState") == "active" and not (restarted and ended)
-    seen = BackendSeen(peer=answer["peer"], **process)
-    stalled = is_backend and seen.peer is not None and seen.state in STOPPED_STATES
-    running = running or stalled
-    full = answer["full_disk"] if is_backend else None
+    backend = inspection.backend_evidence(node.rpc_endpoint, _WINDOW_S)
+    stalled = is_backend and backend.peer is not None and backend.state in STOPPED_STATES
+    running = stalled or (properties.get("ActiveState") == "active" and not (restarted and ended))
+    full = inspection.cache.full if is_backend and inspection.cache else None
     return Inputs(
         process=RPC_SERVER if is_backend else LLAMA_SERVER,
-        node=node,
+        node=node.name,
         running=running,
         waiting=stalled,
         exit=None if running else ended,
-        logs={f"journal {node}": answer["journal"] if running else lines},
-        journal={node: answer["kernel"] if running else during(answer["kernel"], lines)},
+        logs={f"journal {node.name}": inspection.journal if running else lines},
+        journal={node.name: inspection.kernel if running else during(inspection.kernel, lines)},
         unit={} if running else properties,
         builds=builds if is_backend else {},
-        backends={node: seen} if is_backend else {},
-        full_disks={node: full} if full else {},
+        backends={node.name: backend} if is_backend else {},
+        full_disks={node.name: full} if full else {},
         expect_distributed=False,
     )
 
@@ -122,16 +111,12 @@ def last_end(journal: Sequence[str]) -> tuple[list[str], ExitStatus | None]:
     # systemd says why right after the end: "Failed with result", "killed by the OOM killer".
     after = min((i for i in starts if i > last), default=len(journal))
     lines = list(journal[first:after])
-    return lines, exits.from_journal(journal[last]) or _clean_end(lines)
-
-
-def _clean_end(lines: Sequence[str]) -> ExitStatus:
-    """The end of a process that systemd calls clean: it was told to stop, or exited with 0.
-
-    rpc-server exits with 0 on fatal start errors too.
-    """
-    told = any(_STOPPING in line for line in lines)
-    return ExitStatus(time_ns=0, signal=int(exits.TERM)) if told else ExitStatus(time_ns=0, code=0)
+    ended = exits.from_journal(journal[last])
+    if ended is None:
+        # A clean end: it was stopped, or exited with 0, as rpc-server does on fatal start errors too.
+        stopped = any(_STOPPING in line for line in lines)
+        ended = ExitStatus(time_ns=0, signal=int(exits.TERM)) if stopped else ExitStatus(time_ns=0, code=0)
+    return lines, ended
 
 
 def during(kernel: Sequence[str], lines: Sequence[str]) -> list[str]:

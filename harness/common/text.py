@@ -1,7 +1,12 @@
-"""Short pieces of text for messages."""
+"""Sizes and short pieces of text, for messages and as people type them."""
+
+import re
+
+from pydantic import ValidationError
 
 GIB = 1 << 30
 MIB = 1 << 20
+_UNITS = {"": 1, "K": 1 << 10, "M": MIB, "G": GIB, "T": 1 << 40}
 
 
 def gib(size_bytes: float, digits: int = 1) -> str:
@@ -13,3 +18,22 @@ def last_line(output: str | bytes, otherwise: str = "no output") -> str:
     """The last line of a program's output that holds text; ``otherwise`` where there is none."""
     text = output.decode(errors="replace") if isinstance(output, bytes) else output
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), otherwise)
+
+
+def parse_size(value: object) -> int:
+    """Bytes in ``5.6G``, ``512M`` or a plain number (binary units).
+
+    Raises:
+        ValueError: it is no size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:iB|B)?", str(value).strip(), re.IGNORECASE)
+    if not match:
+        raise ValueError(f"'{value}' is not a size such as 512M or 5.6G")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def first_error(error: ValidationError, *, root: str = "file") -> str:
+    """The first error as ``key.path: message``; ``root`` names an error of the document as a whole."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or root
+    return f"{where}: {first['msg']}"

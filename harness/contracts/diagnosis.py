@@ -2,7 +2,9 @@
 
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from harness.contracts import Record
 
 
 class FailureClass(StrEnum):
@@ -41,10 +43,8 @@ class Confidence(StrEnum):
     POSSIBLE = "possible"
 
 
-class Signal(BaseModel):
+class Signal(Record):
     """A signal that we sent, logged when it was sent."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
     """``SIGTERM``, ``SIGKILL``, ..."""
@@ -54,10 +54,8 @@ class Signal(BaseModel):
     requests_in_flight: int
 
 
-class ExitStatus(BaseModel):
+class ExitStatus(Record):
     """How a child ended, as ``wait`` reported it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     time_ns: int
     code: int | None = None
@@ -71,20 +69,18 @@ class ExitStatus(BaseModel):
         return self.code if self.code is not None else 128 + (self.signal or 0)
 
 
-class Evidence(BaseModel):
+class Evidence(Record):
     """One line that was seen, and where."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source: str
     """``exit status``, ``signals``, ``server.log:194``, ``journal node1``, ``samples node3``, ..."""
     line: str
 
 
-class Diagnosis(BaseModel):
+class Diagnosis(Record):
     """A class, the evidence that decides it, and what else was considered."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     failure_class: FailureClass = Field(alias="class")
     evidence: list[Evidence]

@@ -1,12 +1,12 @@
-"""The plan: the router starts a coordinator from it, and a trial is checked against it."""
+"""A load: what is asked for, the plan that the router makes of it, and its forecast."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from harness.contracts import Record
 
 
-class BackendShare(BaseModel):
+class BackendShare(Record):
     """What the plan puts on one backend."""
-
-    model_config = ConfigDict(extra="forbid")
 
     node: str
     endpoint: str
@@ -34,10 +34,8 @@ class BackendShare(BaseModel):
         return self.available_bytes - self.total_bytes
 
 
-class Plan(BaseModel):
+class Plan(Record):
     """Explicit placement of one model over backends, in ``--rpc`` order."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str
     model_path: str
@@ -65,3 +63,49 @@ class Plan(BaseModel):
     def distributed(self) -> bool:
         """Whether this plan puts the layers on backends at all."""
         return self.n_gpu_layers >= self.layers_total
+
+
+class LoadRequest(Record):
+    """Body of ``POST /admin/load``."""
+
+    model: str
+    plan: Plan | None = None
+    nodes: list[str] | None = Field(None, min_length=1)
+    """Backends that the automatic plan may use; all where it is left out."""
+    n_gpu_layers: int | None = Field(None, ge=0)
+    flags: list[str] = []
+    context: int | None = Field(None, gt=0)
+    parallel: int = Field(1, gt=0)
+    kv_type: str = "f16"
+    deadline_s: float | None = Field(None, gt=0)
+    cold: bool = False
+    """Drop the model's page cache on the head node first."""
+
+
+class LoadForecast(Record):
+    """What a first load will take at least. Bytes and seconds."""
+
+    wire_bytes: dict[str, int]
+    """By node, what has to cross its link."""
+    wire_s: float
+    hash_bytes: int
+    hash_s: float
+    disk_bytes: int
+    disk_s: float
+    load_s: float
+    """The longer of reading the disk and of hashing and sending, which llama.cpp does tensor by tensor."""
+    swap_bytes: dict[str, int]
+    """By node, what will not fit into its memory; empty where everything does."""
+
+
+class Offer(Record):
+    """What a load would be."""
+
+    plan: Plan
+    forecast: LoadForecast
+    head: str
+    """The head node; empty where it has no backend."""
+    tensors: dict[str, list[tuple[int, int]]] = {}
+    """By node, offset and size of what its tensor cache would hold of the model's file; where asked for."""
+    memory_from: dict[str, str]
+    """By node, where its memory was read: ``monitor``, ``node`` (over SSH) or ``inventory``."""

@@ -1,13 +1,14 @@
 """What a run records. Times are UTC nanoseconds (``*_ns``), durations seconds (``*_s``), memory bytes."""
 
+import json
 from enum import StrEnum
 from typing import Any
 
 from pydantic import Field
 
+from harness.contracts import Record
 from harness.contracts.coordinator_state import CoordinatorState
 from harness.contracts.diagnosis import Diagnosis
-from harness.contracts.record import Record
 
 SCHEMA_VERSION = 1
 
@@ -81,7 +82,7 @@ class Trial(Record):
     ended_ns: int
     outcome: Outcome
     answer: str
-    """One sentence for the verdict: what was seen."""
+    """One sentence: the result."""
     expected: str | None = None
     """The class that the profile expects (``not_distributed``, ``swap_thrash``); None where success is."""
     coordinator: CoordinatorState | None = None
@@ -92,9 +93,15 @@ class Trial(Record):
     """Per node: ``used_bytes``, ``swap_bytes``, ``rpc_rss_bytes``, ``rpc_swap_bytes`` at their highest."""
     details: dict[str, Any] = {}
 
+    @property
+    def step(self) -> dict[str, Any]:
+        """The profile's step, by parameter; empty in runs recorded before it was kept."""
+        text = self.details.get("step")
+        return dict(json.loads(text)) if isinstance(text, str) else {}
+
 
 class Event(Record):
-    """Something that happened. A line of events.jsonl."""
+    """One moment of a run. A line of events.jsonl."""
 
     time_ns: int
     kind: str
@@ -133,7 +140,7 @@ class NodeFacts(Record):
 
 
 class Verdict(StrEnum):
-    """The answer to a question, in a word."""
+    """The answer to a question in one word."""
 
     YES = "yes"
     NO = "no"
@@ -142,7 +149,7 @@ class Verdict(StrEnum):
 
 
 class Question(Record):
-    """What the run was to find out, and what it found."""
+    """A question of the profile and the run's answer."""
 
     id: str
     text: str
@@ -155,7 +162,7 @@ class Question(Record):
 
 
 class RunManifest(Record):
-    """``run.json``: what was run, where, with what."""
+    """``run.json``: profile, nodes, models, versions and answers of one run."""
 
     schema_version: int = SCHEMA_VERSION
     run: str
@@ -180,8 +187,13 @@ class RunManifest(Record):
     steps: dict[str, Any] = {}
     """The profile as it ran, models and nodes put in, trials in order: what ``--resume`` goes on with."""
     resumed_ns: list[int] = []
-    """When the run was taken up again after it had been cut short."""
+    """When the run was resumed after it had been cut short."""
     seed: int | None = None
     """Of the shuffle of the trials; None where they ran in the profile's order."""
     stopped: str | None = None
-    """Why trials were left out: the run's deadline, or a failure that the profile stops after."""
+    """Why an earlier version of the harness left trials out: the run's deadline, or a failure."""
+
+    @property
+    def head(self) -> str | None:
+        """Name of the node in group ``head``; None where none was recorded."""
+        return next((node.name for node in self.nodes if "head" in node.groups), None)

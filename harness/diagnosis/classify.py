@@ -1,17 +1,21 @@
-"""One question, one answer: why did this process end, or what is wrong with it while it runs?"""
+"""Why a process ended, or what is wrong with it while it runs: from its inputs, or from a log alone."""
 
-from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, FailureClass
+from collections.abc import Mapping
+
+from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, ExitStatus, FailureClass
 from harness.diagnosis import exit_status as exits
-from harness.diagnosis.evidence import LLAMA_SERVER, Inputs
 from harness.diagnosis.facts import Facts, exit_evidence, gather
-from harness.diagnosis.logs.patterns import ends, gpu, memory, start
+from harness.diagnosis.inputs import LLAMA_SERVER, RPC_SERVER, Inputs
+from harness.diagnosis.patterns import ends, hardware, rpc, start
 from harness.diagnosis.rules import RULES, Rule
+from harness.diagnosis.scanner import Log, scan
+from harness.llama.load_log import parse_load_log
 
 _BACKEND_ENDED = (
-    memory.KERNEL_OOM,
-    memory.ALLOCATION_FAILED,
-    gpu.GPU_FAILED,
-    gpu.XID,
+    hardware.KERNEL_OOM,
+    hardware.ALLOCATION_FAILED,
+    hardware.GPU_FAILED,
+    hardware.XID,
     start.DISK_FULL,
     ends.ASSERTION,
     ends.SEGFAULT,
@@ -30,38 +34,56 @@ def classify(inputs: Inputs) -> Diagnosis:
     ``ruled_out`` as effects of it. Without any rule the class is ``unknown`` and the advice says what is
     missing.
     """
-    return classify_facts(gather(inputs))
+    return _classify(gather(inputs))
 
 
-def classify_facts(facts: Facts) -> Diagnosis:
-    """The same for evidence that was searched before."""
-    holding = [(rule, found) for rule in RULES if (found := rule.evidence(facts)) is not None]
+def diagnose_log(
+    logs: Mapping[str, Log], ended: ExitStatus | None = None, journal: Mapping[str, Log] | None = None
+) -> Diagnosis:
+    """The best class that a log supports: which process wrote it, and what it should show, is read in it.
+
+    Args:
+        logs: the process's own logs by name: paths, or lines in order.
+        ended: how it ended, where that is known.
+        journal: journals and kernel logs of its node, by name.
+    """
+    own = scan(logs)
+    journals = {name: scan({name: log}) for name, log in (journal or {}).items()}
+    uses_rpc = own.first(rpc.USES_RPC) is not None
+    inputs = Inputs(
+        process=RPC_SERVER if own.first(rpc.BACKEND_SIDE) and not uses_rpc else LLAMA_SERVER,
+        exit=ended,
+        logs=logs,
+        journal=dict.fromkeys(journals, ()),
+        report=parse_load_log(hit.text for hit in own.all(start.LOAD)),
+        expect_distributed=uses_rpc,
+    )
+    return _classify(Facts(inputs, own, journals))
+
+
+def _classify(facts: Facts) -> Diagnosis:
+    holding = [(rule, evidence) for rule in RULES if (evidence := rule.evidence(facts)) is not None]
     if not holding:
         return _unknown(facts)
-    rule, found = holding[0]
+    rule, evidence = holding[0]
     ended = exit_evidence(facts)
+    lines = [*evidence, *([ended] if ended else []), *_backends(facts, rule)]
     return Diagnosis(
         failure_class=rule.failure_class,
-        evidence=_once([*found, *([ended] if ended else []), *_backends(facts, rule)]),
+        evidence=list({(line.source, line.line): line for line in lines}.values()),
         confidence=rule.confidence_in(facts),
         ruled_out=_ruled_out(rule, holding[1:]),
         advice=rule.advice,
     )
 
 
-def _once(evidence: list[Evidence]) -> list[Evidence]:
-    return list({(one.source, one.line): one for one in evidence}.values())
-
-
 def _ruled_out(winner: Rule, others: list[tuple[Rule, list[Evidence]]]) -> list[str]:
-    told: dict[FailureClass, str] = {}
-    for rule, found in others:
-        if rule.failure_class != winner.failure_class and rule.failure_class not in told:
-            line = f" ({found[0].source}: {found[0].line})" if found else ""
-            told[rule.failure_class] = (
-                f"{rule.failure_class}: explained by {winner.failure_class}, which stands before it{line}"
-            )
-    return list(told.values())
+    reasons: dict[FailureClass, str] = {}
+    for rule, evidence in others:
+        if rule.failure_class not in (winner.failure_class, *reasons):
+            line = f" ({evidence[0].source}: {evidence[0].line})" if evidence else ""
+            reasons[rule.failure_class] = f"{rule.failure_class}: explained by {winner.failure_class}{line}"
+    return list(reasons.values())
 
 
 def _backends(facts: Facts, rule: Rule) -> list[Evidence]:
@@ -70,19 +92,19 @@ def _backends(facts: Facts, rule: Rule) -> list[Evidence]:
     inputs = facts.inputs
     if inputs.process != LLAMA_SERVER or rule.failure_class not in about_backends:
         return []
-    found = [
+    evidence = [
         Evidence(source=f"samples {node}", line=f"OOM kills on {node} while it ran: {count}")
         for node, count in inputs.oom_kills.items()
         if count > 0
     ]
     for node, properties in inputs.units.items():
         if properties.get("ActiveState", "active") != "active" or properties.get("NRestarts", "0") != "0":
-            shown = " ".join(f"{key}={value}" for key, value in properties.items())
-            found.append(Evidence(source=f"unit {node}", line=shown))
-    for node, seen in facts.around.items():
-        hits = [hit for kind in _BACKEND_ENDED if (hit := seen.find(kind))]
-        found += [Evidence(source=f"journal {node}", line=hit.text) for hit in hits[:1]]
-    return found
+            text = " ".join(f"{key}={value}" for key, value in properties.items())
+            evidence.append(Evidence(source=f"unit {node}", line=text))
+    for node, matches in facts.journals.items():
+        hits = [hit for kind in _BACKEND_ENDED if (hit := matches.first(kind))]
+        evidence += [Evidence(source=f"journal {node}", line=hit.text) for hit in hits[:1]]
+    return evidence
 
 
 def _unknown(facts: Facts) -> Diagnosis:
@@ -93,20 +115,18 @@ def _unknown(facts: Facts) -> Diagnosis:
     else:
         if ended is None:
             missing.append("its exit status")
-        if facts.own.first is None:
+        if facts.own.first_line is None:
             missing.append("its log")
         if not inputs.journal:
             missing.append("the journals of its nodes")
         advice = "No rule is supported by what was read."
-        if facts.signalled == exits.KILL:
-            advice = (
-                "Somebody killed it (SIGKILL); whether the kernel did, for want of memory, its log would say."
-            )
+        if facts.ended_by == exits.KILL:
+            advice = "Somebody killed it (SIGKILL); the kernel's log would say whether memory had run out."
         if missing:
             advice += f" Missing: {', '.join(missing)}."
     return Diagnosis(
         failure_class=FailureClass.UNKNOWN,
-        evidence=[one for one in (ended, facts.own.last) if one],
+        evidence=[line for line in (ended, facts.own.last_line) if line],
         confidence=Confidence.POSSIBLE,
         advice=advice,
     )

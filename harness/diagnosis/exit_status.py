@@ -1,4 +1,4 @@
-"""How a process ended, from whatever number or word told it: shells, subprocess, systemd, Windows."""
+"""How a process ended, from a number or word of a shell, subprocess, systemd or Windows."""
 
 import re
 import signal
@@ -27,7 +27,8 @@ NTSTATUS_NO_MEMORY = frozenset({0xC0000017, 0xC000012D, 0xC000009A})
 """STATUS_NO_MEMORY, STATUS_COMMITMENT_LIMIT and STATUS_INSUFFICIENT_RESOURCES."""
 
 _NTSTATUS_FROM = 0x40000000
-_SYSTEMD = {"exited", "killed", "dumped"}
+_SYSTEMD = {"1": "exited", "2": "killed", "3": "dumped"}
+_MAIN_EXITED = re.compile(r"[Mm]ain process exited, code=(exited|killed|dumped), status=(\d+)")
 
 
 def unsigned(code: int) -> int:
@@ -50,15 +51,14 @@ def signal_of(status: ExitStatus) -> int | None:
 def in_words(status: ExitStatus) -> str:
     """An exit status in words: ``exited with code 1``, ``ended by signal 11 (SIGSEGV), 139 in a shell``."""
     number = signal_of(status)
+    if status.signal is not None:
+        return f"ended by signal {number} ({_name(number)}), {status.shell} in a shell"
     code = unsigned(status.code) if status.code is not None else None
     if code is not None and code >= _NTSTATUS_FROM:
         meaning = f", as by {_name(number)} elsewhere" if number else ""
         return f"exited with code 0x{code:08X}{meaning}"
-    if status.signal is None and number is None:
-        return f"exited with code {code}"
-    if status.signal is None:
-        return f"exited with code {code}, which is signal {number} ({_name(number)})"
-    return f"ended by signal {number} ({_name(number)}), {status.shell} in a shell"
+    meaning = f", which is signal {number} ({_name(number)})" if number else ""
+    return f"exited with code {code}{meaning}"
 
 
 def parse_exit_status(text: str) -> ExitStatus:
@@ -93,11 +93,10 @@ def from_unit(properties: dict[str, str]) -> ExitStatus | None:
     ``systemctl show`` gives the code as a number (waitid's si_code: 1 exited, 2 killed, 3 dumped) and
     D-Bus clients as a word; 0 is a process that has not ended.
     """
-    code = {"1": "exited", "2": "killed", "3": "dumped"}.get(
-        properties.get("ExecMainCode", ""), properties.get("ExecMainCode", "")
-    )
+    code = properties.get("ExecMainCode", "")
+    code = _SYSTEMD.get(code, code)
     status = re.match(r"\d+", properties.get("ExecMainStatus", ""))
-    if code not in _SYSTEMD or status is None:
+    if code not in _SYSTEMD.values() or status is None:
         return None
     number = int(status[0])
     return ExitStatus(time_ns=0, code=number) if code == "exited" else ExitStatus(time_ns=0, signal=number)
@@ -110,10 +109,7 @@ def _name(number: int | None) -> str:
         return "unknown"
 
 
-_MAIN_EXITED = re.compile(r"[Mm]ain process exited, code=(exited|killed|dumped), status=(\d+)")
-
-
 def from_journal(line: str) -> ExitStatus | None:
     """How a unit's main process ended, from the line that systemd logs of it; None for any other line."""
-    found = _MAIN_EXITED.search(line)
-    return from_unit({"ExecMainCode": found[1], "ExecMainStatus": found[2]}) if found else None
+    match = _MAIN_EXITED.search(line)
+    return from_unit({"ExecMainCode": match[1], "ExecMainStatus": match[2]}) if match else None

@@ -1,24 +1,22 @@
-"""What follows from the evidence alone, before any rule: how it ended, what the logs say, our signals."""
+"""What follows from the inputs alone, before any rule: how it ended, what the logs say, our signals."""
 
 import re
 import signal
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from harness.contracts.coordinator_state import missing_backends
 from harness.contracts.diagnosis import Evidence, ExitStatus, Signal
 from harness.diagnosis import exit_status as exits
-from harness.diagnosis.evidence import LLAMA_SERVER, Inputs
-from harness.diagnosis.logs.pattern import Kind
-from harness.diagnosis.logs.patterns import ends, memory
-from harness.diagnosis.logs.patterns.load import LOAD
-from harness.diagnosis.logs.scanner import Hit, Seen, scan
-from harness.llama.load_log import missing_backends
+from harness.diagnosis.inputs import LLAMA_SERVER, Inputs
+from harness.diagnosis.patterns import Kind, ends, hardware
+from harness.diagnosis.patterns.start import LOAD
+from harness.diagnosis.scanner import Hit, Matches, scan
 
 _OURS = re.compile(r"(?i)llama|rpc-server|ollama|^server$|^main$|lm-?studio|kobold")
 """Names of processes that are, or carry, llama.cpp."""
 
-_WORDS: dict[int, Kind] = {
+_SIGNAL_LINES: dict[int, Kind] = {
     signal.SIGABRT: ends.ABORTED,
     signal.SIGSEGV: ends.SEGFAULT,
     signal.SIGBUS: ends.SEGFAULT,
@@ -28,7 +26,7 @@ _WORDS: dict[int, Kind] = {
     signal.SIGTERM: ends.STOPPED,
     signal.SIGINT: ends.STOPPED,
 }
-"""Lines by which shells, systemd and kernels tell a signal."""
+"""Lines by which shells, systemd and kernels report a signal."""
 
 _FATAL = (ends.RUNNER_ENDED, ends.ASSERTION, ends.ABORTED, ends.SEGFAULT)
 """Lines after which another process writes, if any does."""
@@ -36,27 +34,27 @@ _FATAL = (ends.RUNNER_ENDED, ends.ASSERTION, ends.ABORTED, ends.SEGFAULT)
 
 @dataclass(frozen=True)
 class Facts:
-    """The evidence, searched once."""
+    """The inputs, with their logs searched once."""
 
     inputs: Inputs
-    own: Seen
+    own: Matches
     """What its own logs say."""
-    around: dict[str, Seen]
+    journals: dict[str, Matches]
     """What the journals of the nodes say, by node."""
 
     @cached_property
     def exit(self) -> ExitStatus | None:
-        """How it ended: what wait said, or its unit."""
+        """How it ended, by wait or by its unit."""
         return self.inputs.exit or exits.from_unit(dict(self.inputs.unit))
 
     @cached_property
-    def signalled(self) -> int | None:
+    def ended_by(self) -> int | None:
         """The signal that ended it, where its exit status is known."""
         return exits.signal_of(self.exit) if self.exit else None
 
     @property
     def failed(self) -> bool:
-        """It ended, and not with code 0, or nobody knows how."""
+        """It ended, and not with code 0, or it is unknown how."""
         return not self.inputs.running and not (self.exit and self.exit.code == 0)
 
     @cached_property
@@ -64,43 +62,37 @@ class Facts:
         """Whether something says how it ended, or that it runs: without that, no class is certain."""
         if self.inputs.running or self.exit is not None or self.kernel_oom:
             return True
-        return any(self.said(kind) for kind in dict.fromkeys(_WORDS.values()))
+        return any(self.lines_of(kind) for kind in dict.fromkeys(_SIGNAL_LINES.values()))
 
     @cached_property
     def kernel_oom(self) -> list[Evidence]:
-        """Lines of the kernel or of systemd that say that it was killed for want of memory."""
-        return self.said(memory.KERNEL_OOM)
+        """Lines of the kernel or of systemd that say that it was killed because memory ran out."""
+        return self.lines_of(hardware.KERNEL_OOM)
 
-    def said(self, kind: Kind) -> list[Evidence]:
-        """Lines of a kind in its own logs and its node's journals, those about other processes aside."""
+    def lines_of(self, kind: Kind) -> list[Evidence]:
+        """The first line of a kind in its own logs and in each journal, without those of other processes."""
         own = [hit.evidence for hit in self.own.all(kind) if _ours(hit)][:1]
-        nodes = [self.inputs.node] if self.inputs.node else list(self.around)
-        near = [
-            Evidence(source=f"journal {node}", line=hit.text)
-            for node in nodes
-            if node in self.around
-            for hit in [next((hit for hit in self.around[node].all(kind) if _ours(hit)), None)]
-            if hit
-        ]
-        return own + near
+        nodes = [self.inputs.node] if self.inputs.node else list(self.journals)
+        for node in nodes:
+            hits = self.journals[node].all(kind) if node in self.journals else []
+            own += [Evidence(source=f"journal {node}", line=hit.text) for hit in hits if _ours(hit)][:1]
+        return own
 
     def died_of(self, *numbers: signal.Signals) -> list[Evidence] | None:
-        """Whether one of these signals ended it: by its exit status, or by words where that is not known."""
+        """Whether one of these signals ended it: by its exit status, or by lines where that is not known."""
         if self.inputs.running:
             return None
         if self.exit is not None:
-            return [] if self.signalled in numbers else None
-        for kind in dict.fromkeys(_WORDS[number] for number in numbers):
-            if found := self.said(kind):
-                return found
-        return None
+            return [] if self.ended_by in numbers else None
+        kinds = dict.fromkeys(_SIGNAL_LINES[number] for number in numbers)
+        return next((lines for kind in kinds if (lines := self.lines_of(kind))), None)
 
     def may_have_died_of(self, *numbers: signal.Signals) -> bool:
         """Whether nothing speaks against one of these signals as its end."""
-        return self.failed and (self.exit is None or self.signalled in numbers)
+        return self.failed and (self.exit is None or self.ended_by in numbers)
 
-    def log(self, kind: Kind, *, overtaken: bool = False) -> Hit | None:
-        """The line of a kind in its own logs that tells most; of equals the first.
+    def best_line(self, kind: Kind, *, overtaken: bool = False) -> Hit | None:
+        """The most specific line of a kind in its own logs; of equals the first.
 
         Args:
             overtaken: leave out lines after which the same process became ready or went on serving.
@@ -111,23 +103,23 @@ class Facts:
         return min(hits, key=lambda hit: (hit.rank, hit.at), default=None)
 
     def _survived(self, hit: Hit) -> bool:
-        """Whether its process served after a line: with no end in between, as where Ollama starts another."""
-        serves = self.own.find(ends.SERVES, hit.at)
+        """Whether its process served after a line, with no end in between (Ollama starts another process)."""
+        serves = self.own.first(ends.SERVES, hit.at)
         if serves is None:
             return False
-        died = (self.own.find(kind, hit.at) for kind in _FATAL)
+        died = (self.own.first(kind, hit.at) for kind in _FATAL)
         return not any(end and end.at < serves.at for end in died)
 
-    def ours(self, *names: str) -> list[Signal]:
-        """Signals of ours that reached the process: sent before it ended."""
+    def sent(self, *names: str) -> list[Signal]:
+        """Our signals of these names that reached the process: sent before it ended."""
         end = self.inputs.exit.time_ns if self.inputs.exit else None
         return [s for s in self.inputs.signals if s.name in names and (end is None or s.time_ns <= end)]
 
 
 def gather(inputs: Inputs) -> Facts:
     """Search all logs and journals once."""
-    around = {node: scan({f"journal {node}": lines}) for node, lines in inputs.journal.items()}
-    return Facts(inputs, scan(inputs.logs), around)
+    journals = {node: scan({f"journal {node}": lines}) for node, lines in inputs.journal.items()}
+    return Facts(inputs, scan(inputs.logs), journals)
 
 
 def exit_evidence(facts: Facts) -> Evidence | None:
@@ -139,7 +131,7 @@ def exit_evidence(facts: Facts) -> Evidence | None:
 
 
 def signal_evidence(inputs: Inputs, sent: Signal) -> Evidence:
-    """A signal of ours in words, with the time from it to the end."""
+    """One of our signals in words, with the time from it to the end."""
     text = f"{sent.name} sent with {sent.requests_in_flight} request(s) in flight ({sent.reason})"
     if inputs.exit:
         text += f", {(inputs.exit.time_ns - sent.time_ns) / 1e9:.3f} s before the end"
@@ -155,28 +147,22 @@ def offload_gap(facts: Facts) -> Evidence | None:
     if report is None or report.offloaded is None:
         return None
     if report.offloaded != report.layers_total:
-        return _offload_line(facts, f"offloaded {report.offloaded}/{report.layers_total} layers")
+        line = f"offloaded {report.offloaded}/{report.layers_total} layers"
+        hits = [hit for hit in facts.own.all(LOAD) if line in hit.text]
+        return hits[-1].evidence if hits else Evidence(source="load report", line=line)
     if not any(buffer.kv_bytes or buffer.compute_bytes for buffer in report.buffers):
         return None
     if inputs.plan and (missing := missing_backends(report, inputs.plan)):
         return Evidence(source="load report", line=f"no model buffer on {', '.join(missing)}")
-    if not report.distributed:
-        return Evidence(source="load report", line="no RPC device holds a model buffer")
-    return None
-
-
-def _offload_line(facts: Facts, wanted: str) -> Evidence:
-    found = [hit for hit in facts.own.all(LOAD) if wanted in hit.text]
-    return found[-1].evidence if found else Evidence(source="load report", line=wanted)
+    if report.distributed:
+        return None
+    return Evidence(source="load report", line="no RPC device holds a model buffer")
 
 
 def coordinates(inputs: Inputs) -> bool:
     """Whether this is a llama-server with backends."""
-    return inputs.process == LLAMA_SERVER and (inputs.plan is not None or _has_rpc(inputs.argv))
-
-
-def _has_rpc(argv: Sequence[str]) -> bool:
-    return any(word == "--rpc" or word.startswith("--rpc=") for word in argv)
+    has_rpc = any(word == "--rpc" or word.startswith("--rpc=") for word in inputs.argv)
+    return inputs.process == LLAMA_SERVER and (inputs.plan is not None or has_rpc)
 
 
 def _ours(hit: Hit) -> bool:

@@ -1,67 +1,106 @@
-"""Conditions that look at the nodes around a coordinator: builds, links, stalled backends, paging."""
+"""Conditions that look at the nodes around a coordinator: builds, links, stalled backends, swap thrash."""
 
 import signal
+from collections.abc import Mapping, Sequence
+from statistics import median
 
-from harness.contracts.diagnosis import Evidence
+from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, FailureClass
 from harness.diagnosis.conditions import broke_at_a_backend
-from harness.diagnosis.evidence import BackendSeen
 from harness.diagnosis.facts import Facts
-from harness.diagnosis.logs.patterns import ends, memory, rpc
-from harness.diagnosis.thrash import find_thrash
+from harness.diagnosis.inputs import BackendSnapshot, Pressure
+from harness.diagnosis.patterns import ends, hardware, rpc
 from harness.monitor.backend_state import SILENT_AFTER_S
 
+SWAPPED_BYTES = 128 << 20
+FAULTS_PER_S = 100.0
+FULL_PERCENT = 20.0
+"""PSI, memory full: of the time in which nothing on the node could run because it waited for memory."""
 IDLE_CPU_SHARE = 0.02
 """Of one core: what rpc-server uses while it waits for its coordinator."""
-LOOKED_AT_S = 3.0
-"""A shorter look says nothing about a process that uses no CPU."""
+MIN_WINDOW_S = 3.0
+"""A shorter window says nothing about a process that uses no CPU."""
 STOPPED_STATES = ("T", "t")
 _SEGFAULTS = (signal.SIGSEGV, signal.SIGBUS)
+LESS_SWAP = "Put fewer layers there, or give the node more memory: each token reads layers from swap."
+
+
+def find_thrash(samples: Mapping[str, Sequence[Pressure]]) -> Diagnosis | None:
+    """Whether a backend worked from swap.
+
+    It did where rpc-server had at least 128 MiB in swap and the node took at least 100 major faults a second
+    over the window, or only waited for memory a fifth of the time (PSI, median of the samples): the figures
+    of a trial of the founding report's kind are an order of magnitude above.
+
+    Args:
+        samples: by node, in order of time, those of the window.
+    """
+    evidence = []
+    for node, points in samples.items():
+        if len(points) < 2:
+            continue
+        elapsed = (points[-1].time_ns - points[0].time_ns) / 1e9
+        rate = (points[-1].major_faults - points[0].major_faults) / elapsed
+        swapped = max(point.rpc_swap_bytes for point in points)
+        full = [point.memory_full_avg10 for point in points if point.memory_full_avg10 is not None]
+        full_share = median(full) if full else 0.0
+        if swapped >= SWAPPED_BYTES and (rate >= FAULTS_PER_S or full_share >= FULL_PERCENT):
+            line = f"rpc-server had up to {swapped / 2**20:.0f} MiB in swap; {rate:.0f} major faults/s"
+            line += f", memory full {full_share:.0f} % of the time" if full else ""
+            evidence.append(Evidence(source=f"samples {node}", line=f"{line} over {elapsed:.0f} s"))
+    if not evidence:
+        return None
+    return Diagnosis(
+        failure_class=FailureClass.SWAP_THRASH,
+        evidence=evidence,
+        confidence=Confidence.LIKELY,
+        advice=LESS_SWAP,
+    )
 
 
 def thrashes(facts: Facts) -> list[Evidence] | None:
-    """It waits or runs, and on a backend's node rpc-server lives off its swap: at least 128 MiB in swap, and
+    """It waits or runs, and on a backend's node rpc-server works from swap: at least 128 MiB in swap, and
     100 major faults a second or nothing but waiting for memory a fifth of the time (PSI)"""
-    found = find_thrash(facts.inputs.pressure) if facts.inputs.running or facts.inputs.waiting else None
-    return found.evidence if found else None
+    thrash = find_thrash(facts.inputs.pressure) if facts.inputs.running or facts.inputs.waiting else None
+    return thrash.evidence if thrash else None
 
 
-def node_cut_off(facts: Facts) -> list[Evidence] | None:
-    """It waits, or lost a backend, and the node of a backend neither answers nor sends samples, or nobody
-    acknowledges what is sent between the two"""
+def node_unreachable(facts: Facts) -> list[Evidence] | None:
+    """It waits, or lost a backend, and a backend's node neither answers nor sends samples, or what is sent
+    between the two is not acknowledged"""
     if not (facts.inputs.waiting or broke_at_a_backend(facts)):
         return None
     return [
-        Evidence(source=f"node {node}", line=_silence(seen))
-        for node, seen in facts.inputs.backends.items()
-        if seen.unheard or not (seen.reachable or _heard(seen))
+        Evidence(source=f"node {node}", line=_silence(backend))
+        for node, backend in facts.inputs.backends.items()
+        if backend.unheard or not (backend.reachable or _sends_samples(backend))
     ] or None
 
 
-def _heard(seen: BackendSeen) -> bool:
-    """Whether its samples still come: then its network works, whatever else kept a login from it."""
-    return seen.silent_s is not None and seen.silent_s < SILENT_AFTER_S
+def _sends_samples(backend: BackendSnapshot) -> bool:
+    """Then its network works, whatever made a login fail."""
+    return backend.silent_s is not None and backend.silent_s < SILENT_AFTER_S
 
 
-def _silence(seen: BackendSeen) -> str:
-    if seen.reachable and seen.unheard:
-        return seen.unheard
-    since = f"; its last sample is {seen.silent_s:.0f} s old" if seen.silent_s is not None else ""
+def _silence(backend: BackendSnapshot) -> str:
+    if backend.reachable and backend.unheard:
+        return backend.unheard
+    since = f"; its last sample is {backend.silent_s:.0f} s old" if backend.silent_s is not None else ""
     return f"the node cannot be reached{since}"
 
 
-def no_way(facts: Facts) -> list[Evidence] | None:
-    """It failed or waits; its log, or a node's journal or kernel log, says that packets found no way"""
+def no_route(facts: Facts) -> list[Evidence] | None:
+    """It failed or waits; its log, or a node's journal or kernel log, says that packets found no route"""
     if not (facts.failed or facts.inputs.waiting):
         return None
-    own = facts.log(rpc.NO_WAY)
-    found = [own.evidence] if own else []
+    own = facts.best_line(rpc.NO_ROUTE)
+    evidence = [own.evidence] if own else []
     if broke_at_a_backend(facts) or facts.inputs.waiting:
-        found += [
+        evidence += [
             Evidence(source=f"journal {node}", line=hit.text)
-            for node, seen in facts.around.items()
-            if (hit := seen.find(rpc.NO_WAY))
+            for node, matches in facts.journals.items()
+            if (hit := matches.first(rpc.NO_ROUTE))
         ]
-    return found or None
+    return evidence or None
 
 
 def backend_stopped(facts: Facts) -> list[Evidence] | None:
@@ -70,44 +109,52 @@ def backend_stopped(facts: Facts) -> list[Evidence] | None:
         return None
     return [
         Evidence(
-            source=f"process {node}", line=f"rpc-server is stopped (state {seen.state}), peer {seen.peer}"
+            source=f"process {node}",
+            line=f"rpc-server is stopped (state {backend.state}), peer {backend.peer}",
         )
-        for node, seen in facts.inputs.backends.items()
-        if seen.reachable and seen.peer and seen.state in STOPPED_STATES
+        for node, backend in facts.inputs.backends.items()
+        if backend.reachable and backend.peer and backend.state in STOPPED_STATES
     ] or None
 
 
-def backends_idle(facts: Facts) -> list[Evidence] | None:
-    """It waits, and every backend that serves it lives and uses no CPU (under 2% of a core for 3 s)"""
+def all_backends_idle(facts: Facts) -> list[Evidence] | None:
+    """It waits, and every backend that serves it runs and uses no CPU (under 2% of a core for 3 s)"""
     if not facts.inputs.waiting:
         return None
-    served = {node: seen for node, seen in facts.inputs.backends.items() if seen.reachable and seen.peer}
-    idle = {node: seen for node, seen in served.items() if _idle(seen)}
+    served = {
+        node: backend for node, backend in facts.inputs.backends.items() if backend.reachable and backend.peer
+    }
+    idle = {node: backend for node, backend in served.items() if _idle(backend)}
     if not served or len(idle) < len(served):
         return None
     return [
         Evidence(
             source=f"process {node}",
-            line=f"rpc-server (state {seen.state or '?'}) used {seen.cpu_s:.2f} s of CPU "
-            f"in {seen.window_s:.0f} s, with {seen.peer} connected",
+            line=f"rpc-server (state {backend.state or '?'}) used {backend.cpu_s:.2f} s of CPU "
+            f"in {backend.window_s:.0f} s, with {backend.peer} connected",
         )
-        for node, seen in idle.items()
+        for node, backend in idle.items()
     ]
 
 
-def _idle(seen: BackendSeen) -> bool:
-    known = seen.cpu_s is not None and seen.window_s >= LOOKED_AT_S and seen.state not in (None, "R", "D")
-    return known and (seen.cpu_s or 0.0) < IDLE_CPU_SHARE * seen.window_s
+def _idle(backend: BackendSnapshot) -> bool:
+    if backend.cpu_s is None or backend.window_s < MIN_WINDOW_S or backend.state in (None, "R", "D"):
+        return False
+    return backend.cpu_s < IDLE_CPU_SHARE * backend.window_s
 
 
 def other_build_at_the_end(facts: Facts) -> list[Evidence] | None:
     """It lost a backend, died of SIGSEGV or failed a check, the builds differ, and no backend was killed"""
     differing = differing_builds(facts)
-    broke = broke_at_a_backend(facts) or facts.log(ends.ASSERTION) or facts.died_of(*_SEGFAULTS) is not None
+    broke = (
+        broke_at_a_backend(facts) or facts.best_line(ends.ASSERTION) or facts.died_of(*_SEGFAULTS) is not None
+    )
     if not differing or not facts.failed or not broke:
         return None
     killed = any(count > 0 for count in facts.inputs.oom_kills.values()) or any(
-        seen.find(kind) for seen in facts.around.values() for kind in (ends.KILLED, memory.KERNEL_OOM)
+        matches.first(kind)
+        for matches in facts.journals.values()
+        for kind in (ends.KILLED, hardware.KERNEL_OOM)
     )
     return None if killed else differing
 
@@ -123,8 +170,3 @@ def differing_builds(facts: Facts) -> list[Evidence] | None:
     if len(set(builds.values())) < 2:
         return None
     return [Evidence(source=f"build {node}", line=f"llama.cpp {build}") for node, build in builds.items()]
-
-
-def waits(facts: Facts) -> list[Evidence] | None:
-    """It runs, and a request or a load makes no progress"""
-    return [] if facts.inputs.waiting else None

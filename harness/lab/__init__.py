@@ -1,5 +1,1 @@
-"""The lab: systemd machines on this computer, for trying everything else for real.
-
-The role ``lab_node`` calls ``python -m harness.lab`` for the steps whose order matters when they are
-cut short.
-"""
+"""The lab: systemd machines on this computer, for tests against real systems."""

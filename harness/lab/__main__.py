@@ -1,6 +1,7 @@
-"""Steps of the role ``lab_node``: ``python -m harness.lab STEP [MACHINE] < lab.json``.
+"""Steps of the role ``lab_node`` whose order matters: ``python -m harness.lab STEP [MACHINE] < lab.json``.
 
-Each prints ``{"changed": ...}``; what a person can act on goes to standard error in one line each, exit 1.
+Each prints ``{"changed": ...}``; on an error it prints a line for each problem to standard error and
+exits with 1.
 """
 
 import json
@@ -8,20 +9,17 @@ import sys
 from collections.abc import Callable
 
 from harness.errors import HarnessError
-from harness.lab.build import build_image
-from harness.lab.ground import claim, down, ground_up, held
-from harness.lab.image import wanted_image
-from harness.lab.machine import Machine, make, start
+from harness.lab.image import build_image, wanted_image
+from harness.lab.machine import Machine, make, start, wait_until_reachable
 from harness.lab.preflight import obstacles
-from harness.lab.reach import wait_until_reachable
+from harness.lab.running import retune
+from harness.lab.shared import claim, down, locked, shared_up
 from harness.lab.spec import LabSpec, parse_spec
-from harness.lab.tune import retune
 
 
-def _preflight(lab: LabSpec) -> bool:
-    if found := obstacles(lab):
-        raise HarnessError("\n".join(found))
-    return False
+def _preflight(lab: LabSpec) -> None:
+    if lines := obstacles(lab):
+        raise HarnessError("\n".join(lines))
 
 
 def _keep(machine: Machine) -> bool:
@@ -29,40 +27,32 @@ def _keep(machine: Machine) -> bool:
     return start(machine) or retune(machine) or changed
 
 
-def _wait(machine: Machine) -> bool:
-    wait_until_reachable(machine)
-    return False
-
-
-LAB_STEPS: dict[str, Callable[[LabSpec], bool]] = {
+LAB_STEPS: dict[str, Callable[[LabSpec], bool | None]] = {
     "preflight": _preflight,
     "claim": claim,
     "image": build_image,
-    "ground": ground_up,
+    "shared": shared_up,
     "down": down,
 }
-MACHINE_STEPS: dict[str, Callable[[Machine], bool]] = {
-    "keep": _keep,
-    "wait": _wait,
-}
+MACHINE_STEPS: dict[str, Callable[[Machine], bool | None]] = {"keep": _keep, "wait": wait_until_reachable}
 _UNLOCKED = ("preflight", "image", "wait")
-"""Steps that touch nothing of the lab's, or may take minutes."""
+"""Steps that change nothing of the lab, or may take minutes."""
 
 
 def step(lab: LabSpec, name: str, machine: str | None) -> bool:
-    """Run one step; tells whether it changed anything.
+    """Run one step; returns whether it changed anything.
 
     Raises:
         HarnessError: there is no such step, or it failed.
     """
     if name not in (LAB_STEPS if machine is None else MACHINE_STEPS):
         raise HarnessError(f"no step '{name}'; there are {', '.join([*LAB_STEPS, *MACHINE_STEPS])}")
-    with held(lab, "none" if name in _UNLOCKED else "alone" if name == "down" else "shared") as recorded:
-        if (machine is not None or name == "ground") and not lab.record.exists():
-            raise HarnessError(f"lab {lab.name} was taken down meanwhile")
-        if machine is None:
-            return LAB_STEPS[name](lab if name in ("preflight", "claim", "image") else recorded)
-        return MACHINE_STEPS[name](Machine(recorded, machine))
+    with locked(lab, "none" if name in _UNLOCKED else "alone" if name == "down" else "shared") as recorded:
+        if (machine is not None or name == "shared") and not lab.record.exists():
+            raise HarnessError(f"lab {lab.name} was taken down before this step")
+        if machine is not None:
+            return bool(MACHINE_STEPS[name](Machine(recorded, machine)))
+        return bool(LAB_STEPS[name](lab if name in ("preflight", "claim", "image") else recorded))
 
 
 def main(arguments: list[str]) -> int:

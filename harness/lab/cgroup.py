@@ -1,7 +1,7 @@
 """Control groups around whole machines, for hosts with version 1, version 2, or both.
 
-Every group is made in every hierarchy but cpuset (which refuses processes until it is told of CPUs), so
-that two machines never meet in one group, whichever hierarchy the systemd inside them looks at.
+Every group is made in every hierarchy but cpuset (which refuses processes until CPUs are assigned), so that
+two machines never share a group, whichever hierarchy the systemd inside them reads.
 """
 
 import contextlib
@@ -9,13 +9,14 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import HarnessError
 
 _CPU_PERIOD_US = 100_000
-_UNREACHED = 1 << 50
+_UNREACHABLE_RATE = 1 << 50
 """Bytes per second that no disk reads."""
 _WANTED = ("memory", "cpu", "pids", "io")
 
@@ -40,7 +41,7 @@ class Usage:
 
 def parse_hierarchies(mountinfo: str) -> list[Hierarchy]:
     """Hierarchies in the text of ``/proc/self/mountinfo`` (proc(5)), first mount of each."""
-    found: dict[tuple[int, frozenset[str]], Hierarchy] = {}
+    trees: dict[tuple[int, frozenset[str]], Hierarchy] = {}
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
         root, mount = left.split()[3:5]
@@ -50,17 +51,15 @@ def parse_hierarchies(mountinfo: str) -> list[Hierarchy]:
         version = 2 if kind == "cgroup2" else 1
         names = frozenset() if version == 2 else frozenset(options.split(",")) - {"rw", "ro", "xattr"}
         if "cpuset" not in names:
-            found.setdefault((version, names), Hierarchy(Path(mount), version, names))
-    return list(found.values())
+            trees.setdefault((version, names), Hierarchy(Path(mount), version, names))
+    return list(trees.values())
 
 
 class Groups:
     """The computer's control groups."""
 
     def __init__(self, hierarchies: list[Hierarchy] | None = None) -> None:
-        if hierarchies is None:
-            hierarchies = parse_hierarchies(Path("/proc/self/mountinfo").read_text())
-        self.hierarchies = hierarchies
+        self.hierarchies = hierarchies or parse_hierarchies(Path("/proc/self/mountinfo").read_text())
 
     def folder(self, controller: str, group: Path) -> Path:
         """Folder of ``group`` where ``controller`` is in force.
@@ -71,7 +70,7 @@ class Groups:
         for tree in self.hierarchies:
             if tree.version == 1 and controller in tree.controllers:
                 return tree.mount / group
-        # Version 2 has no controller of its own for CPU time: every group counts it.
+        # Version 2 has no separate controller for CPU time: every group counts it.
         controller = "cpu" if controller == "cpuacct" else controller
         for tree in self.hierarchies:
             if tree.version == 2 and controller in (tree.mount / "cgroup.controllers").read_text().split():
@@ -105,15 +104,12 @@ class Groups:
         Raises:
             HarnessError: what the group holds does not fit, or did not go to swap within ``deadline_s``.
         """
-        folder = self.folder("memory", group)
+        folder, until = self.folder("memory", group), time.monotonic() + deadline_s
         try:
             if (folder / "memory.max").exists():
-                (folder / "memory.max").write_text(str(memory))
-                _write_if_there(folder / "memory.swap.max", str(swap))
+                _limit_v2(folder, memory, swap, until)
             else:
-                _write_if_there(folder / "memory.memsw.limit_in_bytes", "-1")
-                _shrink(folder / "memory.limit_in_bytes", memory, time.monotonic() + deadline_s)
-                _write_if_there(folder / "memory.memsw.limit_in_bytes", str(memory + swap))
+                _limit_v1(folder, memory, swap, until)
         except OSError as error:
             raise HarnessError(f"{group}: the kernel refuses a limit of {memory} bytes: {error}") from None
         cpus = self.folder("cpu", group)
@@ -124,21 +120,20 @@ class Groups:
             (cpus / "cpu.cfs_period_us").write_text(str(_CPU_PERIOD_US))
             (cpus / "cpu.cfs_quota_us").write_text(str(quota or -1))
 
-    def count_disks(self, group: Path, sys: Path = Path("/sys")) -> Path | None:
+    def count_disks(self, group: Path) -> Path | None:
         """Have the bytes that ``group`` reads from and writes to disks counted.
 
-        Version 2 does so by itself, in the folder of the memory controller. Version 1 counts only once some
-        group has a limit for the disk: here one that nobody reaches.
+        Version 2 always counts, in the folder of the memory controller. Version 1 counts only once some group
+        has a limit for the disk: here one that no disk reaches.
 
         Returns:
             Folder that holds version 1's counters; None with version 2, or where nothing counts.
         """
         tree = next((tree for tree in self.hierarchies if "blkio" in tree.controllers), None)
-        if tree is None or not (tree.mount / group / "blkio.throttle.read_bps_device").exists():
+        if tree is None or not (limit := tree.mount / group / "blkio.throttle.read_bps_device").exists():
             return None
-        for disk in sorted((sys / "block").glob("*/device")):
-            number = (disk.parent / "dev").read_text().strip()
-            (tree.mount / group / "blkio.throttle.read_bps_device").write_text(f"{number} {_UNREACHED}")
+        for disk in sorted(Path("/sys/block").glob("*/device")):
+            limit.write_text(f"{(disk.parent / 'dev').read_text().strip()} {_UNREACHABLE_RATE}")
         return tree.mount / group
 
     def usage(self, group: Path) -> Usage:
@@ -155,15 +150,15 @@ class Groups:
 
     def processes(self, group: Path) -> set[int]:
         """Every process in ``group`` or below it."""
-        found: set[int] = set()
+        pids: set[int] = set()
         for tree in self.hierarchies:
             for procs in (tree.mount / group).rglob("cgroup.procs"):
                 with contextlib.suppress(OSError):
-                    found |= {int(pid) for pid in procs.read_text().split()}
-        return found - {0}
+                    pids |= {int(pid) for pid in procs.read_text().split()}
+        return pids - {0}
 
     def remove(self, group: Path, deadline_s: float = 20) -> bool:
-        """Kill whatever is in ``group`` and remove it; tells whether there was anything to do.
+        """Kill whatever is in ``group`` and remove it; returns whether there was anything to do.
 
         Raises:
             HarnessError: a process in it does not die.
@@ -179,43 +174,67 @@ class Groups:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
-        for folder in folders:
-            _remove_tree(folder, until)
+        # The kernel releases a group's last process a moment after it left cgroup.procs.
+        for path in (path for folder in folders for path in sorted(folder.glob("**/"), reverse=True)):
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    _retry_while_busy(path.rmdir, until)
+            except OSError as error:
+                raise HarnessError(f"cgroup {path} cannot be removed: {error}") from None
         return True
 
 
-def _write_if_there(path: Path, text: str) -> None:
-    if path.exists():
-        path.write_text(text)
+def _limit_v2(folder: Path, memory: int, swap: int, until: float) -> None:
+    """Lower ``memory.high`` first: a ``memory.max`` below what is in use kills where swap is slow.
+
+    Raises:
+        OSError: what is in use did not go to swap in time; the limits are as they were.
+    """
+    swap_file, high = folder / "memory.swap.max", folder / "memory.high"
+    with _restored_on_error(swap_file):
+        if swap_file.exists():
+            swap_file.write_text(str(swap))
+        try:
+            while (used := int((folder / "memory.current").read_text())) > memory:
+                if time.monotonic() > until:
+                    raise OSError(errno.EBUSY, f"{used} bytes are in use and did not go to swap")
+                high.write_text(str(memory))  # each write reclaims a part
+                time.sleep(0.02)
+            (folder / "memory.max").write_text(str(memory))
+        finally:
+            high.write_text("max")
 
 
-def _shrink(path: Path, memory: int, until: float) -> None:
+def _limit_v1(folder: Path, memory: int, swap: int, until: float) -> None:
     # Version 1 gives up (EBUSY) after a few rounds of reclaim that freed nothing, as on a slow swap device.
+    alone, with_swap = folder / "memory.limit_in_bytes", folder / "memory.memsw.limit_in_bytes"
+    with _restored_on_error(alone), _restored_on_error(with_swap):
+        if with_swap.exists():
+            with_swap.write_text("-1")
+        _retry_while_busy(lambda: alone.write_text(str(memory)), until)
+        if with_swap.exists():
+            _retry_while_busy(lambda: with_swap.write_text(str(memory + swap)), until)
+
+
+@contextlib.contextmanager
+def _restored_on_error(path: Path) -> Iterator[None]:
+    before = path.read_text().strip() if path.exists() else ""
+    try:
+        yield
+    except OSError:
+        if before:
+            with contextlib.suppress(OSError):
+                path.write_text(before)
+        raise
+
+
+def _retry_while_busy(action: Callable[[], object], until: float) -> None:
     while True:
         try:
-            path.write_text(str(memory))
+            action()
         except OSError as error:
             if error.errno != errno.EBUSY or time.monotonic() > until:
                 raise
-            time.sleep(0.1)
+            time.sleep(0.05)
         else:
             return
-
-
-def _remove_tree(folder: Path, until: float) -> None:
-    for below in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
-        _rmdir(below, until)
-    _rmdir(folder, until)
-
-
-def _rmdir(folder: Path, until: float) -> None:
-    # The kernel lets go of a group's last process a moment after it is gone from cgroup.procs.
-    while True:
-        try:
-            return folder.rmdir()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno != errno.EBUSY or time.monotonic() > until:
-                raise HarnessError(f"cgroup {folder} cannot be removed: {error}") from None
-            time.sleep(0.02)

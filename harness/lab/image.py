@@ -1,18 +1,25 @@
-"""The root file system that all machines share: what defines it, and so its name."""
+"""The root file system that all machines share: what defines it, and how one builder at a time makes it."""
 
+import fcntl
 import hashlib
 import json
 import os
+import platform
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
 
 from harness.errors import HarnessError
-from harness.lab.shell import run
 from harness.lab.spec import LabSpec
+from harness.lab.system import run, take_lock
 
 RECIPE = 2
-"""Raised whenever what is done to a file system beside its packages changes."""
+"""Raised whenever the steps that make a file system change, apart from its packages."""
 
 MACHINE_PACKAGES = [
     "ca-certificates",
@@ -35,6 +42,8 @@ _CUSTOMIZE = [
     ': > "$1"/etc/default/locale',
     f'printf "{_SSHD}" > "$1"/etc/ssh/sshd_config.d/lab.conf',
 ]
+_KILL_DEADLINE_S = 20.0
+_SPARE_IMAGES = 2
 _TARGET_FORMAT = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SIGNED_BY)"
 _APT_SETTINGS = (
     "Acquire::http::Proxy",
@@ -46,19 +55,19 @@ _APT_SETTINGS = (
 
 
 def declared_packages(roles: Path) -> list[str]:
-    """Packages that the roles ask for on a node: the list ``<role>_packages`` in each role's defaults.
+    """Packages that the roles install on a node: the list ``<role>_packages`` in each role's defaults.
 
     Raises:
         HarnessError: such a variable is not a plain list of names.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     for defaults in sorted(roles.glob("*/defaults/main.y*ml")):
         role = defaults.parents[1].name
-        asked = (yaml.safe_load(defaults.read_text()) or {}).get(f"{role}_packages", [])
-        if not isinstance(asked, list) or not all(isinstance(n, str) and "{" not in n for n in asked):
+        declared = (yaml.safe_load(defaults.read_text()) or {}).get(f"{role}_packages", [])
+        if not isinstance(declared, list) or not all(isinstance(n, str) and "{" not in n for n in declared):
             raise HarnessError(f"{defaults}: {role}_packages must be a plain list of package names")
-        found |= set(asked)
-    return sorted(found)
+        names |= set(declared)
+    return sorted(names)
 
 
 def packages(lab: LabSpec) -> list[str]:
@@ -69,13 +78,12 @@ def packages(lab: LabSpec) -> list[str]:
 
 def host_release() -> tuple[str, str]:
     """Distribution and code name of this computer, which the machines share (os-release(5))."""
-    pairs = (line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
-    values = {key: value.strip('"') for key, value in pairs}
-    return values.get("ID", "unknown"), values.get("VERSION_CODENAME", "")
+    release = platform.freedesktop_os_release()
+    return release["ID"], release.get("VERSION_CODENAME", "")
 
 
 def image_name(distribution: str, codename: str, machine: str, names: list[str]) -> str:
-    """Name that changes with whatever defines the image."""
+    """Name that changes with everything that defines the image."""
     text = json.dumps([RECIPE, distribution, codename, machine, names, _CUSTOMIZE])
     return f"{distribution}-{codename}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -95,21 +103,21 @@ def apt_sources(targets: str, codename: str) -> list[str]:
     Raises:
         HarnessError: the computer has no source of that release.
     """
-    found: dict[tuple[str, str, str], list[str]] = {}
+    sources: dict[tuple[str, str, str], list[str]] = {}
     for row in targets.splitlines():
         uri, suite, component, signed_by = row.split("|")
         base = suite.split("/")[0].removesuffix("-updates").removesuffix("-security")
         if base == codename:
             option = f"[signed-by={signed_by}] " if signed_by.startswith("/") else ""
-            components = found.setdefault((option, uri, suite), [])
+            components = sources.setdefault((option, uri, suite), [])
             if component not in components:
                 components.append(component)
-    if not found:
+    if not sources:
         raise HarnessError(
             f"apt on this computer has no source of '{codename}'; "
-            "mend /etc/apt/sources.list.d, then apt-get update"
+            "add one to /etc/apt/sources.list.d, then apt-get update"
         )
-    return [f"deb {option}{uri} {suite} {' '.join(parts)}" for (option, uri, suite), parts in found.items()]
+    return [f"deb {option}{uri} {suite} {' '.join(parts)}" for (option, uri, suite), parts in sources.items()]
 
 
 def mmdebstrap(target: Path, names: list[str], codename: str) -> list[str]:
@@ -128,3 +136,69 @@ def mmdebstrap(target: Path, names: list[str], codename: str) -> list[str]:
         *(codename, str(target)),
         *apt_sources(targets, codename),
     ]
+
+
+def build_image(lab: LabSpec) -> bool:
+    """Make the image for machines that are not made yet; returns whether it was missing."""
+    image = wanted_image(lab)
+    if not lab.unmade:
+        return False
+    if image.is_dir():
+        os.utime(image)
+        return False
+    lab.images.mkdir(parents=True, exist_ok=True)
+    with _only_builder(lab):
+        if image.is_dir():
+            return False
+        _remove(list(lab.images.glob("*.partial")))
+        _remove(_outdated(lab))
+        partial = image.with_name(f"{image.name}.partial")
+        run(*mmdebstrap(partial, packages(lab), host_release()[1]))
+        partial.rename(image)
+    return True
+
+
+def stop_build(lab: LabSpec) -> bool:
+    """End a build that an interrupted `up` of this lab left running, and remove its partial image."""
+    path = lab.images / ".lock"
+    if not path.exists():
+        return False
+    with path.open("r+") as lock:
+        if not take_lock(lock):
+            name, _, pid = lock.read().partition(" ")
+            if name != lab.name:
+                return False
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+            take_lock(lock, _KILL_DEADLINE_S)
+        stale = list(lab.images.glob("*.partial"))
+        _remove(stale)
+    return bool(stale)
+
+
+def _outdated(lab: LabSpec) -> list[Path]:
+    """Images that no machine uses, except the ones used last."""
+    used = {json.loads(record.read_text())["image"] for record in lab.root.glob("*/machines/*/machine.json")}
+    free = [image for image in lab.images.iterdir() if image.is_dir() and str(image) not in used]
+    return sorted(free, key=lambda image: image.stat().st_mtime, reverse=True)[_SPARE_IMAGES:]
+
+
+@contextmanager
+def _only_builder(lab: LabSpec) -> Iterator[None]:
+    """Lock the images folder, and record who builds there."""
+    with (lab.images / ".lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(f"{lab.name} {os.getpid()}")
+        lock.flush()
+        yield
+
+
+def _remove(folders: list[Path]) -> None:
+    """Remove whole trees; a dying builder may still write, so each is tried until the deadline."""
+    until = time.monotonic() + _KILL_DEADLINE_S
+    for folder in folders:
+        while folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists() and time.monotonic() > until:
+                raise HarnessError(f"{folder} cannot be removed; end what uses it, then try again")

@@ -1,19 +1,18 @@
-"""The lab's network: a bridge, a fence around it, and one cable per machine, shaped where asked."""
+"""The lab's network: a bridge, a firewall around it, and one cable per machine with its rate."""
 
 import hashlib
 import json
-import re
 from pathlib import Path
 
-from harness.lab.shell import run, succeeds
 from harness.lab.spec import LabSpec, MachineSpec, veth_name
+from harness.lab.system import run, succeeds
 
 MACHINE_INTERFACE = "host0"
 _RATE = {"k": 10**3, "m": 10**6, "g": 10**9}
 
 
 def bridge_up(lab: LabSpec) -> bool:
-    """Have the lab's bridge with this computer's address on it; tells whether anything changed."""
+    """Make the lab's bridge with this computer's address on it; returns whether anything changed."""
     changed = False
     if not succeeds("ip", "link", "show", lab.bridge):
         address = hardware_address(lab.name, lab.bridge)
@@ -30,47 +29,37 @@ def bridge_up(lab: LabSpec) -> bool:
 
 
 def bridge_down(lab: LabSpec) -> bool:
-    """Remove the bridge; tells whether there was one."""
-    if not succeeds("ip", "link", "show", lab.bridge):
-        return False
-    run("ip", "link", "delete", lab.bridge)
-    return True
+    """Remove the bridge; returns whether there was one."""
+    return succeeds("ip", "link", "delete", lab.bridge)
 
 
-def fence_up(lab: LabSpec) -> bool:
-    """Nothing is forwarded into the lab or out of it, whatever this computer forwards for others."""
+def firewall_up(lab: LabSpec) -> bool:
+    """Forward nothing into the lab or out of it; returns whether that changed anything."""
     if succeeds("nft", "list", "chain", "inet", lab.table, "forward"):
         return False
     inside, outside = f'iifname "{lab.bridge}"', f'oifname "{lab.bridge}"'
-    run(
-        "nft",
-        "-f",
-        "-",
-        stdin=f"""table inet {lab.table} {{
-            chain forward {{
-                type filter hook forward priority filter; policy accept;
-                {inside} {outside} accept
-                {inside} drop
-                {outside} drop
-            }}
-        }}""",
-    )
+    ruleset = f"""table inet {lab.table} {{
+        chain forward {{
+            type filter hook forward priority filter; policy accept;
+            {inside} {outside} accept
+            {inside} drop
+            {outside} drop
+        }}
+    }}"""
+    run("nft", "-f", "-", stdin=ruleset)
     return True
 
 
-def fence_down(lab: LabSpec) -> bool:
-    """Remove the fence; tells whether there was one."""
-    if not succeeds("nft", "list", "table", "inet", lab.table):
-        return False
-    run("nft", "delete", "table", "inet", lab.table)
-    return True
+def firewall_down(lab: LabSpec) -> bool:
+    """Remove the firewall; returns whether there was one."""
+    return succeeds("nft", "delete", "table", "inet", lab.table)
 
 
 def hardware_address(lab: str, device: str) -> str:
     """MAC address of a device of the lab, the same whenever it is made: unicast, locally administered.
 
-    One drawn anew at each boot would leave neighbours with a stale entry, and some seconds without an answer;
-    and a bridge without one of its own takes the lowest of its cables', which come and go.
+    A random one at each boot would leave neighbours with a stale entry, and some seconds without an answer;
+    a bridge without an address takes the lowest of its cables', which change.
     """
     digest = hashlib.sha256(f"{lab} {device}".encode()).digest()
     return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
@@ -93,23 +82,29 @@ def plug(lab: LabSpec, machine: MachineSpec, namespace: Path) -> None:
 
 
 def unplug(lab: LabSpec, machine: str) -> bool:
-    """Remove a cable that a killed machine left; tells whether there was one."""
-    cable = veth_name(lab.name, machine)
-    # It may go by itself at any moment, with the last process of its namespace.
-    return succeeds("ip", "link", "delete", cable)
+    """Remove a cable that a killed machine left; returns whether there was one."""
+    # The kernel may remove it at any moment, with the last process of its namespace.
+    return succeeds("ip", "link", "delete", veth_name(lab.name, machine))
 
 
 def shape(lab: LabSpec, machine: MachineSpec, inside: tuple[str, ...]) -> None:
-    """Set or lift the rate of a machine's cable in both directions."""
-    ends: list[tuple[tuple[str, ...], str]] = [
-        ((), veth_name(lab.name, machine.name)),
-        (inside, MACHINE_INTERFACE),
-    ]
-    for prefix, device in ends:
+    """Set or remove the rate limit of a machine's cable in both directions."""
+    cable: tuple[str, ...] = ("dev", veth_name(lab.name, machine.name), "root")
+    for prefix, end in (((), cable), (inside, ("dev", MACHINE_INTERFACE, "root"))):
         if machine.rate:
-            run(*prefix, "tc", "qdisc", "replace", "dev", device, "root", *tbf(machine.rate))
+            run(*prefix, "tc", "qdisc", "replace", *end, *tbf(machine.rate))
         else:
-            succeeds(*prefix, "tc", "qdisc", "delete", "dev", device, "root")
+            succeeds(*prefix, "tc", "qdisc", "delete", *end)
+
+
+def shaped_rate(device: str) -> int | None:
+    """Bits per second of the token bucket on ``device``; None where there is none, or no such device."""
+    if not succeeds("ip", "link", "show", device):
+        return None
+    for discipline in json.loads(run("tc", "-j", "qdisc", "show", "dev", device)):
+        if discipline["kind"] == "tbf":
+            return int(discipline["options"]["rate"]) * 8
+    return None
 
 
 def tbf(rate: str) -> list[str]:
@@ -121,7 +116,4 @@ def tbf(rate: str) -> list[str]:
 
 def bits_per_second(rate: str) -> float:
     """The number in ``1gbit`` (decimal units, as tc counts)."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg])bit", rate)
-    if not found:
-        raise ValueError(f"'{rate}' is not a rate such as 1gbit")
-    return float(found[1]) * _RATE[found[2]]
+    return float(rate.removesuffix("bit")[:-1]) * _RATE[rate[-4]]

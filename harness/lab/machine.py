@@ -12,18 +12,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.common.text import last_line
 from harness.errors import HarnessError
 from harness.lab import link
 from harness.lab.cgroup import Groups
-from harness.lab.shell import run, succeeds, write_atomically
 from harness.lab.spec import LabSpec, MachineSpec
+from harness.lab.system import succeeds, write_if_changed
 
 _NSPAWN_RUN = Path("/run/systemd/nspawn")
+_REACHABLE_WITHIN_S = 90.0
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine of a lab, by name; nothing here needs it to exist."""
+    """A machine of a lab, by name; it need not exist."""
 
     lab: LabSpec
     name: str
@@ -50,6 +52,11 @@ class Machine:
     def kernel_log(self) -> Path:
         """What the host's kernel log says of the machine's processes, since it was booted last."""
         return self.folder / "kernel.log"
+
+    @property
+    def disk_image(self) -> Path:
+        """File of the small disk that ``running.attach_disk`` mounts inside."""
+        return self.folder / "disk.img"
 
     @property
     def group(self) -> Path:
@@ -80,19 +87,17 @@ class Machine:
         return None
 
     def state(self) -> str:
-        """booting, running, off, failed, or stopped (made, but nothing runs it)."""
-        if self.supervisor() is None:
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                last = str(json.loads(self.state_file.read_text())["state"])
-                return last if last in ("off", "failed") else "stopped"
-            return "stopped"
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return str(json.loads(self.state_file.read_text())["state"])
-        return "booting"
+        """``booting``, ``running``, ``off``, ``failed``, or ``stopped`` (made, but without a supervisor)."""
+        supervised = self.supervisor() is not None
+        try:
+            recorded = str(json.loads(self.state_file.read_text())["state"])
+        except (FileNotFoundError, ValueError):
+            recorded = "booting"
+        return recorded if supervised or recorded in ("off", "failed") else "stopped"
 
 
 def make(machine: Machine, spec: MachineSpec, image: Path) -> bool:
-    """Have the machine's folder as ``spec`` says; tells whether it changed.
+    """Make the machine's folder as ``spec`` says; returns whether it changed.
 
     A machine keeps the image it was made from: its own files lie on top of that one.
     """
@@ -102,47 +107,41 @@ def make(machine: Machine, spec: MachineSpec, image: Path) -> bool:
             return False
         if before.address != spec.address:
             raise HarnessError(
-                f"{spec.name}: its address is {before.address}, and {spec.address} is asked for; "
+                f"{spec.name}: its address is {before.address}, and the inventory says {spec.address}; "
                 "take the lab down first"
             )
     else:
         remove(machine)
         _seed(machine, spec)
     text = json.dumps({"machine": spec.model_dump(mode="json"), "image": str(image)})
-    return write_atomically(machine.record, text)
+    return write_if_changed(machine.record, text)
 
 
 def _seed(machine: Machine, spec: MachineSpec) -> None:
-    """Write what makes this machine itself: its name, its neighbours, who may log in, its host key."""
+    """Write what differs between machines: name, neighbours, who may log in, host key."""
     upper = machine.folder / "upper"
-    for folder in (
-        upper,
-        machine.folder / "work",
-        machine.folder / "root",
-        upper / "etc/ssh",
-        upper / "root/.ssh",
-    ):
-        folder.mkdir(parents=True, exist_ok=True)
+    for folder in ("work", "root", "upper/etc/ssh", "upper/root/.ssh"):
+        (machine.folder / folder).mkdir(parents=True, exist_ok=True)
     (upper / "root").chmod(0o700)
     (upper / "root/.ssh").chmod(0o700)
     lab = machine.lab
     neighbours = "".join(f"{other.address} {other.name}\n" for other in lab.machines)
-    write_atomically(upper / "etc/hostname", f"{spec.name}\n")
-    write_atomically(upper / "etc/hosts", f"127.0.0.1 localhost\n{neighbours}")
+    write_if_changed(upper / "etc/hostname", f"{spec.name}\n")
+    write_if_changed(upper / "etc/hosts", f"127.0.0.1 localhost\n{neighbours}")
     public = (lab.folder / "ssh/id_ed25519.pub").read_text()
-    write_atomically(upper / "root/.ssh/authorized_keys", public, 0o600)
+    write_if_changed(upper / "root/.ssh/authorized_keys", public, 0o600)
     for key in (lab.folder / "ssh/hosts" / spec.name).iterdir():
-        write_atomically(upper / "etc/ssh" / key.name, key.read_text(), key.stat().st_mode & 0o777)
+        write_if_changed(upper / "etc/ssh" / key.name, key.read_text(), key.stat().st_mode & 0o777)
 
 
 def apply_limits(machine: Machine) -> None:
-    """Put the recorded memory and CPU limits in force."""
+    """Apply the recorded memory and CPU limits."""
     spec, _ = machine.read()
     Groups().limit(machine.group, spec.memory, machine.lab.swap, spec.cpu)
 
 
 def start(machine: Machine) -> bool:
-    """Have a supervisor that keeps the machine up; tells whether one had to be started."""
+    """Start a supervisor that keeps the machine up; returns whether there was none."""
     if machine.supervisor() is not None:
         return False
     sweep(machine)
@@ -150,7 +149,7 @@ def start(machine: Machine) -> bool:
     log = machine.folder / "supervisor.log"
     with log.open("a") as output:
         process = subprocess.Popen(
-            # A mount namespace of its own: whatever happens, its mounts end with it.
+            # In its own mount namespace: the mounts end with it, however it ends.
             ["unshare", "--mount", "--propagation", "slave", sys.executable, "-m", "harness.lab.supervisor",
              str(machine.lab.record), machine.name],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/",
@@ -160,79 +159,94 @@ def start(machine: Machine) -> bool:
     deadline = time.monotonic() + 20
     while machine.supervisor() is None:
         if process.poll() is not None or time.monotonic() > deadline:
-            last = (log.read_text().strip().splitlines() or ["nothing"])[-1]
             raise HarnessError(
-                f"{machine.name}: the machine's supervisor did not start; its log ends with: {last}"
+                f"{machine.name}: the machine's supervisor did not start; its log ends with: "
+                f"{last_line(log.read_text())}"
             )
         time.sleep(0.02)
     return True
 
 
-def boot_command(machine: Machine, namespace: Path, image_root: Path, groups: Groups) -> list[str]:
-    """Command line of the booted machine; it dies with the process that starts it."""
-    inside = Path("/run/llama-lab")
-    return [
-        # nspawn mounts /sys before it joins the machine's network: start it there, or /sys/class/net is
-        # the host's.
-        *("nsenter", f"--net={namespace}"),
-        *("setpriv", "--pdeathsig", "KILL"),
-        *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--settings=no"),
-        *("--console=read-only", "--link-journal=no", "--resolv-conf=off", "--timezone=off"),
-        f"--directory={image_root}",
-        f"--machine={machine.nspawn_name}",
-        f"--hostname={machine.name}",
-        f"--network-namespace-path={namespace}",
-        "--capability=CAP_NET_ADMIN",
-        "--rlimit=NOFILE=1024:524288",
-        # systemd's IPAddressDeny= loads BPF programs; nspawn's own filter would not let it.
-        "--system-call-filter=bpf",
-        f"--bind-ro={machine.lab.models}:/srv/llama-models",
-        f"--bind-ro={groups.folder('memory', machine.group)}:{inside}/cgroup",
-        f"--bind-ro={groups.folder('cpuacct', machine.group)}:{inside}/cgroup-cpu",
-        f"--bind-ro={machine.folder / 'swap_bytes'}:{inside}/swap_bytes",
-        f"--bind-ro={machine.kernel_log}:{inside}/kernel.log",
-        *([f"--bind-ro={disks}:{inside}/cgroup-io"] if (disks := groups.count_disks(machine.group)) else []),
+def close_connections(lab: LabSpec, address: str = "*") -> None:
+    """End shared SSH connections (ControlPath of the inventory) to machines that were removed."""
+    for socket in (lab.folder / "ssh").glob(f"cp-{address}-*"):
+        succeeds("ssh", "-o", f"ControlPath={socket}", "-O", "exit", "lab")
+        socket.unlink(missing_ok=True)
+
+
+def wait_until_reachable(machine: Machine) -> None:
+    """Return when the machine answers over SSH and has finished booting.
+
+    Raises:
+        HarnessError: it does not within the deadline; the end of its console is named.
+    """
+    address = str(machine.read()[0].address)
+    ssh = machine.lab.folder / "ssh"
+    command = [
+        *("ssh", "-F", "none", "-i", str(ssh / "id_ed25519")),
+        *("-o", "BatchMode=yes", "-o", "ConnectTimeout=2"),
+        *("-o", f"UserKnownHostsFile={ssh / 'known_hosts'}", "-o", "StrictHostKeyChecking=yes"),
+        *(f"root@{address}", "systemctl", "is-system-running", "--wait"),
     ]
+    deadline = time.monotonic() + _REACHABLE_WITHIN_S
+    answer = "the machine ended"
+    while time.monotonic() < deadline and machine.supervisor() is not None:
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=_REACHABLE_WITHIN_S
+            )
+        except subprocess.TimeoutExpired:
+            answer = "it never finished booting"
+            break
+        if done.stdout.strip() in ("running", "degraded"):
+            return
+        answer = " ".join((done.stderr or done.stdout).split())
+        time.sleep(0.1)
+    raise HarnessError(
+        f"{machine.name}: no SSH at {address} within {_REACHABLE_WITHIN_S:.0f} s ({answer}); "
+        f"{_end_of_log(machine)}"
+    )
+
+
+def _end_of_log(machine: Machine) -> str:
+    for name in ("supervisor.log", "console.log"):
+        log = machine.folder / name
+        if log.exists() and (line := last_line(log.read_text(errors="replace"), "")):
+            return f"{log} ends with: {line}"
+    return f"{machine.folder} holds no log"
 
 
 def sweep(machine: Machine) -> bool:
     """Kill what runs of the machine and remove its group, cable and leftovers; its files stay."""
     groups = Groups()
-    found = [_end_supervisor(machine), groups.remove(machine.supervisor_group), groups.remove(machine.group)]
-    found.append(link.unplug(machine.lab, machine.name))
+    changes = [_end_supervisor(machine), groups.remove(machine.supervisor_group)]
+    changes += [groups.remove(machine.group), link.unplug(machine.lab, machine.name)]
     for kind in ("propagate", "unix-export"):
         leftover = _NSPAWN_RUN / kind / machine.nspawn_name
         if leftover.exists():
             succeeds("umount", leftover)
             leftover.rmdir()
-    return any(found)
+    return any(changes)
 
 
-def _end_supervisor(machine: Machine, deadline_s: float = 15) -> bool:
-    """Have the supervisor end its machine and itself; what then remains is killed with its group."""
+def _end_supervisor(machine: Machine) -> bool:
+    """Have the supervisor end its machine and itself; what remains is killed with its group."""
     pid = machine.supervisor()
     if pid is None:
         return False
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
-    until = time.monotonic() + deadline_s
+    until = time.monotonic() + 15
     while machine.supervisor() is not None and time.monotonic() < until:
         time.sleep(0.02)
     return True
 
 
 def remove(machine: Machine) -> bool:
-    """Leave nothing of the machine; tells whether there was anything."""
-    found = sweep(machine)
+    """Remove everything of the machine; returns whether there was anything."""
+    changed = sweep(machine)
     if not machine.folder.exists():
-        return found
+        return changed
     machine.record.unlink(missing_ok=True)
     shutil.rmtree(machine.folder)
     return True
-
-
-def fresh_namespace(path: Path) -> None:
-    """A new, empty network namespace held by the file ``path``."""
-    succeeds("umount", "--lazy", path)
-    path.touch()
-    run("unshare", f"--net={path}", "true")

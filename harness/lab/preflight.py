@@ -1,45 +1,41 @@
-"""Everything that would stop a lab from coming up, found before anything is touched."""
+"""Everything that would stop a lab from starting, checked before anything is changed."""
 
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network
 from pathlib import Path
 
+from harness.common.text import GIB, gib
 from harness.errors import HarnessError
 from harness.lab.cgroup import Groups
 from harness.lab.image import wanted_image
-from harness.lab.shell import run
 from harness.lab.spec import LabSpec, parse_spec, veth_name
+from harness.lab.system import run
 
-_GIB = 2**30
-IMAGE_BYTES = 2 * _GIB
+IMAGE_BYTES = 2 * GIB
 """Room that making an image takes at its height."""
 MACHINE_RESIDENT_BYTES = 160 * 2**20
-"""What a machine with nothing deployed holds, roundly."""
+"""Memory of a machine with nothing deployed, about."""
 DEPLOYED_BYTES = 350 * 2**20
-"""What a machine with everything deployed and no model holds, roundly."""
+"""Memory of a machine with everything deployed and no model, about."""
 
 
 def obstacles(lab: LabSpec) -> list[str]:
-    """One line per thing in the way, each with the way out; empty when the lab can come up."""
+    """One line for each obstacle, with the way out; empty when the lab can start."""
     if os.geteuid() != 0:
         return ["the lab needs root: run this as root or with sudo"]
-    found = [*_system(), *_tools(lab)]
-    if found:
-        return found
+    if lines := [*_system(), *_tools(lab)]:
+        return lines
     return [*_names(lab), *_memory(lab), *_disk(lab), *_network(lab)]
 
 
 def _system() -> Iterator[str]:
-    values = dict(
-        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
-    )
-    family = f"{values.get('ID', '')} {values.get('ID_LIKE', '')}".replace('"', "").split()
-    if not {"debian", "ubuntu"} & set(family):
-        name = values.get("PRETTY_NAME", "this system").strip('"')
-        yield f"the lab runs on Debian or Ubuntu; this is {name}"
+    release = platform.freedesktop_os_release()
+    if not {"debian", "ubuntu"} & {release["ID"], *release.get("ID_LIKE", "").split()}:
+        yield f"the lab runs on Debian or Ubuntu; this is {release['PRETTY_NAME']}"
     try:
         groups = Groups()
         for controller in ("memory", "cpu"):
@@ -81,9 +77,9 @@ def _names(lab: LabSpec) -> Iterator[str]:
 
 
 def is_foreign(folder: Path) -> bool:
-    """Whether a folder in a lab's place was never one; a claim cut short leaves its half-written record."""
+    """Whether a folder in a lab's place was never one; an interrupted claim leaves a draft of its record."""
     return folder.exists() and any(
-        path.name not in ("lab.json", ".lab.json.partial") for path in folder.iterdir()
+        path.name != "lab.json" and not path.name.startswith(".lab.json.") for path in folder.iterdir()
     )
 
 
@@ -93,13 +89,13 @@ def _memory(lab: LabSpec) -> Iterator[str]:
     loaded = lab.models_memory + DEPLOYED_BYTES * len(lab.machines)
     if lab.models_memory and loaded > total:
         yield (
-            f"memory: the largest model and {len(lab.machines)} machines need {_gib(loaded)}, "
-            f"and this computer has {_gib(total)}"
+            f"memory: the largest model and {len(lab.machines)} machines need {gib(loaded)}, "
+            f"and this computer has {gib(total)}"
         )
     needed = MACHINE_RESIDENT_BYTES * len(lab.unmade)
     if needed > available:
         yield (
-            f"{len(lab.unmade)} machines need {_gib(needed)} of memory to boot and {_gib(available)} is "
+            f"{len(lab.unmade)} machines need {gib(needed)} of memory to boot and {gib(available)} is "
             "available: end something or ask for fewer nodes"
         )
 
@@ -118,34 +114,29 @@ def _disk(lab: LabSpec) -> Iterator[str]:
     for parts in by_device.values():
         total, free = sum(size for _, size, _ in parts), shutil.disk_usage(parts[0][0]).free
         if total > free:
-            sums = " + ".join(f"{what} {_gib(size)}" for _, size, what in parts if size)
+            sums = " + ".join(f"{what} {gib(size)}" for _, size, what in parts if size)
             yield (
-                f"disk: {sums} = {_gib(total)}, and {parts[0][0]} has {_gib(free)}: free some, or set "
+                f"disk: {sums} = {gib(total)}, and {parts[0][0]} has {gib(free)}: free some, or set "
                 "LLAMA_HARNESS_CACHE"
             )
 
 
 def _network(lab: LabSpec) -> Iterator[str]:
     routes = json.loads(run("ip", "-j", "-4", "route", "show", "table", "all"))
-    own = lab.record.exists()
-    for device, network in overlaps(lab.network, routes, ignore={lab.bridge} if own else set()):
+    for device, network in overlaps(lab.network, routes, {lab.bridge} if lab.record.exists() else set()):
         yield f"subnet taken: lab_node_network {lab.network} overlaps {network} on {device}; choose another"
 
 
 def overlaps(
     wanted: IPv4Network, routes: list[dict[str, str]], ignore: Iterable[str]
 ) -> list[tuple[str, IPv4Network]]:
-    """Routes of `ip -j route` that share an address with ``wanted``; a default route is none of them."""
-    found: dict[str, IPv4Network] = {}
+    """Routes of `ip -j route` that share an address with ``wanted``, without default routes."""
+    by_device: dict[str, IPv4Network] = {}
     for route in routes:
         destination, device = str(route.get("dst", "default")), str(route.get("dev", "?"))
         if destination == "default" or device in ignore:
             continue
         network = IPv4Network(destination, strict=False)
         if network.prefixlen > 0 and network.overlaps(wanted):
-            found.setdefault(device, network)
-    return list(found.items())
-
-
-def _gib(size: int) -> str:
-    return f"{size / _GIB:.1f} GiB"
+            by_device.setdefault(device, network)
+    return list(by_device.items())

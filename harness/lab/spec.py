@@ -1,7 +1,6 @@
-"""What a lab is to be: its name, its network, its machines, and where each part of it lives."""
+"""The description of a lab: its name, network and machines, and where each part of it is."""
 
 import hashlib
-import re
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -9,19 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from harness.common.text import first_error, parse_size
 from harness.errors import HarnessError
 
 LABS = Path("/var/lib/llama-harness/labs")
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _INTERFACE_NAME_MAX = 15
-
-
-def parse_size(value: Any) -> int:
-    """Bytes in ``5.6G``, ``512M`` or a plain number (binary units)."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:iB|B)?", str(value).strip(), re.IGNORECASE)
-    if not found:
-        raise ValueError(f"'{value}' is not a size such as 512M or 5.6G")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
 Size = Annotated[int, BeforeValidator(parse_size)]
@@ -68,14 +59,14 @@ class LabSpec(_Strict):
 
     @model_validator(mode="after")
     def _addresses_fit(self) -> "LabSpec":
-        seen = {self.gateway}
+        taken = {self.gateway}
         for machine in self.machines:
-            if machine.address not in self.network or machine.address in seen:
+            if machine.address not in self.network or machine.address in taken:
                 raise ValueError(
                     f"{machine.name}: address {machine.address} is outside {self.network}, taken twice, "
                     f"or the computer's own ({self.gateway})"
                 )
-            seen.add(machine.address)
+            taken.add(machine.address)
         return self
 
     @property
@@ -99,7 +90,7 @@ class LabSpec(_Strict):
 
     @property
     def table(self) -> str:
-        """nftables table (family inet) that keeps the lab's network to itself."""
+        """nftables table (family inet) that closes the lab's network."""
         return f"llama_lab_{self.name}"
 
     @property
@@ -126,11 +117,7 @@ class LabSpec(_Strict):
         return [machine for machine in self.machines if not (made / machine.name / "machine.json").exists()]
 
     def machine(self, name: str) -> MachineSpec:
-        """The machine called ``name``.
-
-        Raises:
-            HarnessError: there is none.
-        """
+        """The machine called ``name``; a HarnessError where there is none."""
         for machine in self.machines:
             if machine.name == name:
                 return machine
@@ -138,17 +125,15 @@ class LabSpec(_Strict):
 
 
 def lab_folder(variables: Mapping[str, Any]) -> Path:
-    """Where the lab of a node stands, by its variables in the inventory or else the role's defaults."""
+    """Folder of a node's lab, by its variables in the inventory or else the role's defaults."""
     return Path(str(variables.get("lab_node_root", LABS))) / str(variables.get("lab_node_lab", "lab"))
 
 
 def veth_name(lab: str, node: str) -> str:
     """Name of the computer's end of a machine's cable, within the kernel's 15 characters."""
-    plain = f"{lab}-{node}"
-    if len(plain) <= _INTERFACE_NAME_MAX:
-        return plain
-    digest = hashlib.sha256(node.encode()).hexdigest()
-    return f"{lab}-{digest}"[:_INTERFACE_NAME_MAX]
+    if len(f"{lab}-{node}") <= _INTERFACE_NAME_MAX:
+        return f"{lab}-{node}"
+    return f"{lab}-{hashlib.sha256(node.encode()).hexdigest()}"[:_INTERFACE_NAME_MAX]
 
 
 def parse_spec(text: str) -> LabSpec:
@@ -160,6 +145,4 @@ def parse_spec(text: str) -> LabSpec:
     try:
         return LabSpec.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "lab"
-        raise HarnessError(f"lab description, {where}: {first['msg']}") from None
+        raise HarnessError(f"lab description, {first_error(error, root='lab')}") from None

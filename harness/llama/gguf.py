@@ -11,6 +11,7 @@ import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,11 @@ _KEPT_ARRAY = 1024
 """Longer arrays (the vocabulary) are counted, not read; per-layer arrays are shorter."""
 _MOST_ENTRIES = 1_000_000
 """More keys or tensors than this is a damaged header."""
-_SCALARS = {
-    0: "<B",
-    1: "<b",
-    2: "<H",
-    3: "<h",
-    4: "<I",
-    5: "<i",
-    6: "<f",
-    7: "<?",
-    10: "<Q",
-    11: "<q",
-    12: "<d",
-}
+_SCALARS = dict(enumerate(["<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?"])) | {10: "<Q", 11: "<q", 12: "<d"}
+"""Layouts by the number of a value's type; 4 is uint32, 10 uint64."""
 _STRING, _ARRAY = 8, 9
 _DAMAGED = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
-"""What numbers and types that make no sense turn into: an alignment of 0, arrays in arrays in arrays."""
+"""Errors that wrong numbers and types raise: an alignment of 0, arrays in arrays in arrays."""
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
@@ -59,8 +49,8 @@ class Tensor:
     @property
     def layer(self) -> int | None:
         """Number of the repeating layer it belongs to; None for embeddings, output and shared tensors."""
-        found = _LAYER.match(self.name)
-        return int(found.group(1)) if found else None
+        match = _LAYER.match(self.name)
+        return int(match[1]) if match else None
 
 
 @dataclass(frozen=True)
@@ -91,7 +81,7 @@ class GgufModel:
 
     @property
     def synthetic(self) -> bool:
-        """Whether this project made the weights up (``harness model synth``)."""
+        """Whether its weights are random (``harness model synth``)."""
         return bool(self.metadata.get("llama_harness.synthetic", False))
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -99,11 +89,7 @@ class GgufModel:
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
     def count(self, key: str) -> int:
-        """Integer value of ``<architecture>.<key>``.
-
-        Raises:
-            HarnessError: the header has no such number.
-        """
+        """Integer value of ``<architecture>.<key>``; a HarnessError where the header has no such number."""
         value = self.get(key)
         if not isinstance(value, int):
             raise HarnessError(f"{self.path}: GGUF header has no number '{self.architecture}.{key}'")
@@ -111,12 +97,10 @@ class GgufModel:
 
     @property
     def block_count(self) -> int:
-        """Number of repeating layers."""
         return self.count("block_count")
 
     @property
     def embedding_length(self) -> int:
-        """Width of the residual stream."""
         return self.count("embedding_length")
 
     @property
@@ -126,12 +110,10 @@ class GgufModel:
 
     @property
     def context_length(self) -> int:
-        """Tokens of context that the model was trained for."""
         return self.count("context_length")
 
     @property
     def heads(self) -> list[int]:
-        """Attention heads of each repeating layer."""
         return self.per_layer("attention.head_count")
 
     @property
@@ -142,13 +124,15 @@ class GgufModel:
 
     @property
     def key_length(self) -> int:
-        """Elements of one head's key."""
-        return int(self.get("attention.key_length") or self.embedding_length // max(self.heads))
+        return self._head_length("attention.key_length")
 
     @property
     def value_length(self) -> int:
-        """Elements of one head's value."""
-        return int(self.get("attention.value_length") or self.embedding_length // max(self.heads))
+        return self._head_length("attention.value_length")
+
+    def _head_length(self, key: str) -> int:
+        """Elements of one head."""
+        return int(self.get(key) or self.embedding_length // max(self.heads))
 
     @property
     def vocab_size(self) -> int:
@@ -159,9 +143,9 @@ class GgufModel:
     @cached_property
     def quantisation(self) -> str:
         """``Q4_0``, ``Q4_K_M``, ...: the header's file type, or the type that most bytes have."""
-        declared = self.metadata.get("general.file_type")
-        if isinstance(declared, int) and declared in set(LlamaFileType):
-            return str(LlamaFileType(declared).name).removeprefix("MOSTLY_").removeprefix("ALL_")
+        file_type = self.metadata.get("general.file_type")
+        if isinstance(file_type, int) and file_type in set(LlamaFileType):
+            return str(LlamaFileType(file_type).name).removeprefix("MOSTLY_").removeprefix("ALL_")
         sizes: Counter[str] = Counter()
         for tensor in self.tensors:
             sizes[tensor.type] += tensor.bytes
@@ -169,11 +153,9 @@ class GgufModel:
 
     @cached_property
     def tensor_bytes(self) -> int:
-        """Sum of all tensors."""
         return sum(t.bytes for t in self.tensors)
 
     def tensor(self, name: str) -> Tensor | None:
-        """The tensor called ``name``."""
         return next((t for t in self.tensors if t.name == name), None)
 
     def per_layer(self, key: str) -> list[int]:
@@ -203,12 +185,12 @@ def read_gguf(path: Path) -> GgufModel:
 def _read(path: Path, size: int, view: mmap.mmap) -> GgufModel:
     try:
         metadata, tensors = _parse(view)
-    except (struct.error, *_DAMAGED) as error:
-        if isinstance(error, struct.error):
-            seen = f"the file ends inside its header ({size} bytes): truncated, copy it again"
-        else:
-            seen = f"damaged GGUF header ({error}): copy it again"
-        raise HarnessError(f"{path}: {seen}") from error
+    except struct.error as error:
+        raise HarnessError(
+            f"{path}: the file ends inside its header ({size} bytes): truncated, copy it again"
+        ) from error
+    except _DAMAGED as error:
+        raise HarnessError(f"{path}: damaged GGUF header ({error}), copy it again") from error
     if "general.architecture" not in metadata:
         raise HarnessError(f"{path}: GGUF header has no 'general.architecture'; not a language model file")
     needed = max((t.offset + t.bytes for t in tensors), default=0)
@@ -253,10 +235,7 @@ def _tensor_bytes(name: str, kind: GGMLQuantizationType, shape: tuple[int, ...])
     block, block_bytes = (int(n) for n in GGML_QUANT_SIZES[kind])
     if not shape or shape[0] % block:
         raise ValueError(f"tensor {name}: rows of {shape[:1]} elements are not whole {kind.name} blocks")
-    elements = 1
-    for dimension in shape:
-        elements *= dimension
-    return elements // block * block_bytes
+    return prod(shape) // block * block_bytes
 
 
 class _Cursor:
@@ -295,16 +274,13 @@ class _Cursor:
         kind, length = self.count(4), self.count(10)
         if length <= _KEPT_ARRAY:
             return [self.value(kind) for _ in range(length)]
-        self._skip(kind, length)
-        return SkippedArray(length)
-
-    def _skip(self, kind: int, length: int) -> None:
         if kind == _ARRAY:
             raise ValueError("a long array of arrays")
-        if kind != _STRING:
+        if kind == _STRING:
+            unpack, view, position = struct.Struct("<Q").unpack_from, self.view, self.position
+            for _ in range(length):
+                position += 8 + unpack(view, position)[0]
+            self.position = position
+        else:
             self.position += struct.calcsize(_SCALARS[kind]) * length
-            return
-        unpack, view, position = struct.Struct("<Q").unpack_from, self.view, self.position
-        for _ in range(length):
-            position += 8 + unpack(view, position)[0]
-        self.position = position
+        return SkippedArray(length)

@@ -11,14 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from harness.contracts.load_report import BackendBuffers, LoadReport
+from harness.contracts.coordinator_state import BackendBuffers, LoadReport, rpc_endpoint
 from harness.contracts.plan import Plan
 
 _BUILD = re.compile(r"\bbuild(?:_info:|:)?\s*b?(\d+)\b")
 _OFFLOADED = re.compile(r"\boffloaded (\d+)/(\d+) layers")
 _BUFFER = re.compile(r"(\S+)\s+(model|KV|RS|compute) buffer size =\s*(\d+(?:\.\d+)?) MiB")
 _LOAD_STARTS = "loading model tensors"
-_ENDPOINT = re.compile(r"^RPC\d*\[(.+)\]$")
 _MIB = 1024 * 1024
 
 PHASES = ("connect", "open", "transfer", "kv", "warmup")
@@ -45,7 +44,7 @@ _PHASE_MARKERS = (
 
 
 def parse_load_log(lines: Iterable[str]) -> LoadReport:
-    """The load that the log tells of; of several in one log, the last.
+    """The load that the log reports; of several in one log, the last.
 
     Sizes are bytes, as exact as the log's hundredths of a MiB. A model that is mapped from several
     files prints one line per file: they are summed. A compute buffer printed again replaces the first.
@@ -77,12 +76,6 @@ def _add_buffer(buffers: dict[str, BackendBuffers], device: str, kind: str, mib:
         entry.kv_bytes += size
 
 
-def rpc_endpoint(device: str) -> str | None:
-    """``address:port`` of a buffer's device; None where it is no RPC device."""
-    match = _ENDPOINT.match(device)
-    return match[1] if match else None
-
-
 def assign_nodes(report: LoadReport, plan: Plan) -> LoadReport:
     """The same report with the node of each RPC buffer, matched by endpoint with the plan."""
     nodes = {share.endpoint: share.node for share in plan.shares}
@@ -90,18 +83,9 @@ def assign_nodes(report: LoadReport, plan: Plan) -> LoadReport:
     return report.model_copy(update={"buffers": buffers})
 
 
-def missing_backends(report: LoadReport, plan: Plan) -> list[str]:
-    """Nodes that the plan gives layers to and that hold no part of the model, in the plan's order."""
-    holding = {rpc_endpoint(b.device) for b in report.buffers if b.model_bytes > 0}
-    return [s.node for s in plan.shares if s.layers > 0 and s.endpoint not in holding]
-
-
 def load_phase(line: str) -> str | None:
     """The phase that begins with this line: one of PHASES, or READY; None where it marks nothing."""
-    for phase, pattern in _PHASE_MARKERS:
-        if pattern.search(line):
-            return phase
-    return None
+    return next((phase for phase, pattern in _PHASE_MARKERS if pattern.search(line)), None)
 
 
 @dataclass
@@ -116,12 +100,12 @@ class PhaseClock:
     _begun: dict[str, int] = field(default_factory=dict)
 
     def line(self, arrived_ns: int, text: str) -> None:
-        """Take note of one log line. A marker seen again, or out of order, changes nothing."""
+        """Add one log line. A marker that comes again, or out of order, changes nothing."""
         phase = load_phase(text)
         if phase is None:
             return
         order = (*PHASES, READY)
-        if all(order.index(phase) > order.index(known) for known in self._begun):
+        if all(order.index(phase) > order.index(begun) for begun in self._begun):
             self._begun[phase] = arrived_ns
 
     @property

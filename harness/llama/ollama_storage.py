@@ -36,8 +36,8 @@ class OllamaName:
     @property
     def short(self) -> str:
         """As Ollama lists it: without the registry and the namespace that it supposes."""
-        known = (_REGISTRY, _NAMESPACE) if self.namespace == _NAMESPACE else (_REGISTRY,)
-        rest = self.parts[len(known) : -1] if self.parts[: len(known)] == known else self.parts[:-1]
+        usual = (_REGISTRY, _NAMESPACE) if self.namespace == _NAMESPACE else (_REGISTRY,)
+        rest = self.parts[len(usual) : -1] if self.parts[: len(usual)] == usual else self.parts[:-1]
         return f"{'/'.join(rest)}:{self.tag}"
 
     def __str__(self) -> str:
@@ -52,7 +52,6 @@ class OllamaModel:
     digest: str
     """``sha256:<64 hex digits>``."""
     blob: Path
-    storage: Path
 
 
 def parse_name(text: str) -> OllamaName | None:
@@ -70,10 +69,9 @@ def parse_name(text: str) -> OllamaName | None:
 
 @lru_cache(maxsize=4096)
 def same_model(name: str) -> str:
-    """What all of Ollama's spellings of one model have in common, to compare names by.
+    """The form that all of Ollama's spellings of one model share, to compare names by.
 
-    ``Story``, ``story:latest`` and ``registry.ollama.ai/library/story`` are one model; text that is no name
-    is itself.
+    ``Story``, ``story:latest`` and ``registry.ollama.ai/library/story`` are one model; other text is itself.
     """
     parsed = parse_name(name)
     return parsed.short.casefold() if parsed else name
@@ -84,16 +82,11 @@ def storages() -> list[Path]:
 
     ``OLLAMA_MODELS``, the user's own, then those of the service (its user's home, or a packager's choice).
     """
+    folders = (".ollama/models", "models", "")
+    service = [Path("/usr/share/ollama/.ollama/models"), *(Path("/var/lib/ollama", name) for name in folders)]
     override = os.environ.get("OLLAMA_MODELS")
-    places = [Path(override)] if override else []
-    places += [
-        Path.home() / ".ollama" / "models",
-        Path("/usr/share/ollama/.ollama/models"),
-        Path("/var/lib/ollama/.ollama/models"),
-        Path("/var/lib/ollama/models"),
-        Path("/var/lib/ollama"),
-    ]
-    return list(dict.fromkeys(places))
+    own = [*([Path(override)] if override else []), Path.home() / ".ollama" / "models"]
+    return list(dict.fromkeys([*own, *service]))
 
 
 def find_model(name: OllamaName, places: list[Path]) -> OllamaModel | None:
@@ -106,7 +99,7 @@ def find_model(name: OllamaName, places: list[Path]) -> OllamaModel | None:
         try:
             manifest = _descend(storage / "manifests", name.parts)
             if manifest is not None:
-                return _read_manifest(_spelled(manifest, storage), manifest, storage)
+                return _read_manifest(manifest, storage)
         except PermissionError as error:
             raise HarnessError(
                 f"model '{name}': no permission to read {error.filename}; run as root or join its group"
@@ -120,44 +113,36 @@ def list_models(storage: Path) -> list[OllamaModel]:
     Raises:
         HarnessError: no permission to look.
     """
-    found = []
+    models = []
     root = storage / "manifests"
     try:
         for manifest in sorted(path for path in root.rglob("*") if path.is_file()):
             if len(manifest.relative_to(root).parts) < 4:
                 continue
             with suppress(HarnessError):
-                found.append(_read_manifest(_spelled(manifest, storage), manifest, storage))
+                models.append(_read_manifest(manifest, storage))
     except PermissionError as error:
         raise HarnessError(
             f"no permission to read {error.filename}; run as root or join the group of Ollama's models"
         ) from error
-    return found
-
-
-def _spelled(manifest: Path, storage: Path) -> OllamaName:
-    """The name as the storage writes it, whatever case it was asked for in."""
-    registry, *namespace, model, tag = manifest.relative_to(storage / "manifests").parts
-    return OllamaName(registry, "/".join(namespace), model, tag)
+    return models
 
 
 def _descend(folder: Path, parts: tuple[str, ...]) -> Path | None:
     """Follow ``parts`` without regard to case, as Ollama does."""
     for part in parts:
         exact = folder / part
-        if exact.exists():
-            folder = exact
-            continue
-        if not folder.is_dir():
-            return None
-        match = next((p for p in sorted(folder.iterdir()) if p.name.lower() == part.lower()), None)
-        if match is None:
-            return None
-        folder = match
+        if not exact.exists():
+            others = sorted(folder.iterdir()) if folder.is_dir() else []
+            exact = next((path for path in others if path.name.lower() == part.lower()), exact)
+        folder = exact
     return folder if folder.is_file() else None
 
 
-def _read_manifest(name: OllamaName, manifest: Path, storage: Path) -> OllamaModel:
+def _read_manifest(manifest: Path, storage: Path) -> OllamaModel:
+    # The name as the storage writes it, whatever its case in the request.
+    registry, *namespace, model, tag = manifest.relative_to(storage / "manifests").parts
+    name = OllamaName(registry, "/".join(namespace), model, tag)
     try:
         layers: list[dict[str, Any]] = json.loads(manifest.read_text()).get("layers") or []
         layer = next((entry for entry in layers if entry.get("mediaType") == _MODEL_LAYER), None)
@@ -171,9 +156,9 @@ def _read_manifest(name: OllamaName, manifest: Path, storage: Path) -> OllamaMod
     blob = next((path for path in blobs if path.exists()), None)
     if blob is None:
         raise HarnessError(f"model '{name}': blob {blobs[0]} is missing; pull it again")
-    seen = blob.stat().st_size
-    if seen != size:
+    blob_bytes = blob.stat().st_size
+    if blob_bytes != size:
         raise HarnessError(
-            f"model '{name}': blob {blob} has {seen} bytes, its manifest says {size}; pull it again"
+            f"model '{name}': blob {blob} has {blob_bytes} bytes, its manifest says {size}; pull it again"
         )
-    return OllamaModel(name, digest, blob, storage)
+    return OllamaModel(name, digest, blob)

@@ -1,14 +1,14 @@
-"""The command ``llama-node-monitor``: sample this node, or read what was sampled."""
+"""The command ``llama-node-monitor``: sample this node, or read its samples."""
 
 import argparse
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from harness.monitor.config_file import DEFAULT_CONFIG, READER_CONFIG, MonitorError, ring_folder
+from harness.monitor.common import DEFAULT_CONFIG, READER_CONFIG, MonitorError, read_json
 from harness.monitor.ring import follow, read_since
 
 _POLL_S = 0.2
@@ -19,16 +19,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         if arguments.command == "run":
-            from harness.monitor.service import run  # pydantic: not paid for by tail
+            from harness.monitor.service import run  # loads pydantic, which tail does without
 
             return run(arguments.config)
         if arguments.command == "latest":
-            from harness.monitor.command import latest  # Redis's client: not paid for by tail
-
-            return _print(latest(arguments.config, arguments.nodes, _pause_for(arguments.follow)))
+            return _print(_latest(arguments.config, arguments.nodes, arguments.follow))
         if arguments.command == "check":
-            return _check(ring_folder(arguments.config), arguments.within)
-        return _tail(ring_folder(arguments.config), arguments.since, arguments.follow)
+            return _check(_ring_folder(arguments.config), arguments.within)
+        return _tail(_ring_folder(arguments.config), arguments.since, arguments.follow)
     except MonitorError as error:
         print(f"llama-node-monitor: {error}", file=sys.stderr)
         return 1
@@ -37,21 +35,47 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llama-node-monitor", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="take a sample every second until told to stop")
+    run = commands.add_parser("run", help="take a sample every second until SIGTERM")
     tail = commands.add_parser("tail", help="print the samples of the last ten minutes as JSON lines")
     tail.add_argument(
         "--since", type=int, default=0, metavar="NS", help="only after this UTC time, ns; below 0: before now"
     )
-    tail.add_argument("--follow", action="store_true", help="go on with each new sample")
+    tail.add_argument("--follow", action="store_true", help="then print each new sample")
     check = commands.add_parser("check", help="wait for the next sample and print it; exit 1 if none comes")
     check.add_argument("--within", type=float, default=5.0, metavar="S", help="seconds to wait")
-    latest = commands.add_parser("latest", help="on the head node: what Redis holds of each node, as JSON")
-    latest.add_argument("--follow", type=float, metavar="S", help="go on with a line every S seconds")
+    latest = commands.add_parser("latest", help="on the head node: the newest samples in Redis, as JSON")
+    latest.add_argument("--follow", type=float, metavar="S", help="print another line every S seconds")
     latest.add_argument("nodes", nargs="+", metavar="NODE", help="names of nodes in the inventory")
     for command in (run, tail, check):
         command.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
     latest.add_argument("--config", type=Path, default=READER_CONFIG, metavar="FILE")
     return parser
+
+
+def _ring_folder(config: Path) -> Path:
+    ring = read_json(config).get("ring")
+    if not isinstance(ring, str):
+        raise MonitorError(f"{config} names no folder in 'ring'")
+    return Path(ring)
+
+
+def _latest(config: Path, nodes: Sequence[str], every_s: float | None) -> Iterator[str]:
+    """One line of JSON (``LatestSamples``); with ``every_s``, one more after each pause."""
+    import asyncio
+
+    from harness.monitor.config import read_model
+    from harness.monitor.redis import RedisSettings
+    from harness.monitor.redis.reader import LatestReader
+
+    reader = LatestReader(read_model(RedisSettings, config))
+    with asyncio.Runner() as runner:
+        try:
+            while True:
+                yield runner.run(reader.read(nodes)).model_dump_json()
+                if every_s is None or not _pause(every_s):
+                    return
+        finally:
+            runner.run(reader.close())
 
 
 def _tail(ring: Path, since_ns: int, following: bool) -> int:
@@ -76,7 +100,7 @@ def _print(lines: Iterator[str]) -> int:
         for line in lines:
             print(line, flush=True)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader has what it wanted; say nothing at exit
+        sys.stderr.close()  # the reader has gone; no traceback at exit
     except KeyboardInterrupt:
         pass
     return 0
@@ -87,11 +111,6 @@ def _pause(seconds: float = _POLL_S) -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return not poll.poll(seconds * 1000)
-
-
-def _pause_for(seconds: float | None) -> Callable[[], bool]:
-    """Waits ``seconds`` each time; None: says at once not to go on."""
-    return lambda: seconds is not None and _pause(seconds)
 
 
 if __name__ == "__main__":

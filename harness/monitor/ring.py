@@ -1,6 +1,6 @@
 """The node's ring file: the last ten minutes of samples as JSON lines in a few numbered segments.
 
-A segment is appended to and never rewritten; the oldest is removed when a new one is begun. A line cut by a
+A segment is appended to and never rewritten; the oldest is removed when a new one is started. A line cut by a
 crash is dropped when the writer comes back, and no reader ever yields it. Segments are synced when they
 are full, so a power cut costs at most the newest one.
 """
@@ -21,12 +21,12 @@ def segments(folder: Path) -> list[Path]:
     """Segments of the ring, oldest first; empty where there is no ring yet."""
     if not folder.is_dir():
         return []
-    found = (path for path in folder.iterdir() if path.suffix == _SUFFIX and path.stem.isdigit())
-    return sorted(found, key=lambda path: int(path.stem))
+    paths = (path for path in folder.iterdir() if path.suffix == _SUFFIX and path.stem.isdigit())
+    return sorted(paths, key=lambda path: int(path.stem))
 
 
 class RingWriter:
-    """Appends lines to the ring, going on where the last writer stopped."""
+    """Appends lines to the ring, after those of an earlier writer."""
 
     def __init__(
         self, folder: Path, keep_lines: int = KEEP_LINES, segment_lines: int = SEGMENT_LINES
@@ -44,7 +44,7 @@ class RingWriter:
         """Add one line (without its newline); a line is written whole or not at all.
 
         Raises:
-            OSError: the disk refused it; what was written before stands.
+            OSError: the disk refused it; earlier lines are intact.
         """
         if self._lines >= self._segment_lines:
             self._begin_segment()
@@ -57,7 +57,7 @@ class RingWriter:
         self._lines += 1
 
     def close(self) -> None:
-        """Sync what was written and let go of the file."""
+        """Sync and close the segment."""
         _sync_and_close(self._fd)
 
     def _path(self) -> Path:
@@ -70,7 +70,7 @@ class RingWriter:
         full, self._index = self._fd, self._index + 1
         try:
             self._fd = self._open()
-        except OSError:  # no room for it: the full one stays in use, and the next sample tries again
+        except OSError:  # no room for it: the full one stays in use; the next append tries again
             self._index -= 1
             raise
         self._lines = 0
@@ -96,62 +96,46 @@ def _sync_and_close(descriptor: int) -> None:
 
 def read_since(folder: Path, since_ns: int = 0) -> Iterator[str]:
     """Sample lines taken after ``since_ns`` (UTC nanoseconds), oldest first."""
-    return _Reader(folder, since_ns).unread()
+    return follow(folder, since_ns, lambda: False)
 
 
 def follow(folder: Path, since_ns: int, wait: Callable[[], bool]) -> Iterator[str]:
     """Like read_since, then each new line as it is written.
 
     Args:
-        wait: called when there is nothing new; pauses a little and returns whether to go on.
+        wait: called when there is nothing new; pauses and returns whether to continue.
     """
-    reader = _Reader(folder, since_ns)
+    current, offset = -1, 0
     while True:
-        yield from reader.unread()
+        present = segments(folder)
+        if present and int(present[-1].stem) < current:  # the ring was removed and started again
+            current = -1
+        for path in present:
+            if (index := int(path.stem)) < current:
+                continue
+            if index > current:
+                current, offset = index, 0
+            for line in _whole_lines(path, offset):
+                offset += len(line)
+                if _time_ns(line) > since_ns:
+                    yield line.decode().rstrip("\n")
         if not wait():
             return
 
 
-class _Reader:
-    """Remembers how far it has read; never disturbs the writer."""
-
-    def __init__(self, folder: Path, since_ns: int) -> None:
-        self._folder = folder
-        self._since_ns = since_ns
-        self._index = -1
-        self._offset = 0
-
-    def unread(self) -> Iterator[str]:
-        present = segments(self._folder)
-        if present and int(present[-1].stem) < self._index:  # the ring was removed and begun again
-            self._index = -1
-        for path in present:
-            index = int(path.stem)
-            if index < self._index:
-                continue
-            if index > self._index:
-                self._index, self._offset = index, 0
-            yield from self._lines(path)
-
-    def _lines(self, path: Path) -> Iterator[str]:
-        try:
-            with path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:  # removed by the writer since it was listed
-            return
-        for line in data.splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                return  # still being written
-            self._offset += len(line)
-            time_ns = _time_ns(line)
-            if time_ns is not None and time_ns > self._since_ns:
-                yield line.decode().rstrip("\n")
+def _whole_lines(path: Path, offset: int) -> list[bytes]:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:  # removed by the writer since it was listed
+        return []
+    return data[: data.rfind(b"\n") + 1].splitlines(keepends=True)  # without one that is still being written
 
 
-def _time_ns(line: bytes) -> int | None:
+def _time_ns(line: bytes) -> int:
     try:
         time_ns = json.loads(line)["time_ns"]
     except (ValueError, KeyError, TypeError):
-        return None  # not a sample: left by a crash or by a stranger
-    return time_ns if isinstance(time_ns, int) else None
+        return 0  # not a sample: left by a crash or written by another program
+    return time_ns if isinstance(time_ns, int) else 0

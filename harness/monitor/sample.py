@@ -5,7 +5,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 RPC_SERVERS = ("rpc-server", "ggml-rpc-server")
-"""What llama.cpp calls a backend's process, by release."""
+"""Names of a backend's process, by llama.cpp release."""
 
 
 class Source(StrEnum):
@@ -15,60 +15,46 @@ class Source(StrEnum):
     CGROUP = "cgroup"
 
 
-class Memory(BaseModel):
-    """Memory of the node, or of the machine cgroup around it."""
-
+class _Figures(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class Memory(_Figures):
+    """Memory of the node, or of the machine cgroup around it."""
 
     source: Source = Field(description="where the figures were read: the node's /proc or its machine cgroup")
     total_bytes: int = Field(description="RAM of the node, or the cgroup's limit where that is lower")
-    available_bytes: int = Field(
-        description="min(MemAvailable, limit - rss - shmem): what a load may still take"
-    )
-    used_bytes: int = Field(
-        description="resident anonymous and shared memory; page cache never counts as used"
-    )
+    available_bytes: int = Field(description="min(MemAvailable, limit - rss - shmem): what a load may take")
+    used_bytes: int = Field(description="resident anonymous and shared memory, without page cache")
     cache_bytes: int = Field(description="page cache")
     swap_total_bytes: int = Field(description="swap the node or cgroup may use")
     swap_used_bytes: int = Field(description="of it, in use now")
     major_faults: int = Field(description="major page faults since boot (counter)")
-    refaults_anon: int | None = Field(
-        None, description="anonymous refaults since boot (counter), cgroup only"
-    )
+    refaults_anon: int | None = Field(None, description="anonymous refaults since boot (counter, cgroup)")
     oom_kills: int | None = Field(None, description="OOM kills in this cgroup or node since boot (counter)")
 
 
-class Pressure(BaseModel):
+class Pressure(_Figures):
     """Time that tasks waited for memory or io (the kernel's accounting/psi.rst).
 
     Null where the kernel counts none for this node alone: a lab node is never given its host's.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     source: Source = Field(description="whose tasks waited: the whole node's or those of its machine cgroup")
-    memory_some_avg10: float = Field(
-        description="percent of the last 10 s in which at least one task waited for memory"
-    )
+    memory_some_avg10: float = Field(description="percent of the last 10 s in which a task waited for memory")
     memory_full_avg10: float = Field(description="the same, in which every task that could run waited")
     memory_some_total_us: int = Field(description="microseconds of such waiting since boot (counter)")
     memory_full_total_us: int = Field(description="the same for every task at once (counter)")
-    io_some_avg10: float = Field(
-        description="percent of the last 10 s in which at least one task waited for io"
-    )
+    io_some_avg10: float = Field(description="percent of the last 10 s in which a task waited for io")
     io_full_avg10: float = Field(description="the same, in which every task that could run waited")
     io_some_total_us: int = Field(description="microseconds of such waiting since boot (counter)")
     io_full_total_us: int = Field(description="the same for every task at once (counter)")
 
 
-class Disk(BaseModel):
-    """Traffic between memory and disks, as far as it can be told to be this node's."""
+class Disk(_Figures):
+    """Traffic between memory and disks, as far as it is certain to be this node's."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    source: Source = Field(
-        description="where it was counted: the node's disks, or its machine cgroup's share"
-    )
+    source: Source = Field(description="whose traffic: the node's disks or its cgroup's share")
     device: str = Field(description="names of the disks counted, by comma")
     read_bytes: int = Field(description="bytes read since boot (counter)")
     written_bytes: int = Field(description="bytes written since boot (counter)")
@@ -76,10 +62,8 @@ class Disk(BaseModel):
     written_bytes_per_s: float | None = Field(None, description="since the sample before; null in the first")
 
 
-class Process(BaseModel):
+class Process(_Figures):
     """One llama.cpp process."""
-
-    model_config = ConfigDict(extra="forbid")
 
     pid: int = Field(description="process number on the node")
     name: str = Field(description="rpc-server, ggml-rpc-server or llama-server")
@@ -87,47 +71,32 @@ class Process(BaseModel):
     swap_bytes: int = Field(description="VmSwap of /proc/PID/status")
     cpu_s: float = Field(description="user + system CPU seconds since its start (counter)")
     threads: int | None = Field(None, description="threads it has now")
-    started_ns: int | None = Field(
-        None, description="when it was started, UTC, to within a clock tick (10 ms)"
-    )
+    started_ns: int | None = Field(None, description="when it was started, UTC, within a clock tick (10 ms)")
 
 
-class Unit(BaseModel):
+class Unit(_Figures):
     """State of one systemd unit."""
-
-    model_config = ConfigDict(extra="forbid")
 
     active: str = Field(description="ActiveState: active, activating, failed, ...")
     sub: str = Field(description="SubState: running, dead, auto-restart, ...")
     main_pid: int = Field(description="MainPID; 0 when nothing runs")
     restarts: int = Field(description="NRestarts")
     result: str = Field(description="Result of the last run: success, exit-code, signal, oom-kill, ...")
-    exit_code: str | None = Field(
-        None, description="how its main process ended last: exited, killed or dumped (ExecMainCode)"
-    )
-    exit_status: int | None = Field(
-        None,
-        description="ExecMainStatus: the exit status, or the signal's number where it was killed or dumped",
-    )
-    exited_ns: int | None = Field(
-        None, description="when its main process ended last, UTC, to within systemd's microsecond"
-    )
+    exit_code: str | None = Field(None, description="last exit of its main process: exited, killed or dumped")
+    exit_status: int | None = Field(None, description="ExecMainStatus: exit status, or number of the signal")
+    exited_ns: int | None = Field(None, description="time of that exit, UTC, precise to a microsecond")
 
 
-class RpcSocket(BaseModel):
+class RpcSocket(_Figures):
     """rpc-server's sockets, read from the node's own socket table; nothing ever connects to it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     listening: bool = Field(description="something listens on the node's address and the RPC port")
     backlog: int = Field(description="connections waiting to be accepted (Recv-Q of the listening socket)")
     peer: str | None = Field(None, description="address:port of the coordinator being served, when busy")
 
 
-class Network(BaseModel):
+class Network(_Figures):
     """Counters of the interface that carries the node's inventory address."""
-
-    model_config = ConfigDict(extra="forbid")
 
     interface: str = Field(description="name of the interface")
     received_bytes: int = Field(description="bytes received since it came up (counter)")
@@ -137,85 +106,64 @@ class Network(BaseModel):
 
 
 class GpuSource(StrEnum):
-    """What told about a GPU."""
+    """Where a GPU's figures come from."""
 
     NVML = "nvml"
     AMDGPU = "amdgpu"
 
 
-class Gpu(BaseModel):
+class Gpu(_Figures):
     """One GPU. A figure that the driver or the board does not give is null, never zero."""
-
-    model_config = ConfigDict(extra="forbid")
 
     index: int = Field(description="the driver's number for it, from 0")
     name: str = Field(description="as the driver names the board")
     uuid: str | None = Field(None, description="GPU-... (NVML) or the board's unique_id (amdgpu)")
     driver: str | None = Field(None, description="version of the driver")
-    source: GpuSource = Field(description="what told it: NVIDIA's library or amdgpu's files in /sys")
-    problem: str | None = Field(
-        None, description="why the driver gives no figures for it: 'GPU is lost' when it fell off the bus"
-    )
+    source: GpuSource = Field(description="NVIDIA's library or amdgpu's files in /sys")
+    problem: str | None = Field(None, description="why it has no figures, such as 'GPU is lost'")
     memory_total_bytes: int | None = Field(None, description="memory of the board")
-    memory_used_bytes: int | None = Field(None, description="of it, taken by all processes and the driver")
-    use_percent: float | None = Field(None, description="share of the last moments in which it computed")
+    memory_used_bytes: int | None = Field(None, description="of it, in use by all processes and the driver")
+    use_percent: float | None = Field(None, description="percent of the last moments in which it computed")
     temperature_c: float | None = Field(None, description="degrees Celsius at the chip's edge")
     power_w: float | None = Field(None, description="watts drawn by the board")
-    throttle: list[str] = Field(
-        [], description="why its clocks are held down now: sw_power_cap, hw_thermal, ..."
-    )
+    throttle: list[str] = Field([], description="why its clocks are reduced: sw_power_cap, hw_thermal, ...")
     ecc_corrected: int | None = Field(
-        None, description="memory errors corrected since the driver was loaded (counter)"
+        None, description="memory errors corrected since driver start (counter)"
     )
-    ecc_uncorrected: int | None = Field(None, description="memory errors that could not be (counter)")
+    ecc_uncorrected: int | None = Field(None, description="memory errors not corrected (counter)")
 
 
-class Xid(BaseModel):
+class Xid(_Figures):
     """One error report of NVIDIA's kernel driver."""
-
-    model_config = ConfigDict(extra="forbid")
 
     time_ns: int = Field(description="when the kernel wrote it, UTC")
     pci: str = Field(description="the board it is about: 0000:65:00")
-    code: int = Field(
-        description="Xid number: 13 graphics engine, 48 double-bit ECC, 79 fell off the bus, ..."
-    )
+    code: int = Field(description="Xid number: 13 graphics engine, 48 ECC, 79 fell off the bus, ...")
     line: str = Field(description="the kernel's line")
 
 
-class Kernel(BaseModel):
-    """What the kernel reported of this node, as far back as its log goes."""
+class Kernel(_Figures):
+    """The kernel's reports about this node, as far back as its log goes."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    log: bool = Field(
-        False, description="whether its log can be read: where not, the absence of lines says nothing"
-    )
+    log: bool = Field(False, description="whether its log can be read; if not, null below proves nothing")
     oom_kills: int | None = Field(None, description="the same counter as memory.oom_kills")
     last_oom: str | None = Field(
-        None,
-        description="newest line of a process killed for memory; on a lab node its number is the host's",
+        None, description="newest line of a process killed for memory; in a lab its number is the host's"
     )
     last_oom_ns: int | None = Field(None, description="when the kernel wrote it, UTC")
     xids: list[Xid] = Field([], description="the newest reports of NVIDIA's driver, oldest first, at most 8")
 
 
-class Build(BaseModel):
+class Build(_Figures):
     """The llama.cpp build that /opt/llama.cpp/current holds."""
-
-    model_config = ConfigDict(extra="forbid")
 
     build: int | None = Field(None, description="build number in its manifest")
     commit: str | None = Field(None, description="commit in its manifest")
-    sha256: str = Field(
-        description="sha256 over the manifest's build, commit and hash of each binary: equal where these are"
-    )
+    sha256: str = Field(description="sha256 of the manifest's build, commit and hashes of binaries")
 
 
-class Sample(BaseModel):
+class Sample(_Figures):
     """One node at one moment. Sizes in bytes, counters since boot."""
-
-    model_config = ConfigDict(extra="forbid")
 
     time_ns: int = Field(description="UTC, nanoseconds")
     node: str = Field(description="the node's name in the inventory")
@@ -225,14 +173,17 @@ class Sample(BaseModel):
     units: dict[str, Unit] = {}
     rpc: RpcSocket | None = None
     network: Network | None = None
-    load1: float | None = Field(
-        None, description="load average of one minute; the host's on a lab node, whose kernel it is"
-    )
+    load1: float | None = Field(None, description="load average of one minute; of the host on a lab node")
     pressure: Pressure | None = None
     disk: Disk | None = None
     gpus: list[Gpu] = []
     kernel: Kernel | None = None
     build: Build | None = None
     clock_offset_s: float | None = Field(
-        None, description="this node's clock minus the head node's; null while there is no Redis to ask"
+        None, description="this node's clock minus the head node's; null without a recent answer from Redis"
     )
+
+    @property
+    def head_time_ns(self) -> int:
+        """When it was taken, on the head node's clock as far as the offset is known: UTC, nanoseconds."""
+        return self.time_ns - int((self.clock_offset_s or 0.0) * 1e9)

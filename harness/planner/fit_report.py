@@ -1,24 +1,26 @@
 """What is missing where a model does not fit, and what would make it fit."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from harness.common.text import GIB, gib
 from harness.llama.gguf import GgufModel
-from harness.planner.costs import Costs
-from harness.planner.device_capacity import BackendMemory
+from harness.planner.device_capacity import DeviceCapacity
+from harness.planner.memory import Costs
 
 _NAMED = 8
 _SHORTEST_CONTEXT = 512
 _KV_TYPES = ("q8_0", "q4_0")
-_GIB = 1 << 30
 _LARGEST_NODE = 1 << 42
+_gib = partial(gib, digits=2)
 
-Fits = Callable[[Sequence[BackendMemory], int, str], bool]
+Fits = Callable[[Sequence[DeviceCapacity], int, str], bool]
 """Whether the model fits: devices, context and type of the KV cache."""
 
 
-def refusal(
+def explain_no_fit(
     model: GgufModel,
-    devices: Sequence[BackendMemory],
+    devices: Sequence[DeviceCapacity],
     costs: Costs,
     *,
     context: int,
@@ -31,32 +33,31 @@ def refusal(
     buffers += costs.compute[False, False] * (len(devices) - 2)
     needed = costs.model(start, end) + costs.cache(start, end) + max(buffers, costs.compute[True, True])
     usable = sum(device.usable_bytes for device in devices)
-    each = ", ".join(f"{device.node} {gib(device.usable_bytes)}" for device in devices[:_NAMED])
+    each = ", ".join(f"{device.node} {_gib(device.usable_bytes)}" for device in devices[:_NAMED])
     if len(devices) > _NAMED:
         each += f", ... and {len(devices) - _NAMED} more"
-    asks = f"model {model.path.stem} with context {context} needs {gib(needed)} on the backends"
+    asks = f"model {model.path.stem} with context {context} needs {_gib(needed)} on the backends"
     remedies = "; or ".join(_remedies(devices, context, kv_type, fits)) or "free memory or add nodes"
     if needed > usable:
-        return (
-            f"{asks} and they can give {gib(usable)} ({each}): {gib(needed - usable)} are missing; {remedies}"
-        )
+        missing = _gib(needed - usable)
+        return f"{asks} and they can give {_gib(usable)} ({each}): {missing} are missing; {remedies}"
     largest = max(costs.total(i, i + 1) for i in range(start, end))
     return (
-        f"{asks}; the sum of {gib(usable)} would do, but whole layers of up to {gib(largest)} do not fit "
+        f"{asks}; the sum of {_gib(usable)} would do, but whole layers of up to {_gib(largest)} do not fit "
         f"into what each node can give ({each}); {remedies}"
     )
 
 
-def _remedies(devices: Sequence[BackendMemory], context: int, kv_type: str, fits: Fits) -> list[str]:
-    found = []
+def _remedies(devices: Sequence[DeviceCapacity], context: int, kv_type: str, fits: Fits) -> list[str]:
+    ways = []
     if shorter := _longest(context, lambda tokens: fits(devices, tokens, kv_type)):
-        found.append(f"a context of {shorter} fits")
+        ways.append(f"a context of {shorter} fits")
     smaller = _KV_TYPES[_KV_TYPES.index(kv_type) + 1 :] if kv_type in _KV_TYPES else _KV_TYPES
     if other := next((kind for kind in smaller if fits(devices, context, kind)), None):
-        found.append(f"a KV cache of type {other} fits")
+        ways.append(f"a KV cache of type {other} fits")
     if node := _smallest_node(devices, lambda more: fits(more, context, kv_type)):
-        found.append(f"add one node with at least {gib(node)} available")
-    return found
+        ways.append(f"add one node with at least {_gib(node)} available")
+    return ways
 
 
 def _longest(context: int, fits: Callable[[int], bool]) -> int | None:
@@ -71,13 +72,13 @@ def _longest(context: int, fits: Callable[[int], bool]) -> int | None:
 
 
 def _smallest_node(
-    devices: Sequence[BackendMemory], fits: Callable[[Sequence[BackendMemory]], bool]
+    devices: Sequence[DeviceCapacity], fits: Callable[[Sequence[DeviceCapacity]], bool]
 ) -> int | None:
     """Memory that one more node must have available, to a sixteenth of a GiB."""
-    step = _GIB // 16
+    step = GIB // 16
 
     def with_node(size: int) -> bool:
-        return fits([*devices, BackendMemory("another", "0.0.0.0:0", size * step)])
+        return fits([*devices, DeviceCapacity("another", "0.0.0.0:0", size * step)])
 
     low, high = 1, _LARGEST_NODE // step
     if not with_node(high):
@@ -86,8 +87,3 @@ def _smallest_node(
         middle = (low + high) // 2
         low, high = (low, middle) if with_node(middle) else (middle + 1, high)
     return low * step
-
-
-def gib(size: int) -> str:
-    """Bytes in GiB, for people."""
-    return f"{size / _GIB:.2f} GiB"

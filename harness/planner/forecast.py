@@ -1,53 +1,49 @@
-"""Forecast of a load: the floors that the wire, the hashing and the disk set, and swap."""
+"""Forecast of a load: lower bounds by network, hashing and disk, swap; the tensors that backends cache."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
 
-from harness.contracts.plan import Plan
-from harness.contracts.plan_offer import LoadForecast
-from harness.llama.gguf import GgufModel
-from harness.tensor_cache.placement import cached_tensors
-
-_HASH_BYTES_PER_S = 0.75e9
-_LINK_BYTES_PER_S = 125e6
-_DISK_BYTES_PER_S = 500e6
+from harness.contracts.plan import LoadForecast, Plan
+from harness.llama.gguf import GgufModel, Tensor
+from harness.llama.rpc.messages import HASH_THRESHOLD_BYTES
+from harness.planner.memory import tensor_place
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What is assumed of the machines, or was measured on them."""
+    """What is assumed of the machines, in bytes per second."""
 
-    link_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
-    """By node, from the head node; 1 Gbit/s where it is not known."""
-    disk_bytes_per_s: float = _DISK_BYTES_PER_S
+    link_bytes_per_s: float = 125e6
+    """From the head node to a backend: 1 Gbit/s."""
+    disk_bytes_per_s: float = 500e6
     """Of the head node, reading the model with a cold page cache."""
-    hash_bytes_per_s: float = _HASH_BYTES_PER_S
+    hash_bytes_per_s: float = 750e6
     """Of llama.cpp's hash of a tensor, on the head node."""
 
+    @property
+    def cold_bytes_per_s(self) -> float:
+        """Of a load that hashes every tensor and sends it over the network, one after the other."""
+        return 1 / (1 / self.hash_bytes_per_s + 1 / self.link_bytes_per_s)
 
-def forecast_load(
-    model: GgufModel, plan: Plan, head: str, rates: Rates, cached: Mapping[str, int] | None = None
-) -> LoadForecast:
-    """What a load of ``plan`` takes at least.
+    @property
+    def warm_bytes_per_s(self) -> float:
+        """Of a load whose tensors are in the backends' caches."""
+        return min(self.disk_bytes_per_s, self.hash_bytes_per_s)
 
-    Args:
-        model: the file's facts.
-        plan: where its layers go.
-        head: the head node; what goes to its own backend crosses no link.
-        rates: of links, disk and hashing.
-        cached: by node the bytes of this plan that its tensor cache holds already.
-    """
-    cached = cached or {}
-    wire: dict[str, int] = {}
-    swap: dict[str, int] = {}
+
+DEFAULT_RATES = Rates()
+
+
+def forecast_load(model: GgufModel, plan: Plan, head: str, rates: Rates = DEFAULT_RATES) -> LoadForecast:
+    """What a first load of ``plan`` takes at least; what goes to the backend of ``head`` crosses no link."""
+    wire, swap = Counter[str](), Counter[str]()
     for share in plan.shares:
         if share.left_bytes < 0:
-            swap[share.node] = swap.get(share.node, 0) - share.left_bytes
+            swap[share.node] -= share.left_bytes
         if share.node != head and share.model_bytes:
-            wire[share.node] = wire.get(share.node, 0) + share.model_bytes
-    wire = {node: max(0, size - cached.get(node, 0)) for node, size in wire.items()}
+            wire[share.node] += share.model_bytes
     hashed = sum(tensor.bytes for tensors in cached_tensors(model, plan).values() for tensor in tensors)
-    wire_s = sum(size / rates.link_bytes_per_s.get(node, _LINK_BYTES_PER_S) for node, size in wire.items())
+    wire_s = wire.total() / rates.link_bytes_per_s
     hash_s, disk_s = hashed / rates.hash_bytes_per_s, model.file_bytes / rates.disk_bytes_per_s
     return LoadForecast(
         wire_bytes=wire,
@@ -59,3 +55,25 @@ def forecast_load(
         load_s=max(disk_s, hash_s + wire_s),
         swap_bytes=swap,
     )
+
+
+def cached_tensors(model: GgufModel, plan: Plan) -> dict[str, list[Tensor]]:
+    """By node, the tensors that its rpc-server is offered by their hash: those over 10 MiB of its layers."""
+    by_node: dict[str, list[Tensor]] = {}
+    first = plan.layers_total - min(plan.n_gpu_layers, plan.layers_total)
+    output = model.block_count
+    tied = model.tensor("output.weight") is None
+    for share in plan.shares:
+        last = first + share.layers
+        tensors = by_node.setdefault(share.node, [])
+        for tensor in model.tensors:
+            layer = tensor.layer
+            # The output layer has what belongs to it; a tied embedding is copied there.
+            if layer is None and (
+                tensor_place(tensor.name) == "output" or (tied and tensor.name == "token_embd.weight")
+            ):
+                layer = output
+            if layer is not None and first <= layer < last and tensor.bytes > HASH_THRESHOLD_BYTES:
+                tensors.append(tensor)
+        first = last
+    return {node: tensors for node, tensors in by_node.items() if tensors}

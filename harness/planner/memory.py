@@ -1,9 +1,13 @@
-"""What a model's parts weigh in memory: layers, embeddings, output, KV cache and compute buffers."""
+"""Bytes of a model's parts: layers, output, KV cache, compute buffers; and of any run of its layers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise, product
 
+import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from harness.contracts.plan import Plan
 from harness.errors import HarnessError
 from harness.llama.gguf import GgufModel
 
@@ -17,6 +21,12 @@ _MICRO_BATCH = 512
 """llama-server's default ``--ubatch-size``."""
 _FLOAT = 4
 _HALF = 2
+_PLACES = {(True, False): "first", (False, False): "middle", (False, True): "last", (True, True): "only"}
+
+ComputeBuffers = dict[tuple[bool, bool], int]
+"""Bytes of a device's compute buffer, by whether it has the first layer, and the output."""
+Learned = dict[str, dict[str, int]]
+"""By shape of a load the bytes of a device's compute buffer, by the place that the device has in it."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +41,6 @@ class Weights:
     """Token embedding: stays with the coordinator's CPU."""
     shared: int
     """Held once by each device that has a layer."""
-
-    def of(self, first: int, last: int) -> int:
-        """Bytes on a device with layers ``first`` up to but without ``last``; the output is the last one."""
-        if first == last:
-            return 0
-        return sum((*self.layers, self.output)[first:last]) + self.shared
 
 
 def weights(model: GgufModel) -> Weights:
@@ -113,9 +117,7 @@ def compute_bytes(
     first device also holds the input and the mask in full precision; the last one the output's input, or the
     logits if larger. From 11434 on (within 0.1% of 11549's for 1B and 13B): three feed-forward activations,
     seven of the residual stream and eight bytes of mask; the first device holds nine more of the stream.
-
-    Args:
-        build: of llama.cpp; without it an older one is taken.
+    Without ``build`` an older one is taken.
     """
     stream = model.embedding_length * _MICRO_BATCH * _FLOAT
     activations = 3 * model.feed_forward_length * _MICRO_BATCH * _FLOAT
@@ -129,3 +131,117 @@ def compute_bytes(
         logits = model.vocab_size * _MICRO_BATCH * _FLOAT
         size = stream + max(size, logits)
     return size
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Bytes of any run of the layers that are to be placed: ``start`` up to, but without, ``end``."""
+
+    weights: Weights
+    compute: ComputeBuffers
+    start: int
+    end: int
+    model_sums: np.ndarray
+    """Bytes of the layers before each, the output counted as the last; ``end + 1`` numbers."""
+    cache_sums: np.ndarray
+    """The same for the KV cache."""
+
+    def model(self, first: int, last: int) -> int:
+        """Bytes of tensors on a device with layers ``first`` up to, but without, ``last``."""
+        own = int(self.model_sums[last] - self.model_sums[first])
+        return own + self.weights.shared if last > first else 0
+
+    def cache(self, first: int, last: int) -> int:
+        return int(self.cache_sums[last] - self.cache_sums[first])
+
+    def buffers(self, first: int, last: int) -> int:
+        return self.compute[first == self.start, last == self.end] if last > first else 0
+
+    def total(self, first: int, last: int) -> int:
+        return self.model(first, last) + self.cache(first, last) + self.buffers(first, last)
+
+    def spans(self, counts: Sequence[int]) -> list[tuple[int, int]]:
+        """First and last layer of each device, from how many each has."""
+        return list(pairwise(accumulate((int(n) for n in counts), initial=self.start)))
+
+
+def model_costs(
+    model: GgufModel,
+    *,
+    offload: int,
+    context: int,
+    parallel: int,
+    kv_type: str,
+    build: int | None = None,
+    learned: ComputeBuffers | None = None,
+) -> Costs:
+    """Costs of the last ``offload`` layers of a model.
+
+    Args:
+        offload: ``-ngl``.
+        build: of llama.cpp: releases differ in their compute buffers.
+        learned: compute buffers that an earlier load of this shape printed; estimated where there is none.
+
+    Raises:
+        HarnessError: an architecture or a cache type that cannot be sized.
+    """
+    parts = weights(model)
+    end = model.block_count + 1
+    compute = {
+        (first, last): compute_bytes(model, context, parallel, first, last, build)
+        for first, last in product((False, True), repeat=2)
+    }
+    return Costs(
+        parts,
+        compute | (learned or {}),
+        end - min(offload, end),
+        end,
+        np.cumsum((0, *parts.layers, parts.output), dtype=np.int64),
+        np.cumsum((0, *kv_bytes(model, context, parallel, kv_type), 0), dtype=np.int64),
+    )
+
+
+def load_shape(model: GgufModel, build: int | None, context: int, parallel: int, kv_type: str) -> str:
+    """What decides the size of the compute buffers besides a device's place, as one key.
+
+    An unknown build is a shape of its own.
+    """
+    widths = (model.embedding_length, model.feed_forward_length, model.vocab_size, max(model.heads))
+    sizes = "x".join(map(str, widths))
+    return f"{build}:{model.architecture}:{sizes}:{cache_cells(context, parallel)}/{parallel}:{kv_type}"
+
+
+def compute_buffers(learned: Learned, shape: str) -> ComputeBuffers:
+    """What earlier loads of this shape printed; empty where there was none."""
+    buffers = learned.get(shape, {})
+    return {place: buffers[name] for place, name in _PLACES.items() if name in buffers}
+
+
+def with_buffers(plan: Plan, printed: dict[str, int]) -> Plan:
+    """The plan with the compute buffers that its load printed by endpoint, for backends of one device."""
+    single = [e for e in plan.endpoints if sum(share.endpoint == e for share in plan.shares) == 1]
+    shares = [
+        share.model_copy(update={"compute_bytes": printed[share.endpoint]})
+        if share.endpoint in single and share.endpoint in printed
+        else share
+        for share in plan.shares
+    ]
+    return plan.model_copy(update={"shares": shares})
+
+
+def learn(learned: Learned, shape: str, plan: Plan, printed: dict[str, int]) -> Learned:
+    """``learned`` and what this load printed.
+
+    Args:
+        plan: of the load; only a full distribution over backends of one device each teaches something.
+        printed: bytes of the compute buffer by endpoint, as the log has them.
+    """
+    used = [share for share in plan.shares if share.layers]
+    if not plan.distributed or len(used) != len({share.endpoint for share in used}):
+        return learned
+    buffers = dict(learned.get(shape, {}))
+    for index, share in enumerate(used):
+        if size := printed.get(share.endpoint):
+            name = _PLACES[index == 0, index == len(used) - 1]
+            buffers[name] = max(size, buffers.get(name, 0))
+    return learned | {shape: buffers}

@@ -5,19 +5,19 @@ from functools import partial
 
 import numpy as np
 
+from harness.common.text import MIB
 from harness.contracts.plan import BackendShare, Plan
 from harness.errors import HarnessError
 from harness.llama.gguf import GgufModel
-from harness.planner.costs import ComputeBuffers, Costs, model_costs
-from harness.planner.device_capacity import BackendMemory
-from harness.planner.fit_report import refusal
-from harness.planner.memory import weights
+from harness.llama.rpc.messages import MAX_RPC_DEVICES
+from harness.planner.device_capacity import DeviceCapacity, largest_usable
+from harness.planner.fit_report import explain_no_fit
+from harness.planner.memory import ComputeBuffers, Costs, model_costs, weights
 from harness.planner.speed import faster_split, token_seconds
 
-_MIB = 1 << 20
 _ALL_LAYERS = 99
 _NAMED = 8
-_HEAD_WORK = 64 * _MIB
+_HEAD_WORK = 64 * MIB
 """The coordinator's own compute buffer and output, on the head node's CPU."""
 
 
@@ -42,7 +42,7 @@ def split_layers(splits: Sequence[float], layers: int, offloaded: int) -> list[i
 
 def make_plan(
     model: GgufModel,
-    backends: Sequence[BackendMemory],
+    backends: Sequence[DeviceCapacity],
     context: int = 2048,
     parallel: int = 1,
     nodes: Sequence[str] | None = None,
@@ -59,13 +59,10 @@ def make_plan(
     is used.
 
     Args:
-        model: the file's facts.
-        backends: their devices in ``--rpc`` order; bytes as read on the nodes.
-        context: ``--ctx-size``.
-        parallel: ``--parallel``.
+        backends: their devices in ``--rpc`` order; bytes as read on the nodes. Of more than one coordinator
+            can use, those with most memory are taken, and a note names the others.
         nodes: only these of the backends.
         n_gpu_layers: ``-ngl``; all layers by default. With 0 nothing is placed and nothing refused.
-        kv_type: ``--cache-type-k/-v``.
         learned: compute buffers printed by an earlier load of the same shape.
         build: of llama.cpp; without it an older one is taken.
 
@@ -73,20 +70,23 @@ def make_plan(
         HarnessError: unknown node, no backends, an architecture that cannot be sized, or a model that does
             not fit.
     """
-    chosen = _choose(backends, nodes)
+    given = _choose(backends, nodes)
+    chosen = largest_usable(given)
+    notes = _over_the_limit(given, chosen)
     layers_total = model.block_count + 1
     offload = max(_ALL_LAYERS, layers_total) if n_gpu_layers is None else n_gpu_layers
     costs_of = partial(model_costs, model, offload=offload, parallel=parallel, build=build)
     costs = costs_of(context=context, kv_type=kv_type, learned=learned)
-    counts, notes = [0] * len(chosen), []
+    counts = [0] * len(chosen)
     if costs.end > costs.start:
         by_memory = place_by_memory(chosen, costs)
         by_speed = faster_split(chosen, costs, by_memory, lambda some: place_by_memory(some, costs))
         if by_speed is not None:
-            notes = _why_faster(chosen, costs, by_memory, by_speed)
+            notes += _why_faster(chosen, costs, by_memory, by_speed)
         placed = by_speed or by_memory
         if placed is None:
-            raise HarnessError(_refusal(model, chosen, costs, costs_of, context, kv_type))
+            report = _no_fit(model, chosen, costs, costs_of, context, kv_type)
+            raise HarnessError("; ".join([report, *notes]))
         counts = placed
     return Plan(
         model=model.path.stem,
@@ -99,12 +99,12 @@ def make_plan(
         layers_total=layers_total,
         shares=_shares(chosen, costs, counts),
         notes=notes,
-        token_s=token_seconds(chosen, costs, counts) if all(b.speed for b in chosen) else None,
+        token_s=token_seconds(chosen, costs, counts) if all(b.bytes_per_s for b in chosen) else None,
     )
 
 
-def _shares(devices: Sequence[BackendMemory], costs: Costs, counts: Sequence[int]) -> list[BackendShare]:
-    """A share for each device of every backend that holds layers; of all where nobody does."""
+def _shares(devices: Sequence[DeviceCapacity], costs: Costs, counts: Sequence[int]) -> list[BackendShare]:
+    """A share for each device of every backend that holds layers; of all where none does."""
     used = {device.endpoint for device, count in zip(devices, counts, strict=True) if count}
     return [
         BackendShare(
@@ -113,7 +113,7 @@ def _shares(devices: Sequence[BackendMemory], costs: Costs, counts: Sequence[int
             device=device.device,
             available_bytes=device.available_bytes,
             # Layer counts as the split: whole numbers that llama.cpp places exactly as counted.
-            weight=float(last - first) if used else float(device.available_bytes // _MIB),
+            weight=float(last - first) if used else float(device.available_bytes // MIB),
             layers=last - first,
             model_bytes=costs.model(first, last),
             kv_bytes=costs.cache(first, last),
@@ -124,12 +124,23 @@ def _shares(devices: Sequence[BackendMemory], costs: Costs, counts: Sequence[int
     ]
 
 
-def _choose(backends: Sequence[BackendMemory], nodes: Sequence[str] | None) -> list[BackendMemory]:
-    known = list(dict.fromkeys(b.node for b in backends))
-    unknown = [name for name in nodes or () if name not in known]
+def _over_the_limit(given: Sequence[DeviceCapacity], chosen: Sequence[DeviceCapacity]) -> list[str]:
+    limit = f"one coordinator can use {MAX_RPC_DEVICES} RPC devices, and {len(given)} are given"
+    return [f"{names} left out: {limit}"] if (names := _left_out(given, chosen)) else []
+
+
+def _left_out(devices: Sequence[DeviceCapacity], used: Sequence[DeviceCapacity]) -> str:
+    """The nodes without a used device, the first eight by name; empty where there is none."""
+    names = list(dict.fromkeys(d.node for d in devices if d.node not in {device.node for device in used}))
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if names[_NAMED:] else "")
+
+
+def _choose(backends: Sequence[DeviceCapacity], nodes: Sequence[str] | None) -> list[DeviceCapacity]:
+    available = list(dict.fromkeys(b.node for b in backends))
+    unknown = [name for name in nodes or () if name not in available]
     if unknown:
         raise HarnessError(
-            f"no backend on node '{unknown[0]}'; backends are on: {', '.join(known) or 'no node'}"
+            f"no backend on node '{unknown[0]}'; backends are on: {', '.join(available) or 'no node'}"
         )
     chosen = [b for b in backends if nodes is None or b.node in nodes]
     if not chosen:
@@ -137,11 +148,11 @@ def _choose(backends: Sequence[BackendMemory], nodes: Sequence[str] | None) -> l
     return chosen
 
 
-def place_by_memory(devices: Sequence[BackendMemory], costs: Costs) -> list[int] | None:
+def place_by_memory(devices: Sequence[DeviceCapacity], costs: Costs) -> list[int] | None:
     """Layers per device as llama.cpp splits by memory, or balanced where that overfills one; None: no way."""
     if any(device.available_bytes > 0 for device in devices):
         counts = split_layers(
-            [device.available_bytes / _MIB for device in devices], costs.end, costs.end - costs.start
+            [device.available_bytes / MIB for device in devices], costs.end, costs.end - costs.start
         )
         spans = zip(devices, costs.spans(counts), strict=True)
         if all(costs.total(*span) <= device.usable_bytes for device, span in spans):
@@ -149,7 +160,7 @@ def place_by_memory(devices: Sequence[BackendMemory], costs: Costs) -> list[int]
     return _balance(devices, costs)
 
 
-def _balance(devices: Sequence[BackendMemory], costs: Costs) -> list[int] | None:
+def _balance(devices: Sequence[DeviceCapacity], costs: Costs) -> list[int] | None:
     """Layers per device with the fullest one as empty as can be; None where nothing fits."""
     best = _fill(devices, costs, 1.0)
     low, high = 0.0, 1.0
@@ -163,7 +174,7 @@ def _balance(devices: Sequence[BackendMemory], costs: Costs) -> list[int] | None
     return best
 
 
-def _fill(devices: Sequence[BackendMemory], costs: Costs, part: float) -> list[int] | None:
+def _fill(devices: Sequence[DeviceCapacity], costs: Costs, part: float) -> list[int] | None:
     """Fill the devices in order, each up to ``part`` of what it can give; None if layers are left over."""
     counts, first = [], costs.start
     for device in devices:
@@ -176,20 +187,16 @@ def _fill(devices: Sequence[BackendMemory], costs: Costs, part: float) -> list[i
 
 
 def _why_faster(
-    devices: Sequence[BackendMemory], costs: Costs, by_memory: list[int] | None, by_speed: list[int]
+    devices: Sequence[DeviceCapacity], costs: Costs, by_memory: list[int] | None, by_speed: list[int]
 ) -> list[str]:
     with_s = token_seconds(devices, costs, by_speed)
     notes = []
     if by_memory is not None:
         without_s = token_seconds(devices, costs, by_memory)
         notes.append(f"split by measured speed: {with_s:.3f} s per token, {without_s:.3f} s split by memory")
-    nodes = dict.fromkeys(device.node for device in devices)
-    held = {d.node for d, count in zip(devices, by_speed, strict=True) if count}
-    if dropped := [node for node in nodes if node not in held]:
-        named = ", ".join(dropped[:_NAMED]) + (
-            f" and {len(dropped) - _NAMED} more" if dropped[_NAMED:] else ""
-        )
-        notes.append(f"{named} left out: the model fits without, and is faster")
+    used = [device for device, count in zip(devices, by_speed, strict=True) if count]
+    if dropped := _left_out(devices, used):
+        notes.append(f"{dropped} left out: the model fits without, and is faster")
     return notes
 
 
@@ -198,15 +205,15 @@ def head_share(model: GgufModel) -> int:
     return weights(model).input + _HEAD_WORK
 
 
-def _refusal(
+def _no_fit(
     model: GgufModel,
-    devices: Sequence[BackendMemory],
+    devices: Sequence[DeviceCapacity],
     costs: Costs,
     costs_of: Callable[..., Costs],
     context: int,
     kv_type: str,
 ) -> str:
-    def fits(some: Sequence[BackendMemory], tokens: int, kind: str) -> bool:
-        return _fill(some, costs_of(context=tokens, kv_type=kind), 1.0) is not None
+    def fits(some: Sequence[DeviceCapacity], tokens: int, kind: str) -> bool:
+        return _fill(largest_usable(some), costs_of(context=tokens, kv_type=kind), 1.0) is not None
 
-    return refusal(model, devices, costs, context=context, kv_type=kv_type, fits=fits)
+    return explain_no_fit(model, devices, costs, context=context, kv_type=kv_type, fits=fits)

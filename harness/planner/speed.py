@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from harness.planner.costs import Costs
-from harness.planner.device_capacity import BackendMemory
+from harness.planner.device_capacity import DeviceCapacity
+from harness.planner.memory import Costs
 
 WORTH_IT = 0.97
 """A split by speed replaces llama.cpp's own only where it takes less than this part of its time: measured
@@ -13,18 +13,18 @@ speeds of equal machines differ by a few percent."""
 _AS_GOOD = 1.02
 """A balanced split is preferred to the fastest one if it takes at most this much longer."""
 
-Split = Callable[[Sequence[BackendMemory]], list[int] | None]
+Split = Callable[[Sequence[DeviceCapacity]], list[int] | None]
 """Layers per device of a split by memory; None where nothing fits."""
 
 
-def token_seconds(devices: Sequence[BackendMemory], costs: Costs, counts: Sequence[int]) -> float:
+def token_seconds(devices: Sequence[DeviceCapacity], costs: Costs, counts: Sequence[int]) -> float:
     """Time per token: the devices work one after the other, each on its layers."""
     spans = zip(devices, costs.spans(counts), strict=True)
-    return sum(device.speed.seconds(costs.model(*span)) for device, span in spans if device.speed)
+    return sum(device.seconds(costs.model(*span)) for device, span in spans)
 
 
 def faster_split(
-    devices: Sequence[BackendMemory], costs: Costs, by_memory: Sequence[int] | None, split: Split
+    devices: Sequence[DeviceCapacity], costs: Costs, by_memory: Sequence[int] | None, split: Split
 ) -> list[int] | None:
     """Layers per device that take clearly less time per token than ``by_memory``; None where nothing does.
 
@@ -32,12 +32,10 @@ def faster_split(
     taken where none of them comes near it. A device whose speed is not known ends the attempt.
 
     Args:
-        devices: in ``--rpc`` order.
-        costs: of the layers to place.
         by_memory: the split to beat; None where no split by memory fits.
         split: the split by memory over some of the devices.
     """
-    if any(device.speed is None for device in devices):
+    if any(device.bytes_per_s is None for device in devices):
         return None
     best = fastest_split(devices, costs)
     if best is None:
@@ -51,11 +49,11 @@ def faster_split(
     return best
 
 
-def _balanced(devices: Sequence[BackendMemory], split: Split) -> list[list[int]]:
+def _balanced(devices: Sequence[DeviceCapacity], split: Split) -> list[list[int]]:
     """Splits by memory over the one, two, three ... fastest devices, those that fit."""
-    rates = [device.speed.bytes_per_s if device.speed else 0.0 for device in devices]
+    rates = [device.bytes_per_s or 0.0 for device in devices]
     order = sorted(range(len(devices)), key=lambda index: -rates[index])
-    found = []
+    splits = []
     low, high = 1, len(order)
     while low < high:  # the fewest that hold the model: more can only be more
         middle = (low + high) // 2
@@ -69,11 +67,11 @@ def _balanced(devices: Sequence[BackendMemory], split: Split) -> list[list[int]]
             counts = [0] * len(devices)
             for index, layers in zip(chosen, part, strict=True):
                 counts[index] = layers
-            found.append(counts)
-    return found
+            splits.append(counts)
+    return splits
 
 
-def fastest_split(devices: Sequence[BackendMemory], costs: Costs) -> list[int] | None:
+def fastest_split(devices: Sequence[DeviceCapacity], costs: Costs) -> list[int] | None:
     """Layers per device with the least time per token, each within its memory; None where nothing fits.
 
     Exact, by dynamic programming over devices and first layers: ``devices x layers^2`` steps in NumPy.
@@ -82,21 +80,19 @@ def fastest_split(devices: Sequence[BackendMemory], costs: Costs) -> list[int] |
     first, last = np.meshgrid(np.arange(layers + 1), np.arange(layers + 1), indexing="ij")
     some, none = last > first, last == first
     model = costs.model_sums[costs.start :]
-    held = np.where(some, model[last] - model[first] + costs.weights.shared, 0)
+    weight = np.where(some, model[last] - model[first] + costs.weights.shared, 0)
     cache = costs.cache_sums[costs.start :]
     compute = np.where(
         first == 0,
         np.where(last == layers, costs.compute[True, True], costs.compute[True, False]),
         np.where(last == layers, costs.compute[False, True], costs.compute[False, False]),
     )
-    total = np.where(some, held + cache[last] - cache[first] + compute, 0)
+    total = np.where(some, weight + cache[last] - cache[first] + compute, 0)
     reached = np.full(layers + 1, np.inf)
     reached[0] = 0.0
     came_from = []
     for device in devices:
-        speed = device.speed
-        assert speed is not None  # noqa: S101 - faster_split asks for it
-        time = np.where(some, held / speed.bytes_per_s + speed.overhead_s, 0.0)
+        time = weight / (device.bytes_per_s or np.inf)
         fits = none | (some & (total <= device.usable_bytes))
         paths = np.where(fits, reached[:, None] + time, np.inf)
         came_from.append(paths.argmin(axis=0))

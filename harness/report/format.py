@@ -1,22 +1,30 @@
-"""Numbers as people read them: GiB and MiB, seconds, tokens/s, with digits that mean something."""
+"""Numbers as text: GiB and MiB, seconds, tokens/s, with three significant digits."""
 
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from statistics import median
+
+from harness.runs.metrics import SWAP_NOISE_BYTES
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 DASH = "–"
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)
 
 
 def size(value: float | None) -> str:
-    """Bytes as GiB (from 1 GiB on), MiB or KiB; a dash where nothing is known."""
+    """Bytes as GiB (from 1 GiB on), MiB or KiB; a dash for None."""
     if value is None:
         return DASH
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if abs(value) >= unit:
             return f"{digits(value / unit)} {name}"
     return f"{value:.0f} B"
+
+
+def swap(value: float | None) -> str:
+    """Bytes in swap; ``none`` up to the noise limit."""
+    return "none" if value is not None and value <= SWAP_NOISE_BYTES else size(value)
 
 
 def seconds(value: float | None) -> str:
@@ -60,8 +68,8 @@ def percent(value: float | None, *, signed: bool = True) -> str:
     """A ratio (0.031) as per cent (+3.1 %)."""
     if value is None:
         return DASH
-    shown = f"{value * 100:+.1f}" if signed else f"{value * 100:.0f}"
-    return f"{'0.0' if shown in ('+0.0', '-0.0') else shown} %"
+    text = f"{value * 100:+.1f}" if signed else f"{value * 100:.0f}"
+    return f"{'0.0' if text in ('+0.0', '-0.0') else text} %"
 
 
 def utc(time_ns: int | None) -> str:
@@ -79,46 +87,15 @@ def offset(time_ns: int, start_ns: int) -> str:
     return f"{int(total // 60)}:{total % 60:04.1f}"
 
 
-def centre(values: Sequence[float]) -> float | None:
-    """Median; None of no values."""
-    return median(values) if values else None
-
-
-def quantile(values: Sequence[float], share: float) -> float | None:
-    """Value below which ``share`` of the values lie, by linear interpolation; None of no values."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-
-
 def slug(text: str) -> str:
     """An anchor for HTML made from an identifier."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
 
 
 def printable(text: str) -> str:
-    """The text without what HTML and SVG may not hold, and without marks that turn the order of what is read.
+    """The text without characters that HTML and SVG forbid or that reverse the reading order.
 
     Control characters, surrogates, and the bidirectional overrides and isolates of Unicode (UAX #9) each
     become one replacement character; lines and tabs stay.
     """
-    return "".join("\ufffd" if _control(c) else c for c in text)
-
-
-_TURNS = frozenset(
-    "\u061c\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
-)
-
-
-def _control(character: str) -> bool:
-    code = ord(character)
-    return (
-        (code < 32 and character not in "\n\t")
-        or 127 <= code < 160
-        or 0xD800 <= code < 0xE000
-        or character in _TURNS
-    )
+    return _UNPRINTABLE.sub("\ufffd", text)

@@ -1,21 +1,33 @@
-"""``llama-router --config PATH``: runs the router until it is told to stop."""
+"""``llama-router --config PATH``: runs the router until a signal stops it."""
 
 import argparse
-import gc
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from harness.errors import HarnessError
-from harness.router.app import create_app
-from harness.router.app_drain import Drain, DrainingServer
-from harness.router.config import load_config
-from harness.router.http.limits import guarded_protocol, limits_of
-from harness.router.logs import configure_logging
+from harness.router.app import Drain, create_app
+from harness.router.config import RouterConfig, load_config
+from harness.router.http.limits import limited_protocol
+from harness.router.json_log import configure_logging
 from harness.settings import NODE_CONFIG
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn waits for the responses in flight; the drain ends what would wait longer."""
+
+    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle SIGTERM and SIGINT."""
+        self._drain.begin()
+        super().handle_exit(sig, frame)
 
 
 def main() -> None:
@@ -29,7 +41,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config)
-        if arguments.no_dashboard or _turned_off(os.environ):
+        dashboard = os.environ.get("SOLLOL_DASHBOARD", "").strip().lower()
+        if arguments.no_dashboard or dashboard in {"0", "false", "no", "off"}:
             config = config.model_copy(update={"dashboard": False})
         drain = Drain()
         app = create_app(config, drain)
@@ -38,10 +51,17 @@ def main() -> None:
     if arguments.check:
         return
     configure_logging()
-    _spare_the_collector()
-    settings = uvicorn.Config(
+    server = DrainingServer(server_settings(config, app), drain)
+    server.run()
+    if not server.started:
+        sys.exit(1)
+
+
+def server_settings(config: RouterConfig, app: ASGIApp) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
         app,
-        http=guarded_protocol(limits_of(config)),
+        http=limited_protocol(config),
         # uvloop's children have every signal's default restored; the coordinator must go on ignoring SIGPIPE.
         loop="asyncio",
         host=config.address,
@@ -55,24 +75,6 @@ def main() -> None:
         backlog=min(config.connections_limit, 2048),
         h11_max_incomplete_event_size=2 * config.head_limit_bytes,
     )
-    server = DrainingServer(settings, drain)
-    server.run()
-    if not server.started:
-        sys.exit(1)
-
-
-def _turned_off(environment: Mapping[str, str]) -> bool:
-    return environment.get("SOLLOL_DASHBOARD", "").strip().lower() in {"0", "false", "no", "off"}
-
-
-def _spare_the_collector() -> None:
-    """Leave what was made at the start out of every later collection, and collect a little less often.
-
-    Looking at all modules again and again cost a tenth of a request.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(5000, 20, 20)
 
 
 if __name__ == "__main__":

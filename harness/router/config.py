@@ -1,13 +1,14 @@
-"""What the router is told: ``/etc/llama-harness/router.json``, written by the role from the inventory."""
+"""The router's configuration: ``/etc/llama-harness/router.json``, written by the role from the inventory."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness.common.text import first_error
 from harness.errors import HarnessError
-from harness.monitor.redis.settings import RedisSettings
-from harness.router.routing.rule import Route
+from harness.monitor.redis import RedisSettings
 from harness.settings import (
     COORDINATOR_PORT,
     NODE_CONFIG,
@@ -20,6 +21,13 @@ from harness.settings import (
 _MIB = 1024 * 1024
 
 
+class Route(StrEnum):
+    """Where a request is answered; the value of ``x-llama-route``."""
+
+    POOL = "pool"
+    COORDINATOR = "coordinator"
+
+
 class Backend(BaseModel):
     """One rpc-server, in the inventory's order."""
 
@@ -29,11 +37,19 @@ class Backend(BaseModel):
     endpoint: str = Field(pattern=r"^\d{1,3}(\.\d{1,3}){3}:\d+$")
     """``address:port``, the address an IPv4 literal as rpc-server wants it."""
     memory_bytes: int = Field(gt=0)
-    """What the node has at most: min(MemTotal, cgroup limit), as the role read it."""
+    """All memory of the node: min(MemTotal, cgroup limit), as the role read it."""
     reserve_bytes: int | None = Field(None, ge=0)
-    """Left free on the node by an automatic plan; the planner's own reserve where it is not set."""
+    """Left free on the node by an automatic plan; unset: the planner's default."""
     accelerator: str = "cpu"
-    """What its rpc-server offers: the CPU's memory, or that of accelerators alone (``cuda``, ...)."""
+    """Memory that its rpc-server offers: the CPU's, or only that of accelerators (``cuda``, ...)."""
+
+    @property
+    def address(self) -> str:
+        return self.endpoint.rpartition(":")[0]
+
+    @property
+    def port(self) -> int:
+        return int(self.endpoint.rpartition(":")[2])
 
 
 class PoolServer(BaseModel):
@@ -44,23 +60,23 @@ class PoolServer(BaseModel):
     node: str
     url: str = Field(pattern=r"^https?://")
     kind: Literal["openai", "ollama"] = "openai"
-    """An Ollama gets ``/api`` as it came; to others, llama-server among them, it is converted."""
+    """An Ollama gets ``/api`` requests unchanged; for others, as llama-server, they are converted."""
     models: list[str] | None = None
-    """The models it is asked for, whatever they weigh; left out, those it says it has."""
+    """The models that it serves, of any size; unset: those that it lists itself."""
     memory_bytes: int | None = Field(None, gt=0)
-    """What it can give one model; left out, what its node's monitor shows."""
+    """Memory for one model; unset: what its node's monitor shows."""
     key_file: Path | None = None
     keep_alive: bool = True
-    """Leave connections open for the next request. False for a llama-server: each would hold a thread."""
+    """Keep connections open for the next request. False for a llama-server: each would hold a thread."""
 
 
 class RouteRule(BaseModel):
-    """Which way models go whose name matches, before any other rule."""
+    """The route of the models whose name matches; it comes before all other rules."""
 
     model_config = ConfigDict(extra="forbid")
 
     pattern: str
-    """As in a shell: ``llama3*``."""
+    """A glob, such as ``llama3*``."""
     route: Route
 
 
@@ -70,74 +86,82 @@ class RouterConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     address: str
-    """The head node's inventory address: the only one that is bound."""
+    """The head node's inventory address: the router listens on no other."""
     port: int = ROUTER_PORT
     router_key_file: Path = NODE_CONFIG / "router.key"
     admin_key_file: Path = NODE_CONFIG / "admin.key"
     models_dir: Path = NODE_MODELS
     ollama_models: Path | None = None
-    """Ollama's storage on this machine; its models can be sharded too."""
+    """Ollama's storage on this machine, whose models can be sharded too."""
     backends: list[Backend] = []
     pool: list[PoolServer] = []
     routes: list[RouteRule] = []
-    """The first whose pattern matches decides."""
+    """The first match decides."""
     large_model_bytes: int | None = Field(None, ge=0)
-    """Where set, what both have goes to the coordinator from this file size on; else memory decides."""
+    """A file of this size or more goes to the coordinator, though the pool has it; unset: memory decides."""
     llama_server: Path = NODE_LLAMA_CPP / "current" / "bin" / "llama-server"
     log_dir: Path = NODE_LOGS / "coordinator"
     state_dir: Path | None = None
-    """What is learned from loads and calibrations is kept here; in memory only where it is not set."""
+    """Folder for results of loads and calibrations; unset: they are lost with the process."""
     coordinator_port: int = COORDINATOR_PORT
     context: int = 2048
     flags: list[str] = []
     """Extra llama-server flags of every start."""
     oom_score_adj: int = Field(500, ge=0, le=1000)
-    """Of the coordinator: the kernel ends it before it ends the router."""
+    """Of the coordinator: the kernel kills it before the router."""
     load_deadline_s: float = Field(900, gt=0)
     stop_deadline_s: float = Field(15, gt=0)
     """How long a signalled coordinator may take to exit before SIGKILL."""
     drain_s: float = Field(30, ge=0)
-    """How long a stop of the router, or a change of model, waits for requests in flight."""
+    """How long a stop of the router, or a load by an administrator, waits for requests in flight."""
     request_timeout_s: float = Field(1800, gt=0)
     queue_limit: int = Field(512, ge=1)
     """Requests that may wait for the coordinator; one more is refused with 503 and ``Retry-After``."""
     queue_wait_s: float = Field(1800, gt=0)
-    """How long one request may wait for its turn, loads included, before it is refused with 503."""
+    """How long one request may wait in the queue, loads included, before it is refused with 503."""
     turn_s: float = Field(10, ge=0)
-    """How long a model is served while requests for another wait; as long as it loaded if that is longer."""
+    """How long a model is served while requests for another wait; at least as long as its load took."""
     switch_drain_s: float = Field(600, ge=0)
-    """How long a change of model that a request asks for waits for the answers that are being given."""
+    """How long a change of model for a request waits for requests in flight."""
     idle_unload_s: float = Field(0, ge=0)
-    """Unload a model that nobody has asked for so long; 0 keeps it, as a load over the network is dear."""
+    """Unload a model without requests after this time; 0 keeps it, as a load over the network is slow."""
     backend_wait_s: float = Field(30, ge=0)
-    """How long a start waits for backends that do not answer, before it is planned without them."""
+    """How long a start waits for backends that do not answer before it is planned without them."""
     suspect_s: float = Field(15, gt=0)
-    """A request without a byte for so long makes the router look whether the coordinator still moves."""
+    """After this time without a byte of an answer the router checks the coordinator for progress."""
     stall_deadline_s: float = Field(900, gt=0)
-    """Nothing seen to move for so long is a stall, where the backends' nodes say nothing of themselves."""
+    """Time without progress that is a stall, where samples of the backends' nodes are missing."""
     canary_deadline_s: float = Field(60, ge=0)
-    """A coordinator started for a request gives one token first; looked at closer after so long. 0: none."""
+    """A coordinator started for requests first generates one token; after this time it is checked for a
+    stall. 0: no such token."""
     restart_budget: int = Field(5, ge=1)
     """Failures of the coordinator within ``restart_window_s`` after which it is not started again."""
     restart_window_s: float = Field(600, gt=0)
     keep_starts: int = Field(50, ge=1)
-    """Log folders of past starts that are kept, and, below, how many bytes of them."""
+    """Log folders of past starts that are kept."""
     keep_log_bytes: int = Field(1024 * _MIB, ge=1)
+    """Size of those folders together."""
     debug_coordinator_recovery: bool = False
     """Log each step of a recovery; so does SOLLOL_DEBUG_COORDINATOR_RECOVERY=true in the environment."""
     dashboard: bool = True
     """Serve ``/dashboard``; ``--no-dashboard`` and SOLLOL_DASHBOARD=false turn it off."""
     poll_s: float = Field(0.05, gt=0)
-    """Between looks at a loading coordinator's health and log."""
+    """Between checks of a loading coordinator's health and log."""
     redis: RedisSettings | None = None
-    """Where the nodes' samples are, read only; without it backends are judged by what the head node sees."""
+    """Where the nodes' samples are read; unset: backends are judged by what the head node sees."""
     body_limit_bytes: int = 32 * _MIB
     head_limit_bytes: int = Field(64 * 1024, ge=1024)
     headers_limit: int = Field(100, ge=8)
     head_timeout_s: float = Field(10, gt=0)
-    """How long a client may take to send a request's head, or, on a new connection, to begin."""
+    """How long a client may take to send a request's head, and to begin on a new connection."""
     connections_limit: int = Field(4096, ge=1)
-    """Connections of clients that are open at once; one more is refused with 503."""
+    """Client connections that are open at the same time; one more is refused with 503."""
+
+    @property
+    def head_node(self) -> str | None:
+        """Name of the node that the router and the coordinator run on; None where it has no backend."""
+        own = (backend.node for backend in self.backends if backend.address == self.address)
+        return next(own, None)
 
 
 def load_config(path: Path) -> RouterConfig:
@@ -151,25 +175,14 @@ def load_config(path: Path) -> RouterConfig:
     except OSError as error:
         raise HarnessError(f"cannot read the router's configuration {path}: {error.strerror}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise HarnessError(f"{path}: {where}: {first['msg']}; deploy again with playbooks/site.yml") from None
-
-
-def read_key(path: Path) -> str:
-    """A bearer key from its file.
-
-    Raises:
-        HarnessError: the file cannot be read, or holds no key or one of less than 16 characters.
-    """
-    return read_keys(path)[0]
+        raise HarnessError(f"{path}: {first_error(error)}; deploy again with playbooks/site.yml") from None
 
 
 def read_keys(path: Path) -> list[str]:
-    """The bearer keys in a file, one a line; empty lines and those that begin with ``#`` are passed over.
+    """The bearer keys in a file, one a line; empty lines and comments (``#``) are skipped.
 
     Raises:
-        HarnessError: as :func:`read_key`.
+        HarnessError: the file cannot be read, or holds no key or one of less than 16 characters.
     """
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]

@@ -1,13 +1,24 @@
-"""What the router answers when it cannot do what was asked."""
+"""Errors that the router answers with."""
+
+import aiohttp
 
 from harness.contracts.coordinator_state import CoordinatorState
 from harness.contracts.diagnosis import Diagnosis
+
+CONNECTION_ERRORS = (aiohttp.ClientError, ConnectionError, TimeoutError)
+"""What is raised when a server cannot be reached or breaks off."""
 
 UNKNOWN_MODEL = "unknown_model"
 
 
 class RouterError(Exception):
-    """An error with an HTTP status, a class for programs and a message for people."""
+    """An error with an HTTP status, a class for programs and a message for people.
+
+    Args:
+        hint: more text for the message, where the message itself has to be one that clients know.
+        state: the coordinator's state, with its diagnosis.
+        retry_after_s: when a retry makes sense, seconds; the header ``Retry-After``.
+    """
 
     def __init__(
         self,
@@ -25,19 +36,18 @@ class RouterError(Exception):
         self.error_class = error_class
         self.message = message
         self.hint = hint
-        """What may help a person, where a client knows the message by heart."""
         self.state = state
         self.retry_after_s = retry_after_s
-        """When asking again is worth it, seconds; the header ``Retry-After``."""
         self.diagnosis = diagnosis or (state.diagnosis if state else None)
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that belong to the error."""
-        return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        """Headers of the response; one to a request that has not arrived whole ends its connection."""
+        headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        return headers | ({"connection": "close"} if self.status == 408 else {})
 
     def body(self) -> dict[str, object]:
-        """``{"error": {...}}``; ``type``, ``param`` and ``code`` are there for OpenAI clients."""
+        """``{"error": {...}}``; OpenAI clients read ``type``, ``param`` and ``code``."""
         error: dict[str, object] = {
             "class": self.error_class,
             "type": "server_error" if self.status >= 500 else "invalid_request_error",
@@ -54,6 +64,5 @@ class RouterError(Exception):
         return {"error": error}
 
     def ollama_body(self) -> dict[str, object]:
-        """Ollama's clients expect a string in ``error``; the rest stands beside it."""
-        body = self.body()["error"]
-        return {"error": self.message, "details": body}
+        """``{"error": "...", "details": {...}}``: Ollama's clients expect a string in ``error``."""
+        return {"error": self.message, "details": self.body()["error"]}

@@ -1,27 +1,31 @@
-"""``HybridRouter``: the router as an object in a script, as the founding report's programs used it."""
+"""``HybridRouter``: the router inside a script, as the founding report's programs used it."""
 
 import asyncio
 import json
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import aiohttp
+import uvicorn
 from pydantic import ValidationError
 
+from harness.common.sockets import connected_endpoints
+from harness.common.text import first_error
 from harness.errors import HarnessError
 from harness.llama.rpc.client import RpcError, ask
 from harness.llama.rpc.messages import ProtocolError
-from harness.llama.rpc.sockets import connected_endpoints
-from harness.router.app import create_app
-from harness.router.app_drain import Drain
+from harness.router.app import Drain, create_app
 from harness.router.config import RouterConfig
-from harness.router.embedded import EmbeddedApp, Reply
 from harness.settings import NODE_MODELS, RPC_PORT
 
 _OLLAMA_PORT = 11434
+_CHAT = "http://router/api/chat"
+_ROUTING = "x-llama-"
 
 
 class RequestFailedError(HarnessError):
@@ -36,19 +40,18 @@ class RequestFailedError(HarnessError):
 class HybridRouter:
     """Small models go to the pool, large ones to a llama-server sharded over rpc-servers.
 
-    The same parts as ``llama-router``, in this process and without a port: routing by memory, queue,
-    recovery, retries. Use it as an asynchronous context manager, or call ``close`` at the end: the
-    coordinator is stopped with it.
+    The service ``llama-router`` in this event loop, on a Unix socket instead of a port. Use it as an
+    asynchronous context manager, or call ``close`` at the end, which stops the coordinator too.
 
     Args:
         ollama_pool: Ollama servers: URLs, ``host:port``, dictionaries with ``host`` and ``port``, or an
             object with such ``nodes``.
         rpc_backends: as ``auto_discover_rpc_backends`` gives them, or ``host:port``. They must be idle: each
-            is asked for its memory unless that is given (``total_bytes`` or ``memory_bytes``).
+            is asked for its memory unless ``total_bytes`` or ``memory_bytes`` says it.
         debug_coordinator_recovery: log each step of a recovery; so does
             ``SOLLOL_DEBUG_COORDINATOR_RECOVERY=true``.
         models_dir: folder of ``*.gguf`` files; a model is called as its file without the ending.
-        settings: anything else of the router's configuration: ``llama_server``, ``context``, ``flags``, ...
+        settings: other keys of the router's configuration: ``llama_server``, ``context``, ``flags``, ...
     """
 
     def __init__(
@@ -60,16 +63,15 @@ class HybridRouter:
         models_dir: Path | str = NODE_MODELS,
         **settings: Any,
     ) -> None:
-        self._pool = [_pool_server(server) for server in _pool_servers(ollama_pool)]
-        self._backends = [_endpoint(backend) for backend in rpc_backends or ()]
-        self._settings = {
-            "models_dir": str(models_dir),
-            "debug_coordinator_recovery": debug_coordinator_recovery,
-        } | settings
-        self._key = secrets.token_urlsafe(32)
+        servers = getattr(ollama_pool, "nodes", ollama_pool)
+        servers = [servers] if isinstance(servers, str) else servers
+        self._pool = [_pool_server(server) for server in servers or ()]
+        self._backends = [_backend(backend) for backend in rpc_backends or ()]
+        recovery = {"debug_coordinator_recovery": debug_coordinator_recovery}
+        self._settings = {"models_dir": str(models_dir)} | recovery | settings
         self._starting = asyncio.Lock()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._app: EmbeddedApp | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._running = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -81,52 +83,22 @@ class HybridRouter:
         await self.close()
 
     async def start(self) -> None:
-        """Start routing; ``route_request`` does so by itself.
+        """Start routing; the first request does so by itself.
 
         Raises:
             HarnessError: a setting is wrong, or a backend does not say its memory.
         """
-        async with self._starting:
-            if self._app is None:
-                await self._start()
-
-    async def _start(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="hybrid-router-")
-        folder = Path(self._folder.name)
-        for name in ("router", "admin"):
-            (folder / f"{name}.key").touch(mode=0o600)
-            (folder / f"{name}.key").write_text(self._key)
-        given = {
-            "address": "127.0.0.1",
-            "router_key_file": str(folder / "router.key"),
-            "admin_key_file": str(folder / "admin.key"),
-            "log_dir": str(folder / "coordinator"),
-            "pool": self._pool,
-            "backends": [await _with_memory(backend) for backend in self._backends],
-        }
-        try:
-            config = RouterConfig.model_validate(given | self._settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise HarnessError(f"HybridRouter: {where}: {first['msg']}") from None
-        app = EmbeddedApp(create_app(config, Drain()))
-        await app.start()
-        self._app = app
+        await self._started()
 
     async def close(self) -> None:
-        """Stop the coordinator, and forget its logs and keys."""
-        if self._app is not None:
-            await self._app.close()
-            self._app = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        """Stop the coordinator, and delete its logs and keys."""
+        self._session = None
+        await self._running.aclose()
 
     async def route_request(
         self, model: str, messages: Sequence[Mapping[str, Any]], **more: Any
     ) -> dict[str, Any]:
-        """Answer a chat with whichever server the model goes to.
+        """Answer a chat with the server that the model is routed to.
 
         Args:
             model: its name in the pool or in ``models_dir``.
@@ -135,41 +107,89 @@ class HybridRouter:
 
         Returns:
             Ollama's answer: ``message``, ``done_reason``, counts, and durations in nanoseconds; under
-            ``_routing`` which way it went and why.
+            ``_routing`` its route and the reason.
 
         Raises:
             RequestFailedError: the router's error.
         """
         body = {"model": model, "messages": list(messages), **more, "stream": False}
-        reply = await self._ask("/api/chat", body)
-        answer: dict[str, Any] = json.loads(b"".join([piece async for piece in reply.body]))
-        return answer | {"_routing": _routing(reply)}
+        async with (await self._started()).post(_CHAT, json=body) as response:
+            answer = _checked(response.status, await response.json(content_type=None))
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            routing = {n.removeprefix(_ROUTING): v for n, v in headers.items() if n.startswith(_ROUTING)}
+            return answer | {"_routing": routing}
 
     async def stream_request(
         self, model: str, messages: Sequence[Mapping[str, Any]], **more: Any
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """The same, piece by piece as Ollama streams it; the last has ``done`` true.
 
         Raises:
             RequestFailedError: the router's error, also in the middle.
         """
         body = {"model": model, "messages": list(messages), **more, "stream": True}
-        reply = await self._ask("/api/chat", body)
-        rest = b""
-        async for piece in reply.body:
-            *lines, rest = (rest + piece).split(b"\n")
-            for line in lines:
-                if line.strip():
-                    yield _checked(reply.status, json.loads(line))
+        async with (await self._started()).post(_CHAT, json=body) as response:
+            rest = b""
+            async for piece in response.content.iter_any():
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in lines:
+                    if line.strip():
+                        yield _checked(response.status, json.loads(line))
 
-    async def _ask(self, path: str, body: dict[str, Any]) -> Reply:
-        await self.start()
-        assert self._app is not None  # noqa: S101 - start has made it
-        reply = await self._app.ask(path, body, self._key)
-        if reply.status >= 400:
-            text = b"".join([piece async for piece in reply.body])
-            _checked(reply.status, json.loads(text))
-        return reply
+    async def _started(self) -> aiohttp.ClientSession:
+        async with self._starting:
+            if self._session is None:
+                async with AsyncExitStack() as running:
+                    self._session = await self._start(running)
+                    self._running = running.pop_all()
+            return self._session
+
+    async def _start(self, running: AsyncExitStack) -> aiohttp.ClientSession:
+        """Serve the application; ``running`` stops it.
+
+        Unlike ``uvicorn.Server.serve`` this handles no signals: they are the script's.
+        """
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="hybrid-router-")))
+        key, path = secrets.token_urlsafe(32), str(folder / "router.socket")
+        (folder / "key").write_text(key)  # only this user may look into the folder
+        settings = {
+            "address": "127.0.0.1",
+            "router_key_file": str(folder / "key"),
+            "admin_key_file": str(folder / "key"),
+            "log_dir": str(folder / "coordinator"),
+            "pool": self._pool,
+            "backends": [await _with_memory(backend) for backend in self._backends],
+        } | self._settings
+        try:
+            config = RouterConfig.model_validate(settings)
+        except ValidationError as error:
+            raise HarnessError(f"HybridRouter: {first_error(error, root='settings')}") from None
+        drain = Drain()
+        listen = uvicorn.Config(
+            create_app(config, drain),
+            uds=path,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=round(config.drain_s + config.stop_deadline_s) + 5,
+        )
+        listen.load()
+        server = uvicorn.Server(listen)
+        server.lifespan = listen.lifespan_class(listen)
+        session = aiohttp.ClientSession(
+            # A connection that is not kept open cannot be closed by the server while a request is sent on it.
+            connector=aiohttp.UnixConnector(path, limit=0, force_close=True),
+            headers={"authorization": f"Bearer {key}"},
+            timeout=aiohttp.ClientTimeout(total=None),
+        )
+        await running.enter_async_context(session)
+        try:
+            await server.startup()
+        except SystemExit:
+            raise HarnessError("the router does not start; its log says why") from None
+        running.push_async_callback(server.shutdown)
+        running.callback(drain.begin)
+        return session
 
 
 def _checked(status: int, answer: dict[str, Any]) -> dict[str, Any]:
@@ -178,38 +198,25 @@ def _checked(status: int, answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _routing(reply: Reply) -> dict[str, str]:
-    prefix = "x-llama-"
-    return {name[len(prefix) :]: value for name, value in reply.headers.items() if name.startswith(prefix)}
-
-
-def _pool_servers(given: Any) -> list[Any]:
-    if given is None:
-        return []
-    if isinstance(given, str):
-        return [given]
-    return list(getattr(given, "nodes", given))
-
-
-def _pool_server(given: Any) -> dict[str, Any]:
+def _pool_server(server: Any) -> dict[str, Any]:
     """An Ollama server as the configuration has it."""
-    if isinstance(given, Mapping):
-        if "url" in given:
-            return {"node": str(given["url"]), "kind": "ollama", **given}
-        given = f"{given['host']}:{given.get('port', _OLLAMA_PORT)}"
-    text = str(given)
-    url = text if "://" in text else f"http://{text if ':' in text else f'{text}:{_OLLAMA_PORT}'}"
-    return {"node": url, "url": url, "kind": "ollama"}
+    if not isinstance(server, Mapping):
+        text = str(server)
+        url = text if "://" in text else f"http://{text if ':' in text else f'{text}:{_OLLAMA_PORT}'}"
+        server = {"url": url}
+    elif "url" not in server:
+        server = {"url": f"http://{server['host']}:{server.get('port', _OLLAMA_PORT)}"}
+    return {"node": str(server["url"]), "kind": "ollama", **server}
 
 
-def _endpoint(given: Mapping[str, Any] | str) -> dict[str, Any]:
-    """A backend as the configuration has it, its memory if it is known."""
-    if isinstance(given, str):
-        host, _, port = given.partition(":")
-        given = {"host": host, "port": int(port or RPC_PORT)}
-    endpoint = f"{given['host']}:{given.get('port', RPC_PORT)}"
-    memory = given.get("memory_bytes") or given.get("total_bytes")
-    return {"node": given.get("node") or endpoint, "endpoint": endpoint, "memory_bytes": memory}
+def _backend(backend: Mapping[str, Any] | str) -> dict[str, Any]:
+    """A backend as the configuration has it, without its memory where that is not given."""
+    if isinstance(backend, str):
+        host, _, port = backend.partition(":")
+        backend = {"host": host, "port": port or RPC_PORT}
+    endpoint = f"{backend['host']}:{backend.get('port', RPC_PORT)}"
+    memory = backend.get("memory_bytes") or backend.get("total_bytes")
+    return {"node": backend.get("node") or endpoint, "endpoint": endpoint, "memory_bytes": memory}
 
 
 async def _with_memory(backend: dict[str, Any]) -> dict[str, Any]:

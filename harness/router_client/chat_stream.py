@@ -10,11 +10,12 @@ from typing import Any
 import aiohttp
 
 from harness.contracts.run_records import Request
+from harness.llama import token_texts
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """What to ask: greedy, end-of-sequence banned, nothing of an earlier prompt reused unless said."""
+    """A greedy chat request: end-of-sequence banned, no cached prompt used unless ``cache_prompt``."""
 
     model: str
     text: str
@@ -26,7 +27,6 @@ class ChatRequest:
     cache_prompt: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
     on_token: Callable[[], None] | None = None
-    """Called at each token."""
 
     def body(self) -> dict[str, Any]:
         """JSON body for ``/v1/chat/completions``."""
@@ -44,7 +44,7 @@ class ChatRequest:
 
 
 def chat_session() -> aiohttp.ClientSession:
-    """A session for ``stream_chat``: a connection per request, no deadline but the request's own.
+    """A session for ``stream_chat``: a new connection for each request, no deadline but the request's own.
 
     Servers close idle connections after seconds; a request must not fail because it met one being closed.
     Lines of the event stream may be longer than aiohttp's 64 KiB.
@@ -68,62 +68,68 @@ class Clock:
 
 
 async def stream_chat(
-    session: aiohttp.ClientSession, url: str, ask: ChatRequest, headers: Mapping[str, str] | None = None
+    session: aiohttp.ClientSession, url: str, chat: ChatRequest, headers: Mapping[str, str] | None = None
 ) -> Request:
-    """Send ``ask`` to ``url`` and time each token.
+    """Send ``chat`` to ``url`` and time each token.
 
     Returns:
         The request as the client saw it; ``error`` says why it did not end well, deadline included.
     """
     clock = Clock()
-    seen = Request(
-        trial=ask.trial, index=ask.index, warmup=ask.warmup, route="", model=ask.model, sent_ns=clock.now()
+    record = Request(
+        trial=chat.trial,
+        index=chat.index,
+        warmup=chat.warmup,
+        route="",
+        model=chat.model,
+        sent_ns=clock.now(),
     )
     try:
         async with (
-            asyncio.timeout(ask.deadline_s),
-            session.post(f"{url}/v1/chat/completions", json=ask.body(), headers=headers) as response,
+            asyncio.timeout(chat.deadline_s),
+            session.post(f"{url}/v1/chat/completions", json=chat.body(), headers=headers) as response,
         ):
-            seen.status = response.status
-            seen.route = response.headers.get("x-llama-route", "direct")
+            record.status = response.status
+            record.route = response.headers.get("x-llama-route", "direct")
             if response.status != 200:
-                seen.error = error_text(await response.text())
+                record.error = error_text(await response.text())
             else:
-                await _read_tokens(response, seen, clock, ask.on_token)
+                await _read_tokens(response, record, clock, chat.on_token)
     except TimeoutError:
-        seen.error = f"no end within {ask.deadline_s:.0f} s ({len(seen.token_ns)} tokens came)"
+        record.error = f"no end within {chat.deadline_s:.0f} s ({len(record.token_ns)} tokens came)"
     except aiohttp.ClientError as error:
-        seen.error = f"the stream broke after {len(seen.token_ns)} tokens: {error or type(error).__name__}"
+        why = str(error) or type(error).__name__
+        record.error = f"the stream broke after {len(record.token_ns)} tokens: {why}"
     except (ValueError, KeyError) as error:
-        seen.error = f"the stream cannot be read after {len(seen.token_ns)} tokens: {error}"
-    seen.done_ns = clock.now()
-    if seen.error is None and seen.completion_tokens is None:
-        seen.error = f"the stream ended after {len(seen.token_ns)} tokens without usage figures"
-    return seen
+        record.error = f"the stream cannot be read after {len(record.token_ns)} tokens: {error}"
+    record.done_ns = clock.now()
+    if record.error is None and record.completion_tokens is None:
+        record.error = f"the stream ended after {len(record.token_ns)} tokens without usage figures"
+    return record
 
 
 async def _read_tokens(
-    response: aiohttp.ClientResponse, seen: Request, clock: Clock, told: Callable[[], None] | None
+    response: aiohttp.ClientResponse, record: Request, clock: Clock, on_token: Callable[[], None] | None
 ) -> None:
     async for data in _events(response):
-        arrived = clock.now()
+        arrived_ns = clock.now()
         if "error" in data:
-            seen.error = error_text(json.dumps(data))
+            record.error = error_text(json.dumps(data))
             return
         for choice in data.get("choices") or ():
-            if content := (choice.get("delta") or {}).get("content"):
-                seen.token_ns.append(arrived)
-                seen.text += content
-                if told:
-                    told()
+            for text in token_texts(choice.get("delta") or {}):
+                record.token_ns.append(arrived_ns)
+                record.text += text
+                if on_token:
+                    on_token()
             for token in (choice.get("logprobs") or {}).get("content") or ():
-                seen.token_ids.append(token["id"])
-                seen.logprobs.append(token["logprob"])
+                record.token_ids.append(token["id"])
+                record.logprobs.append(token["logprob"])
         if usage := data.get("usage"):
-            seen.prompt_tokens = usage.get("prompt_tokens")
-            seen.completion_tokens = usage.get("completion_tokens")
+            record.prompt_tokens = usage.get("prompt_tokens")
+            record.completion_tokens = usage.get("completion_tokens")
         if timings := data.get("timings"):
-            seen.server = {key: value for key, value in timings.items() if isinstance(value, int | float)}
+            record.server = {key: value for key, value in timings.items() if isinstance(value, int | float)}
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

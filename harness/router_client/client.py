@@ -1,9 +1,8 @@
-"""The router, as trials drive it."""
+"""Client of the router: admin calls and timed chat requests."""
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlencode
 
@@ -11,14 +10,17 @@ import aiohttp
 from pydantic import ValidationError
 
 from harness.cluster.inventory import Inventory
+from harness.common.text import first_error
 from harness.contracts.coordinator_state import CoordinatorState
-from harness.contracts.plan import Plan
-from harness.contracts.plan_offer import Offer
+from harness.contracts.plan import LoadRequest, Offer
 from harness.contracts.run_records import Request
 from harness.errors import HarnessError
-from harness.planner.calibration import Calibration
+from harness.planner.device_capacity import Calibration
 from harness.router_client.chat_stream import ChatRequest, chat_session, stream_chat
 from harness.settings import ROUTER_PORT, state_dir
+
+LOAD_DEADLINE_S = 900.0
+"""Of a load that states none."""
 
 
 @dataclass(frozen=True)
@@ -59,39 +61,12 @@ def router_address(inventory: Inventory, environment: Mapping[str, str] = os.env
     )
 
 
-@dataclass(frozen=True)
-class LoadRequest:
-    """What ``POST /admin/load`` is asked."""
-
-    model: str
-    plan: Plan | None = None
-    nodes: list[str] | None = None
-    n_gpu_layers: int | None = None
-    flags: tuple[str, ...] = ()
-    context: int = 2048
-    deadline_s: float = 900
-    cold: bool = False
-    parallel: int = 1
-    kv_type: str = "f16"
-
-    def body(self) -> dict[str, Any]:
-        """JSON body."""
-        return {
-            "model": self.model,
-            "plan": None if self.plan is None else self.plan.model_dump(),
-            "nodes": self.nodes,
-            "n_gpu_layers": self.n_gpu_layers,
-            "flags": list(self.flags),
-            "context": self.context,
-            "deadline_s": self.deadline_s,
-            "cold": self.cold,
-            "parallel": self.parallel,
-            "kv_type": self.kv_type,
-        }
+class RouterKeyError(HarnessError):
+    """The router does not accept the admin key."""
 
 
 class RouterRefusedError(HarnessError):
-    """The router answered an admin call with an error."""
+    """The router answered an admin call with an error; carries the failure class and the state, if any."""
 
     def __init__(self, message: str, failure_class: str | None, state: CoordinatorState | None) -> None:
         super().__init__(message)
@@ -109,14 +84,12 @@ class RouterClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self._session.close()
 
     async def models(self) -> dict[str, dict[str, Any]]:
         """Models that the router can serve, by name."""
-        listing = await self._json("GET", "/admin/models")
+        listing = await self._call("GET", "/admin/models")
         return {entry["name"]: entry for entry in listing["models"]}
 
     async def load(self, request: LoadRequest) -> CoordinatorState:
@@ -125,90 +98,92 @@ class RouterClient:
         Raises:
             RouterRefusedError: it did not become ready; carries the class and the state.
         """
+        deadline_s = request.deadline_s or LOAD_DEADLINE_S
+        body = request.model_dump(mode="json") | {"deadline_s": deadline_s}
         # The router ends a load at its deadline; ours is there for a router that does not answer.
-        content = await self._json("POST", "/admin/load", request.body(), deadline_s=request.deadline_s + 60)
-        return self._state(content)
+        content = await self._call("POST", "/admin/load", body, deadline_s + 60)
+        return _state(content)
 
     async def plan(self, request: LoadRequest, *, keep: bool = False) -> Offer:
-        """What a load would be; nothing is loaded.
+        """The plan and forecast of a load; nothing is loaded.
 
         Args:
-            keep: use this split for the next load, and say which tensors the nodes' caches would hold.
+            keep: use this split for the next load, and list the tensors that the nodes' caches would hold.
 
         Raises:
             RouterRefusedError: it does not fit, or cannot be planned.
         """
-        return Offer.model_validate(
-            await self._json("POST", f"/admin/plan{'?keep=true' if keep else ''}", request.body())
-        )
+        path = f"/admin/plan{'?keep=true' if keep else ''}"
+        return Offer.model_validate(await self._call("POST", path, request.model_dump(mode="json")))
 
     async def calibration(self, measured: Calibration | None = None) -> Calibration:
-        """The nodes' speeds that the router plans with, once ``measured`` has been added to them."""
+        """The node speeds that the router plans with, after adding ``measured`` to them."""
         body = measured.model_dump(mode="json") if measured else None
-        content = await self._json("POST" if measured else "GET", "/admin/calibration", body)
+        content = await self._call("POST" if measured else "GET", "/admin/calibration", body)
         return Calibration.model_validate(content)
 
     async def forget_calibration(self) -> Calibration:
-        """The router plans by memory again, as if no node had been calibrated."""
-        return Calibration.model_validate(await self._json("DELETE", "/admin/calibration", None))
+        """Drop all node speeds: the router plans by memory alone again."""
+        return Calibration.model_validate(await self._call("DELETE", "/admin/calibration"))
 
     async def unload(self, deadline_s: float = 60) -> CoordinatorState:
-        """Stop the coordinator; the state says how it ended (phase absent if there was none)."""
+        """Stop the coordinator and give its last state; phase ``absent`` if there was none."""
         body = {"signal": "SIGTERM", "deadline_s": deadline_s}
-        return self._state(await self._json("POST", "/admin/unload", body, deadline_s=deadline_s + 30))
+        return _state(await self._call("POST", "/admin/unload", body, deadline_s + 30))
 
     async def lease(self, owner: str, seconds: float) -> None:
-        """Take or renew the right to measure on this cluster.
+        """Take or renew the lease of this cluster for a run.
 
         Raises:
-            RouterRefusedError: another run has it.
+            RouterRefusedError: another run holds it.
         """
-        await self._json("POST", "/admin/lease", {"owner": owner, "seconds": seconds})
+        await self._call("POST", "/admin/lease", {"owner": owner, "seconds": seconds})
 
-    async def give_back(self, owner: str) -> None:
-        """End the lease, if it is ours."""
-        await self._json("DELETE", "/admin/lease", {"owner": owner})
+    async def release_lease(self, owner: str) -> None:
+        """End the lease, if this owner holds it."""
+        await self._call("DELETE", "/admin/lease", {"owner": owner})
 
     async def coordinator(self) -> CoordinatorState:
         """State of the current or last coordinator."""
-        return self._state(await self._json("GET", "/admin/coordinator"))
+        return _state(await self._call("GET", "/admin/coordinator"))
 
     async def discover(self, cidrs: list[str], *, port: int, limit: int, force: bool) -> list[dict[str, Any]]:
         """Backends as the head node sees them, those of the inventory first."""
         query = [("cidr", cidr) for cidr in cidrs]
         query += [("port", str(port)), ("limit", str(limit)), ("force", str(force).lower())]
-        listing = await self._json("GET", f"/admin/discover?{urlencode(query)}", deadline_s=60 + limit / 100)
+        listing = await self._call("GET", f"/admin/discover?{urlencode(query)}", deadline_s=60 + limit / 100)
         return list(listing["backends"])
 
     async def start(self, start_id: str) -> CoordinatorState | None:
-        """State of one start, also after another has followed it."""
+        """State of one start, the current one or an earlier; None where the router has forgotten it."""
         return next((state for state in await self.starts() if state.start_id == start_id), None)
 
     async def starts(self) -> list[CoordinatorState]:
         """States of the last starts, oldest first."""
-        return [self._state(entry) for entry in await self._json("GET", "/admin/starts")]
+        return [_state(entry) for entry in await self._call("GET", "/admin/starts")]
 
     async def log(self, start_id: str) -> str:
         """The coordinator's log of one start."""
-        return str(await self._call("GET", f"/admin/logs/{start_id}", None, 60, as_json=False))
+        return str(await self._call("GET", f"/admin/logs/{start_id}", deadline_s=60, as_json=False))
 
-    async def chat(self, ask: ChatRequest) -> Request:
-        """One streamed request through the router."""
-        return await stream_chat(self._session, self.address.url, ask, self._bearer(self.address.key))
-
-    async def _json(
-        self, method: str, path: str, body: dict[str, Any] | None = None, deadline_s: float = 30
-    ) -> Any:
-        return await self._call(method, path, body, deadline_s, as_json=True)
+    async def chat(self, chat: ChatRequest) -> Request:
+        """One streamed request through the router, timed token by token."""
+        return await stream_chat(self._session, self.address.url, chat, _bearer(self.address.key))
 
     async def _call(
-        self, method: str, path: str, body: dict[str, Any] | None, deadline_s: float, as_json: bool
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        deadline_s: float = 30,
+        *,
+        as_json: bool = True,
     ) -> Any:
         url = self.address.url + path
         timeout = aiohttp.ClientTimeout(total=deadline_s, connect=10)
         try:
             async with self._session.request(
-                method, url, json=body, timeout=timeout, headers=self._bearer(self.address.admin_key)
+                method, url, json=body, timeout=timeout, headers=_bearer(self.address.admin_key)
             ) as response:
                 if response.status >= 400:
                     raise await self._refusal(method, path, response)
@@ -229,35 +204,35 @@ class RouterClient:
 
     async def _refusal(self, method: str, path: str, response: aiohttp.ClientResponse) -> HarnessError:
         if response.status in (401, 403):
-            return HarnessError(
+            return RouterKeyError(
                 f"router at {self.address.url} refuses the admin key ({response.status}); "
                 f"deploy again or set ROUTER_ADMIN_KEY"
             )
         try:
             error = (await response.json(content_type=None))["error"]
             message, failure_class = str(error["message"]), error.get("class")
-            state = self._state(error["state"]) if error.get("state") else None
+            state = _state(error["state"]) if error.get("state") else None
         except (ValueError, KeyError, TypeError, AttributeError):
-            said = " ".join((await response.text(errors="replace")).split())[:200]
+            text = " ".join((await response.text(errors="replace")).split())[:200]
             return HarnessError(
                 f"{self.address.url} answered {method} {path} with {response.status}, and not as this router "
-                f"does{f' ({said})' if said else ''}; see that llama-router.service is active on "
+                f"does{f' ({text})' if text else ''}; see that llama-router.service is active on "
                 f"{self.address.node}, or deploy again"
             )
         return RouterRefusedError(
             f"router: {method} {path}: {response.status}: {message[:500]}", failure_class, state
         )
 
-    @staticmethod
-    def _state(content: Any) -> CoordinatorState:
-        try:
-            return CoordinatorState.model_validate(content)
-        except ValidationError as error:
-            raise HarnessError(
-                f"the router's coordinator state cannot be read ({error.errors()[0]['loc']}); "
-                f"deploy the router of this checkout"
-            ) from error
 
-    @staticmethod
-    def _bearer(key: str) -> dict[str, str]:
-        return {"Authorization": f"Bearer {key}"}
+def _state(content: Any) -> CoordinatorState:
+    try:
+        return CoordinatorState.model_validate(content)
+    except ValidationError as error:
+        raise HarnessError(
+            f"the router's coordinator state cannot be read ({first_error(error)}); "
+            f"deploy the router of this checkout"
+        ) from error
+
+
+def _bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}

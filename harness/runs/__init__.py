@@ -1,1 +1,1 @@
-"""Runs: what is recorded, in which shape, and how it is kept."""
+"""Run folders: written, read, packed, listed and compared."""

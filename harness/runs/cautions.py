@@ -1,21 +1,22 @@
-"""What to keep in mind before trusting the figures of a run, in plain words."""
+"""Warnings about the figures of a run: outliers, few repeats, busy machines, clocks that differ."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from harness.contracts.run_records import Outcome, Request, Trial
+from harness.runs.compare import label_trials
 from harness.runs.metrics import decode_rate, measured_by_trial
 from harness.runs.statistics import FEWEST
 
 ENOUGH = 5
-"""Values below which none is called an outlier, nor the first one slow."""
+"""With fewer values none is called an outlier, nor the first one slow."""
 FAR = 3.5
 """Modified z-score of an outlier (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)."""
 NOTABLE = 0.05
 """A value within this share of the median is never an outlier, however alike the others are."""
 BUSY = 1.5
-"""Load average per CPU from which something else may have computed too."""
+"""Load average per CPU from which other programs may have computed too."""
 WAITING_PERCENT = 10.0
 CLOCK_OFF_S = 0.1
 REPEATED = ("pool", "inference")
@@ -24,23 +25,23 @@ _MAD_TO_SIGMA = 0.6745
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """How one node was over a run; None where its samples do not tell."""
+class NodeConditions:
+    """How busy one node was over a run; None where its samples do not say."""
 
     node: str
     cpus: int | None = None
     load1: float | None = None
     """Highest load average of one minute."""
     memory_full: float | None = None
-    """Highest ``avg10`` of the time in which every task waited for memory, per cent."""
+    """Highest PSI ``avg10`` of memory full: per cent of 10 s in which every task waited."""
     clock_offset_s: float | None = None
-    """Its clock minus the head node's, at its largest."""
+    """Its clock minus the head node's, where the difference was largest."""
 
 
 def cautions(
-    trials: Sequence[Trial], requests: Sequence[Request], conditions: Sequence[Conditions]
+    trials: Sequence[Trial], requests: Sequence[Request], conditions: Sequence[NodeConditions]
 ) -> list[str]:
-    """Sentences on slow first runs, outliers, too few repeats, noisy machines and clocks that differ."""
+    """One sentence for each reason to doubt a figure of the run."""
     return [
         *_of_requests(requests),
         *_of_loads(trials),
@@ -50,7 +51,7 @@ def cautions(
 
 
 def outliers(values: Sequence[float]) -> list[int]:
-    """Places of the values that stand apart from the others, by the modified z-score."""
+    """Indices of the outliers, by the modified z-score."""
     if len(values) < ENOUGH:
         return []
     middle = median(values)
@@ -74,28 +75,30 @@ def _of_requests(requests: Sequence[Request]) -> Iterator[str]:
             if apart == [0] and values[0] == slow(values):
                 yield (
                     f"{trial}: the first request was slower than the rest ({name} {values[0]:.3g}, median "
-                    f"{median(values):.3g}); a cold cache may be why, and a longer warm-up would tell"
+                    f"{median(values):.3g}); a cold cache may be why; a longer warm-up would show"
                 )
             else:
                 worst = max((values[place] for place in apart), key=lambda v: abs(v - median(values)))
                 yield (
                     f"{trial}: {len(apart)} of {len(values)} values of {name} are outliers, the "
-                    f"farthest {worst:.3g} beside a median of {median(values):.3g}; perhaps others ran"
+                    f"farthest {worst:.3g} beside a median of {median(values):.3g}; other programs may run"
                 )
 
 
 def _of_loads(trials: Sequence[Trial]) -> Iterator[str]:
+    labels = label_trials(trials)
     groups: dict[tuple[str, str, str], list[float]] = {}
     for trial in trials:
         if trial.kind == "load" and trial.outcome is Outcome.PASSED and "load_s" in trial.metrics:
-            key = (trial.model, str(trial.details.get("cache", "")), str(trial.details.get("nodes", "")))
+            label = labels[trial.id] if "step" in trial.details else str(trial.details.get("nodes", ""))
+            key = (trial.model, str(trial.details.get("cache", "")), label)
             groups.setdefault(key, []).append(trial.metrics["load_s"])
     for (model, cache, _), values in groups.items():
         if 0 in outliers(values) and values[0] == max(values):
             kind = f"{cache} load" if cache else "load"
             yield (
                 f"{model}: the first {kind} took {values[0]:.1f} s, the median is {median(values):.1f} s; "
-                "what the first one filled, the others found"
+                "the first one filled caches that the others used"
             )
 
 
@@ -110,20 +113,20 @@ def _of_repeats(trials: Sequence[Trial], requests: Sequence[Request]) -> Iterato
         )
 
 
-def _of_node(node: Conditions) -> Iterator[str]:
+def _of_node(node: NodeConditions) -> Iterator[str]:
     if node.load1 is not None and node.cpus and node.load1 > BUSY * node.cpus:
         yield (
-            f"{node.node}: load average up to {node.load1:.1f} on {node.cpus} CPUs; more wanted to compute "
-            "than could, as where nodes share one machine, so rates are lower than on idle hardware"
+            f"{node.node}: load average up to {node.load1:.1f} on {node.cpus} CPUs; more tasks than "
+            "CPUs, as where nodes share one machine: rates are lower than on idle hardware"
         )
     if node.memory_full is not None and node.memory_full > WAITING_PERCENT:
         yield (
             f"{node.node}: every task waited for memory for up to {node.memory_full:.0f} % of 10 s; rates of "
-            "trials at that time tell of the swap, not of the processors"
+            "trials at that time are limited by swap, not by the processors"
         )
     if node.clock_offset_s is not None and abs(node.clock_offset_s) > CLOCK_OFF_S:
         yield (
             f"{node.node}: its clock was up to {abs(node.clock_offset_s):.2f} s "
             f"{'ahead of' if node.clock_offset_s > 0 else 'behind'} the head node's; the order of events of "
-            "different nodes is known no better than that"
+            "different nodes is uncertain by as much"
         )

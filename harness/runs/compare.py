@@ -2,15 +2,17 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.common.text import gib
 from harness.contracts.coordinator_state import CoordinatorState
 from harness.contracts.run_records import Outcome, Request, RunManifest, Trial
-from harness.runs.metrics import SWAP_NOISE_BYTES, decode_rate, measured_by_trial
-from harness.runs.read import read_manifest, read_requests, read_trials
+from harness.runs.folder import read_manifest, read_requests, read_trials
+from harness.runs.metrics import decode_rate, measured_by_trial, most_backend_swap
 from harness.runs.statistics import Difference, Spread, difference, spread
 from harness.runs.surroundings import loads_differ, surroundings
 
@@ -37,34 +39,36 @@ FIGURES = (
     Figure("decode_tokens_per_s", "decode", "tokens/s", "higher"),
     Figure("tokens_per_s", "all streams together", "tokens/s", "higher"),
     Figure("stop_s", "stop", "s", "lower"),
-    Figure("swap_bytes", "peak swap of a backend", "bytes", "lower"),
+    Figure("swap_bytes", "rpc-server swap, peak", "bytes", "lower"),
 )
 _PER_REQUEST = ("ttft_s", "tpot_s", "decode_tokens_per_s")
-_NOT_A_PARAMETER = ("repeats", "requests", "duration_s", "may_not_fit", "limits")
-_PLAIN: dict[str, Any] = {"parallel": 1, "concurrency": 1, "context": 2048}
-"""Values that a step has where nothing else is said: runs of before there was such a key match."""
 
 
 @dataclass(frozen=True)
 class RunFigures:
-    """One run: each trial's figures by what was tried."""
+    """One run: each trial's figures by the trial's label."""
 
     manifest: RunManifest
     trials: list[Trial]
     values: dict[str, dict[str, list[float]]]
-    """By what was tried, then by figure: one value per load, or per request, over all repeats."""
+    """By label, then by figure: one value per load, or per request, over all repeats."""
 
-    def outcomes(self, what: str) -> list[Outcome]:
-        """Of every trial of this kind."""
-        return [trial.outcome for trial in self.trials if tried(trial) == what]
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """What each trial tried, by its id."""
+        return label_trials(self.trials)
+
+    def outcomes(self, label: str) -> list[Outcome]:
+        """Of every trial with this label."""
+        return [trial.outcome for trial in self.trials if self.labels[trial.id] == label]
 
 
 @dataclass(frozen=True)
 class Change:
-    """One figure of one kind of trial, in the first run and in another."""
+    """One figure of the trials with one label, in the first run and in another."""
 
     what: str
-    """``inference 13b-q4_0 prompt_tokens 35``."""
+    """Their label: ``inference 13b-q4_0 prompt_tokens 35``."""
     figure: Figure
     run: str
     """The other run's name."""
@@ -90,7 +94,7 @@ class Change:
 
 @dataclass(frozen=True)
 class OutcomeChange:
-    """Trials of one kind that ended otherwise, or that only one of the runs tried."""
+    """Trials with one label whose outcomes differ, or that only one of the runs tried."""
 
     what: str
     run: str
@@ -123,22 +127,21 @@ def read_figures(folder: Path) -> RunFigures:
 def figures_of(manifest: RunManifest, trials: list[Trial], requests: Sequence[Request]) -> RunFigures:
     """The same from records that have been read. Trials that did not pass, and warm-ups, have no figures."""
     by_trial = measured_by_trial(requests)
-    values: dict[str, dict[str, list[float]]] = {}
+    figures = RunFigures(manifest, trials, {})
     for trial in trials:
         if trial.outcome is Outcome.PASSED:
-            held = values.setdefault(tried(trial), {})
+            values = figures.values.setdefault(figures.labels[trial.id], {})
             for name, value in _values(trial, by_trial.get(trial.id, [])):
-                held.setdefault(name, []).append(value)
-    return RunFigures(manifest, trials, values)
+                values.setdefault(name, []).append(value)
+    return figures
 
 
 def _values(trial: Trial, requests: Sequence[Request]) -> Iterator[tuple[str, float]]:
     for figure in FIGURES:
         if figure.name not in _PER_REQUEST and figure.name in trial.metrics:
             yield figure.name, trial.metrics[figure.name]
-    if trial.peak and trial.kind == "load":
-        swap = max(peak.get("rpc_swap_bytes", 0) for peak in trial.peak.values())
-        yield "swap_bytes", float(swap if swap > SWAP_NOISE_BYTES else 0)
+    if trial.kind == "load" and (swap := most_backend_swap([trial])) is not None:
+        yield "swap_bytes", float(swap)
     for request in requests:
         for name, value in (
             ("ttft_s", request.ttft_s),
@@ -149,33 +152,15 @@ def _values(trial: Trial, requests: Sequence[Request]) -> Iterator[tuple[str, fl
                 yield name, value
 
 
-def tried(trial: Trial) -> str:
-    """What a trial tried, the same in every run that tries it: kind, model and what is not as always."""
-    step = trial.details.get("step")
-    if not isinstance(step, str):  # Runs of before steps were kept have their lengths in the trial's name.
-        return f"{trial.kind} {re.sub(r'^[0-9]+-', '', trial.id)}"
-    asked = json.loads(step)
-    said = [
-        f"{name} {_short(value)}"
-        for name, value in sorted(asked.items())
-        if name not in ("kind", "model", *_NOT_A_PARAMETER) and value and value != _PLAIN.get(name)
-    ]
-    return " ".join([trial.kind, trial.model, *said])
-
-
-def _short(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-
-
 def compare(runs: Sequence[RunFigures]) -> Comparison:
     """Every later run beside the first."""
     first, *others = runs
     changes = [change for other in others for change in _changes(first, other)]
     order = {"worse": 0, "better": 1, "same": 2}
-    changes.sort(key=lambda one: (order[one.verdict], -abs(one.worse_by)))
+    changes.sort(key=lambda change: (order[change.verdict], -abs(change.worse_by)))
     outcomes = [change for other in others for change in _outcomes(first, other)]
-    outcomes.sort(key=lambda one: not one.worse)
-    around = [
+    outcomes.sort(key=lambda outcome: not outcome.worse)
+    differing = [
         line
         for other in others
         for line in (
@@ -183,57 +168,95 @@ def compare(runs: Sequence[RunFigures]) -> Comparison:
             *loads_differ(other.manifest.run, _loads(first), _loads(other)),
         )
     ]
-    return Comparison(list(runs), changes, outcomes, around)
+    return Comparison(list(runs), changes, outcomes, differing)
 
 
 def _loads(run: RunFigures) -> dict[str, CoordinatorState]:
-    """The first load of each kind."""
+    """The first load with each label."""
     loads = [trial for trial in reversed(run.trials) if trial.kind == "load"]
-    return {tried(trial): trial.coordinator for trial in loads if trial.coordinator}
+    return {run.labels[trial.id]: trial.coordinator for trial in loads if trial.coordinator}
 
 
 def slower(comparison: Comparison, share: float) -> list[Change]:
     """The changes to the bad that are larger than ``share`` (0.05 for 5%) and than the noise."""
-    return [one for one in comparison.changes if one.verdict == "worse" and one.worse_by > share]
+    return [change for change in comparison.changes if change.verdict == "worse" and change.worse_by > share]
 
 
-def told(comparison: Comparison) -> int:
-    """Figures with values enough to tell a difference from noise."""
-    return len(comparison.changes) - untold(comparison)
-
-
-def untold(comparison: Comparison) -> int:
-    """Figures with too few values for anybody to tell a difference from noise."""
-    return sum(one.difference.low is None for one in comparison.changes)
+def too_few_values(comparison: Comparison) -> int:
+    """How many figures have fewer than three values on a side: no difference can be told from noise."""
+    return sum(change.difference.low is None for change in comparison.changes)
 
 
 def _changes(first: RunFigures, other: RunFigures) -> Iterator[Change]:
-    for what, held in first.values.items():
+    for label, values in first.values.items():
         for figure in FIGURES:
-            before = held.get(figure.name, [])
-            after = other.values.get(what, {}).get(figure.name, [])
-            found, old, new = difference(before, after), spread(before), spread(after)
-            if found and old and new:
-                yield Change(what, figure, other.manifest.run, old, new, found)
+            before = values.get(figure.name, [])
+            after = other.values.get(label, {}).get(figure.name, [])
+            change, old, new = difference(before, after), spread(before), spread(after)
+            if change and old and new:
+                yield Change(label, figure, other.manifest.run, old, new, change)
 
 
 def _outcomes(first: RunFigures, other: RunFigures) -> Iterator[OutcomeChange]:
-    asked_the_same = first.manifest.profile_text == other.manifest.profile_text
-    for what in dict.fromkeys(tried(trial) for trial in [*first.trials, *other.trials]):
-        before, after = first.outcomes(what), other.outcomes(what)
+    same_profile = first.manifest.profile_text == other.manifest.profile_text
+    for label in dict.fromkeys([*first.labels.values(), *other.labels.values()]):
+        before, after = first.outcomes(label), other.outcomes(label)
         if set(before) == set(after):
             continue
         if before and after:
             worse = _passed(after) < _passed(before)
-        else:  # What one profile tried before and did not get to now was lost; another may not ask for it.
-            worse = asked_the_same and not after and Outcome.PASSED in before
-        yield OutcomeChange(what, other.manifest.run, _counted(before), _counted(after), worse)
+        else:  # A trial that the same profile did not get to now is lost; another profile may not have it.
+            worse = same_profile and not after and Outcome.PASSED in before
+        yield OutcomeChange(label, other.manifest.run, _counted(before), _counted(after), worse)
 
 
 def _passed(outcomes: Sequence[Outcome]) -> float:
-    return sum(one is Outcome.PASSED for one in outcomes) / len(outcomes)
+    return outcomes.count(Outcome.PASSED) / len(outcomes)
 
 
 def _counted(outcomes: Sequence[Outcome]) -> str:
-    told = ", ".join(f"{outcomes.count(one)} {one}" for one in Outcome if one in outcomes)
-    return told or "not tried"
+    counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in Outcome if outcome in outcomes]
+    return ", ".join(counts) or "not tried"
+
+
+_NO_PARAMETERS = ("kind", "model", "repeats", "requests", "duration_s", "may_not_fit", "limits")
+_DEFAULTS: dict[str, Any] = {"parallel": 1, "concurrency": 1, "context": 2048, "after_s": 0}
+"""Left out of a label, so that runs recorded before there was such a key match."""
+_OF_THE_LOAD = ("nodes", "n_gpu_layers", "context", "parallel", "flags", "starve")
+"""Parameters of a load that decide how fast its requests are; a cold and a warm load compute alike."""
+_ON_A_LOAD = ("inference", "soak")
+"""Kinds that send requests to the model that an earlier trial loaded."""
+
+
+def label_trials(trials: Iterable[Trial]) -> dict[str, str]:
+    """By trial id: kind, model, every parameter that is not the default, and those of the load it ran on."""
+    labels: dict[str, str] = {}
+    loads: dict[str, str] = {}
+    for trial in trials:
+        labels[trial.id] = _label(trial)
+        if trial.kind == "load":
+            step = trial.step
+            loads[trial.model] = _parameters({name: step.get(name) for name in _OF_THE_LOAD})
+        elif trial.kind in _ON_A_LOAD and (load := loads.get(trial.model)):
+            labels[trial.id] += f"; load {load}"
+    return labels
+
+
+def _label(trial: Trial) -> str:
+    if "step" not in trial.details:  # recorded before it was kept: the id names the parameters
+        return f"{trial.kind} {re.sub(r'^[0-9]+-', '', trial.id)}"
+    return f"{trial.kind} {trial.model} {_parameters(trial.step)}".rstrip()
+
+
+def _parameters(step: Mapping[str, Any]) -> str:
+    return " ".join(
+        f"{name} {_short(value)}"
+        for name, value in sorted(step.items())
+        if name not in _NO_PARAMETERS and value not in (None, "", [], {}) and value != _DEFAULTS.get(name)
+    )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and value.keys() == {"node", "memory"}:
+        return f"{value['node']} to {gib(value['memory'])}"
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

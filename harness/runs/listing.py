@@ -1,4 +1,4 @@
-"""The runs of a reports folder: what there is, what fits a filter, and what may be removed."""
+"""The runs of a reports folder: which there are, which fit a filter, and which may be removed."""
 
 import shutil
 import time
@@ -9,19 +9,19 @@ from pathlib import Path
 
 from harness.contracts.run_records import Outcome, RunManifest
 from harness.errors import HarnessError
+from harness.runs.folder import read_manifest
 from harness.runs.lock import inventory_holder
-from harness.runs.read import read_manifest
 from harness.settings import REPOSITORY
 
 EXAMPLE = "example"
 """The committed run; never removed."""
-GOES_ON_S = 60.0
-"""A run without a recorded end that was written to so lately goes on."""
+ACTIVE_S = 60.0
+"""A run without a recorded end whose files changed within so many seconds is active."""
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A run as a list shows it."""
+class RunEntry:
+    """One line of a list of runs."""
 
     folder: Path
     manifest: RunManifest
@@ -35,8 +35,8 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Filter:
-    """What a run must be like; what is None or empty does not matter."""
+class RunFilter:
+    """Which runs are wanted; a field that is None admits all."""
 
     profile: str | None = None
     outcome: str | None = None
@@ -45,7 +45,7 @@ class Filter:
     since_ns: int | None = None
 
     def admits(self, run: RunManifest) -> bool:
-        """Whether a run is one of them."""
+        """Whether a run fits."""
         outcome = run.outcome.value if run.outcome else "cut"
         return (
             self.profile in (None, run.profile)
@@ -58,21 +58,21 @@ class Filter:
 OUTCOMES = (*(outcome.value for outcome in Outcome if outcome is not Outcome.SKIPPED), "cut")
 
 
-def list_runs(reports: Path, wanted: Filter) -> list[Listed]:
-    """Runs that fit, newest first; a folder whose run.json cannot be read is no run."""
-    found = []
+def list_runs(reports: Path, wanted: RunFilter) -> list[RunEntry]:
+    """Runs that fit, newest first; a folder whose run.json cannot be read is left out."""
+    entries = []
     for path in reports.glob("*/run.json"):
         try:
             manifest = read_manifest(path.parent)
         except HarnessError:
             continue
         if wanted.admits(manifest):
-            found.append(Listed(path.parent, manifest, _size(path.parent)))
-    return sorted(found, key=lambda run: run.manifest.started_ns, reverse=True)
+            entries.append(RunEntry(path.parent, manifest, _size(path.parent)))
+    return sorted(entries, key=lambda run: run.manifest.started_ns, reverse=True)
 
 
 def _size(folder: Path) -> int:
-    """Bytes in a folder; what a run renames or removes meanwhile is not counted."""
+    """Bytes in a folder; files that a run renames or removes meanwhile are not counted."""
     size = 0
     for file in folder.rglob("*"):
         with suppress(FileNotFoundError):
@@ -80,8 +80,8 @@ def _size(folder: Path) -> int:
     return size
 
 
-def to_prune(runs: Sequence[Listed], *, keep: int | None, before_ns: int | None) -> list[Listed]:
-    """Those beyond the newest ``keep``, and those begun before ``before_ns``; the example never.
+def to_prune(runs: Sequence[RunEntry], *, keep: int | None, before_ns: int | None) -> list[RunEntry]:
+    """Runs beyond the newest ``keep``, and runs started before ``before_ns``; never the example.
 
     Args:
         runs: newest first.
@@ -92,8 +92,8 @@ def to_prune(runs: Sequence[Listed], *, keep: int | None, before_ns: int | None)
     return [run for run in own if run in beyond or run in old]
 
 
-def remove(run: Listed) -> None:
-    """Remove a run's folder, which must not go on.
+def remove(run: RunEntry) -> None:
+    """Remove the folder of a run that is not active.
 
     Raises:
         HarnessError: it cannot be removed.
@@ -104,11 +104,11 @@ def remove(run: Listed) -> None:
         raise HarnessError(f"cannot remove {run.folder}: {error.strerror or error}") from error
 
 
-def goes_on(run: Listed) -> bool:
-    """Whether somebody still works on it.
+def is_active(run: RunEntry) -> bool:
+    """Whether the run is still under way.
 
-    A run holds its inventory's lock from its first file to its recorded end. One that another computer
-    drives does not hold it here; it appends samples every second.
+    A run holds its inventory's lock from its first file to its recorded end. A run of another computer does
+    not hold it here, but appends samples every second.
     """
     manifest = run.manifest
     if manifest.outcome is not None:
@@ -117,4 +117,4 @@ def goes_on(run: Listed) -> bool:
     if holder is not None and holder.startswith(f"{manifest.run},"):
         return True
     written = max((path.stat().st_mtime for path in run.folder.iterdir()), default=0.0)
-    return time.time() - written < GOES_ON_S
+    return time.time() - written < ACTIVE_S

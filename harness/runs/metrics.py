@@ -1,20 +1,16 @@
-"""Figures of a batch of requests; their formulas are in ``run.json`` and in the report."""
+"""Figures of a batch of requests, whose formulas are in ``run.json`` and the report, and swap of backends."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
-from harness.contracts.run_records import Request
-
-SWAP_NOISE_BYTES = 16 << 20
-"""Of a backend in swap: pages that the kernel puts aside without need."""
-
+from harness.contracts.run_records import Request, Trial
 
 LIMITED = ("ttft_s", "tpot_s", "e2e_s")
 """Figures of one request that a limit can be stated for."""
 
 
 def measured_by_trial(requests: Iterable[Request]) -> dict[str, list[Request]]:
-    """The requests that figures are made of, neither warm-ups nor failures, by trial."""
+    """By trial the requests that figures are made of: neither warm-ups nor failures."""
     groups: dict[str, list[Request]] = {}
     for request in requests:
         if not request.warmup and request.error is None:
@@ -54,7 +50,7 @@ def summarise(requests: Sequence[Request], limits: Mapping[str, float] | None = 
 
 
 def decode_rate(request: Request) -> float | None:
-    """Tokens per second after the first, as the client saw them arrive."""
+    """Tokens per second after the first, by their arrival at the client."""
     return 1 / request.tpot_s if request.tpot_s else None
 
 
@@ -84,7 +80,7 @@ def _ended_ns(request: Request) -> int:
 
 
 def _meets(request: Request, limits: Mapping[str, float]) -> bool:
-    """Whether every figure that has a limit is there and within it; one token has no TPOT, and meets it."""
+    """Whether every figure with a limit is known and within it; a single token has no TPOT, and meets any."""
     return all(
         (value := getattr(request, name)) is not None and value <= limit
         for name, limit in limits.items()
@@ -96,3 +92,40 @@ def _spread(name: str, values: list[float]) -> dict[str, float]:
     if not values:
         return {}
     return {f"{name}_median": median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
+
+
+SWAP_NOISE_BYTES = 16 << 20
+"""Swap of one node's rpc-server up to this counts as none: the kernel moves idle pages without need.
+
+"Swap used" is memory of rpc-server processes in swap (``rpc_swap_bytes`` of the samples), not the node's swap
+as a whole, which holds pages of every other process too.
+"""
+
+
+def backend_swap(trials: Iterable[Trial]) -> dict[str, int]:
+    """Per node the most that its rpc-server had in swap during these trials, bytes; 0 up to the noise limit.
+
+    Nodes whose samples did not say are left out.
+    """
+    most: dict[str, int] = {}
+    for trial in trials:
+        for node, peak in trial.peak.items():
+            if (size := peak.get("rpc_swap_bytes")) is not None:
+                most[node] = max(most.get(node, 0), size if size > SWAP_NOISE_BYTES else 0)
+    return most
+
+
+def most_backend_swap(trials: Iterable[Trial]) -> int | None:
+    """The most of any node, bytes; None where no node's samples said."""
+    return max(backend_swap(trials).values(), default=None)
+
+
+def describe_backend_swap(trials: Iterable[Trial]) -> str:
+    """The same for people, with the noise limit and the nodes named."""
+    by_node = backend_swap(trials)
+    if not by_node:
+        return "swap of rpc-server unknown: no monitor reported it"
+    used = [f"{node} {size / 2**20:,.0f} MiB" for node, size in sorted(by_node.items()) if size]
+    if not used:
+        return f"no rpc-server in swap (up to {SWAP_NOISE_BYTES >> 20} MiB is noise)"
+    return f"rpc-server in swap: up to {', '.join(used)}"

@@ -1,4 +1,4 @@
-"""What else differs between two runs whose figures stand side by side, in plain words."""
+"""What else differs between two runs whose figures are compared: versions, nodes, models, plans, flags."""
 
 from collections.abc import Iterator, Mapping
 
@@ -7,11 +7,11 @@ from harness.contracts.plan import Plan
 from harness.contracts.run_records import NodeFacts, RunManifest
 
 _PLACES = ("--model", "--alias", "--rpc", "--device", "--tensor-split", "--host", "--port")
-"""Flags that say where things are, or repeat the plan."""
+"""Flags that hold addresses and paths, or repeat the plan."""
 
 
 def surroundings(first: RunManifest, other: RunManifest) -> Iterator[str]:
-    """Inventory, profile, versions, nodes and models of the second run that are not as in the first."""
+    """One line for each difference of inventory, profile, versions, nodes and models."""
     for name, before, after in (
         ("inventory", first.inventory, other.inventory),
         ("profile", first.profile, other.profile),
@@ -20,7 +20,7 @@ def surroundings(first: RunManifest, other: RunManifest) -> Iterator[str]:
         ("order's seed", first.seed, other.seed),
     ):
         if before != after:
-            yield f"{other.run}: {name} {_said(after)}, not {_said(before)}"
+            yield f"{other.run}: {name} {_text(after)}, not {_text(before)}"
     if first.profile == other.profile and first.profile_text != other.profile_text:
         yield f"{other.run}: the text of profile {other.profile} is another"
     were, are = ({node.name: node for node in run.nodes} for run in (first, other))
@@ -35,17 +35,17 @@ def surroundings(first: RunManifest, other: RunManifest) -> Iterator[str]:
         for what in ("file_bytes", "sha256", "quantisation"):
             before, after = (run.models[model].get(what) for run in (first, other))
             if before and after and before != after:
-                yield f"{other.run}: {what.replace('_', ' ')} of {model} {_said(after)}, not {_said(before)}"
+                yield f"{other.run}: {what.replace('_', ' ')} of {model} {_text(after)}, not {_text(before)}"
 
 
 def loads_differ(
     run: str, first: Mapping[str, CoordinatorState], other: Mapping[str, CoordinatorState]
 ) -> Iterator[str]:
-    """Plans and flags of the same loads that are not as in the first run.
+    """One line for each difference of plan and flags between the same loads.
 
     Args:
         run: the other run's name.
-        first: a coordinator by what was tried.
+        first: coordinators of the first run, by the label of their trial.
         other: the same of the other run.
     """
     for what in sorted(first.keys() & other.keys()):
@@ -55,7 +55,7 @@ def loads_differ(
         old, new = _flags(before.argv), _flags(after.argv)
         for flag in sorted(old.keys() | new.keys()):
             if old.get(flag) != new.get(flag):
-                yield f"{run}: {what} with {flag} {_said(new.get(flag))}, not {_said(old.get(flag))}"
+                yield f"{run}: {what} with {flag} {_text(new.get(flag))}, not {_text(old.get(flag))}"
 
 
 def _of_node(before: NodeFacts, after: NodeFacts) -> Iterator[str]:
@@ -72,7 +72,7 @@ def _of_node(before: NodeFacts, after: NodeFacts) -> Iterator[str]:
         ("link, bit/s,", before.link_bits_per_s, after.link_bits_per_s),
     ):
         if old != new:
-            yield f"{what} of {before.name} {_said(new)}, not {_said(old)}"
+            yield f"{what} of {before.name} {_text(new)}, not {_text(old)}"
     changed = sorted(
         name
         for name in before.binaries.keys() & after.binaries.keys()
@@ -87,18 +87,18 @@ def _placed(plan: Plan | None) -> str:
 
 
 def _flags(argv: list[str]) -> dict[str, str]:
-    """Flags of a command line with their values, without those that only say where things are."""
-    found: dict[str, str] = {}
+    """Flags of a command line with their values, without ``_PLACES``."""
+    flags: dict[str, str] = {}
     flag = ""
     for word in argv[1:]:
         if word.startswith("-") and not word[1:2].isdigit():
-            flag, found[word] = word, "set"
+            flag, flags[word] = word, "set"
         elif flag:
-            found[flag] = word
-    return {flag: value for flag, value in found.items() if flag not in _PLACES}
+            flags[flag] = word
+    return {flag: value for flag, value in flags.items() if flag not in _PLACES}
 
 
-def _said(value: object) -> str:
+def _text(value: object) -> str:
     if value is None:
         return "none"
     return f"{value:,}" if isinstance(value, int) and value > 99_999 else str(value)

@@ -1,6 +1,6 @@
 """Writes parts of a model's file to standard output, each with its size before it (8 bytes, little-endian).
 
-``python -m harness.tensor_cache.ranges FILE < ranges``: the same as ``llama-tensor-cache read`` on a node,
+``python -m harness.tensor_cache.ranges FILE < ranges`` does what ``llama-tensor-cache read`` does on a node,
 for the machine that has no build. A range is a line "offset size".
 """
 

@@ -1,10 +1,10 @@
-"""Ctrl-C and SIGTERM as the end of what is being waited for."""
+"""Ctrl-C and SIGTERM cancel what a run awaits."""
 
 import asyncio
 import contextlib
 import signal
 from collections.abc import Coroutine, Iterator
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 ResultT = TypeVar("ResultT")
 
@@ -13,12 +13,12 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM came."""
 
 
-class Stopper:
-    """Turns SIGINT and SIGTERM into the end of what is being waited for, once per signal."""
+class InterruptHandler:
+    """Cancels the awaited work at SIGINT and SIGTERM, once per signal."""
 
     def __init__(self) -> None:
         self._current: asyncio.Task[object] | None = None
-        self._asked = False
+        self._requested = False
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -38,24 +38,20 @@ class Stopper:
         Raises:
             Interrupted: a signal came while it ran, or since the last call.
         """
-        if self._asked:
-            work.close()
-            self._answer()
         task = self._current = asyncio.create_task(work)
+        if self._requested:
+            task.cancel()
         try:
             return await task
         except asyncio.CancelledError:
-            if not self._asked:
+            if not self._requested:
                 raise
-            self._answer()
+            self._requested = False
+            raise Interrupted from None
         finally:
             self._current = None
 
-    def _answer(self) -> NoReturn:
-        self._asked = False
-        raise Interrupted
-
     def _stop(self) -> None:
-        self._asked = True
+        self._requested = True
         if self._current:
             self._current.cancel()

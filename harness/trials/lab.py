@@ -15,18 +15,29 @@ def lab_of(inventory: Inventory) -> LabSpec | None:
     return parse_spec(record.read_text()) if "lab_node_lab" in variables and record.exists() else None
 
 
-def lab_memory_limit(lab: LabSpec, node: str, memory: int | None) -> None:
-    """Hold a machine to ``memory`` bytes, swap beside it; None gives it back what the lab promised.
+def limit_memory(
+    lab: LabSpec, node: str, memory: int, swap: int | None = None, deadline_s: float = 60
+) -> None:
+    """Limit a machine to ``memory`` bytes, with ``swap`` bytes beside it (the lab's own size by default).
 
     Raises:
         HarnessError: the lab has no such machine, or the kernel refuses the limit.
     """
-    machine = lab.machine(node)
-    Groups().limit(lab.group / node, memory or machine.memory, lab.swap, machine.cpu)
+    swap = lab.swap if swap is None else swap
+    Groups().limit(lab.group / node, memory, swap, lab.machine(node).cpu, deadline_s)
 
 
-def restore_memory(lab: LabSpec) -> list[str]:
-    """Give every machine that is up the memory that the lab promised; the names of those that had less.
+def restore_memory(lab: LabSpec, node: str) -> None:
+    """Give a machine the memory that the lab promised.
+
+    Raises:
+        HarnessError: the kernel refuses it.
+    """
+    limit_memory(lab, node, lab.machine(node).memory)
+
+
+def restore_all_memory(lab: LabSpec) -> list[str]:
+    """The same for every machine that is up; the names of those that had less.
 
     Raises:
         HarnessError: the kernel refuses it.
@@ -36,7 +47,7 @@ def restore_memory(lab: LabSpec) -> list[str]:
         group = lab.group / machine.name
         if Groups().folder("memory", group).exists():
             limit = Groups().usage(group).limit
-            lab_memory_limit(lab, machine.name, None)
+            restore_memory(lab, machine.name)
             if limit and limit <= machine.memory - mmap.PAGESIZE:  # the kernel counts whole pages
                 starved.append(machine.name)
     return starved

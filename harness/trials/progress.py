@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere."""
+"""The progress of a run on the terminal: a live line, and a line for each trial that ended."""
 
 from collections.abc import Sequence
 
@@ -29,6 +29,7 @@ class RunProgress:
             transient=True,
             disable=not console.is_terminal,
         )
+        self._task = self._live.add_task("", total=None, visible=False)
         self._title = ""
 
     def __enter__(self) -> "RunProgress":
@@ -39,7 +40,7 @@ class RunProgress:
         self._live.stop()
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line."""
         self._console.print(escape(text), highlight=False, soft_wrap=True)
 
     def begin(self, number: int, total: int, trial: str, estimate_s: float) -> None:
@@ -54,28 +55,20 @@ class RunProgress:
         self._describe(f"{self._title}: {text}")
 
     def end(self, trial: Trial) -> None:
-        """A trial has ended."""
-        self._console.print(trial_line(trial), highlight=False, soft_wrap=True)
+        """A trial has ended: its line."""
+        colour, took = _COLOUR[trial.outcome], duration((trial.ended_ns - trial.started_ns) / 1e9)
+        line = f"[{colour}]{trial.outcome:<11}[/] {escape(trial.id)} ({took}): {escape(trial.answer)}"
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def summary(self, trials: Sequence[Trial]) -> None:
         """All trials once more, a line each."""
         for trial in trials:
-            self._console.print(trial_line(trial), highlight=False, soft_wrap=True)
+            self.end(trial)
 
-    def _describe(self, text: str, fresh: bool = False) -> None:
-        if fresh or not self._live.task_ids:
-            for task in self._live.task_ids:
-                self._live.remove_task(task)
-            self._live.add_task(escape(text), total=None)
-        else:
-            self._live.update(self._live.task_ids[-1], description=escape(text))
-
-
-def trial_line(trial: Trial) -> str:
-    """One trial in one line of rich markup."""
-    colour = _COLOUR[trial.outcome]
-    took = duration((trial.ended_ns - trial.started_ns) / 1e9)
-    return f"[{colour}]{trial.outcome:<11}[/] {escape(trial.id)} ({took}): {escape(trial.answer)}"
+    def _describe(self, text: str, *, fresh: bool = False) -> None:
+        if fresh:
+            self._live.reset(self._task)
+        self._live.update(self._task, description=escape(text), visible=True)
 
 
 def duration(seconds: float) -> str:

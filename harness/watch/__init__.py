@@ -1,1 +1,1 @@
-"""The live view of all nodes and backends: where it comes from, what it says, how it looks."""
+"""The live view of all nodes and backends: its sources, its rows, its table."""

@@ -1,152 +1,155 @@
-"""Where the live view comes from: Redis on the head node, else each node's own ring; and the router's plan.
+"""Sources of the live view: Redis on the head node, else each node's own ring; and the router's state.
 
-Samples come over the SSH that deploys the nodes, so the control machine needs no place in Redis's fence and
-no password of it. Backends are never connected to.
+Samples come over the SSH that deploys the nodes, so the control machine needs neither access to Redis nor
+its password, and the view works while the router is down. Backends are never connected to.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
-from types import TracebackType
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from typing import Self
 
 from pydantic import ValidationError
 
 from harness.cluster.inventory import Inventory, Node
+from harness.common.text import last_line
 from harness.contracts.coordinator_state import CoordinatorState
 from harness.errors import HarnessError
-from harness.monitor.backend_state import SILENT_AFTER_S, age_s
-from harness.monitor.redis.reader import Heard, parse_sample
+from harness.monitor.backend_state import age_s
+from harness.monitor.redis.reader import LatestSamples, parse_sample
+from harness.monitor.sample import Sample
 from harness.settings import NODE_VENV
-from harness.watch.follow import EndedError, follow_lines
-from harness.watch.view import ClusterView, Seen, node_views, plan_in_use, router_view
+from harness.watch.view import ClusterView, node_view, plan_in_use, router_view, shares
 
 MONITOR = str(NODE_VENV / "bin" / "llama-node-monitor")
 RETRY_S = 5.0
+LINE_WITHIN_S = 15.0
+"""The longest wait for a line: a connection takes seconds to a node that swaps."""
 ROUTER_EVERY_S = 2.0
 ROUTER_WITHIN_S = 5.0
 FIRST_LOOK_WITHIN_S = 15.0
-_LOOK_S = 0.1
-_RECENT_NS = 5 * 10**9
+_POLL_S = 0.1
+_TAIL_SINCE_NS = 5 * 10**9
+_LINE_MAX_BYTES = 1 << 24
+"""A line holds a sample of every node: some kilobytes each."""
 
 AskRouter = Callable[[], Awaitable[CoordinatorState]]
 
 
 class Sources:
-    """Keeps asking in the background while it is entered; ``view`` says what is known at any moment."""
+    """Follows all sources in the background while it is entered; ``view`` gives their newest data."""
 
     def __init__(self, inventory: Inventory, ask_router: AskRouter, interval_s: float = 1.0) -> None:
-        """Nothing is asked before it is entered.
+        """Nothing is connected to before it is entered.
 
         Raises:
             HarnessError: the inventory has no head node.
         """
-        self._inventory = inventory
+        self._nodes = inventory.nodes
         self._head = inventory.head
         self._ask_router = ask_router
         self._interval_s = interval_s
-        self._heard: tuple[Heard, float] | None = None
-        self._redis_problem: str | None = None
-        self._seen: dict[str, tuple[Seen, float]] = {}
-        """Newest sample by node, with its age when it came, and when that was (monotonic)."""
+        self._redis_problem: str | None = "Redis has not answered yet"
+        self._redis_failed = asyncio.Event()
+        self._samples: dict[str, tuple[Sample, float]] = {}
+        """Newest sample by node, and when it was taken on our monotonic clock."""
         self._problems: dict[str, str] = {}
         self._router: CoordinatorState | None = None
         self._router_problem: str | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._rings: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        coroutines = (self._follow_redis(), self._mind_rings(), self._follow_router())
-        self._tasks = [asyncio.create_task(one) for one in coroutines]
+        rings = (self._follow_ring(node) for node in self._nodes.values())
+        self._tasks = [
+            asyncio.create_task(source) for source in (self._follow_redis(), self._follow_router(), *rings)
+        ]
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await _end(self._tasks + self._rings)
+    async def __aexit__(self, *_error: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def first_look(self) -> None:
-        """Wait until every node and the router have answered or cannot, or some seconds have passed."""
-        for _ in range(int(FIRST_LOOK_WITHIN_S / _LOOK_S)):
-            if self._looked_everywhere():
+        """Wait until every node and the router have answered or failed, or some seconds have passed."""
+        for _ in range(int(FIRST_LOOK_WITHIN_S / _POLL_S)):
+            self._raise_errors()
+            samples = self._redis_problem is None or set(self._nodes) <= {*self._samples, *self._problems}
+            if samples and (self._router or self._router_problem):
                 return
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)
 
     def view(self) -> ClusterView:
-        """Everything as it is known now."""
+        """The newest data of all sources. Raises the error of a source that ended by a bug."""
+        self._raise_errors()
         now = time.monotonic()
-        seen = {name: Seen(one.sample, one.age_s + (now - came)) for name, (one, came) in self._seen.items()}
-        by_redis = self._redis_is_heard()
-        plan = plan_in_use(self._router)
+        layers = shares(plan_in_use(self._router))
         return ClusterView(
             time_ns=time.time_ns(),
-            source="redis" if by_redis else "rings",
-            source_problem=None if by_redis else self._redis_problem or "Redis has not answered yet",
+            source="rings" if self._redis_problem else "redis",
+            source_problem=self._redis_problem,
             router=router_view(self._router, self._router_problem),
-            nodes=node_views(self._inventory.nodes.values(), seen, self._problems, plan),
+            nodes=[
+                node_view(node, sample, now - taken, self._problems.get(name), layers.get(name))
+                for name, node in self._nodes.items()
+                for sample, taken in [self._samples.get(name, (None, now))]
+            ],
         )
 
-    def _redis_is_heard(self) -> bool:
-        return self._heard is not None and time.monotonic() - self._heard[1] < SILENT_AFTER_S
-
-    def _looked_everywhere(self) -> bool:
-        nodes = self._redis_is_heard() or set(self._inventory.nodes) <= {*self._seen, *self._problems}
-        return nodes and (self._router is not None or self._router_problem is not None)
+    def _raise_errors(self) -> None:
+        for task in self._tasks:
+            if task.done():  # none ends by itself
+                task.result()
 
     async def _follow_redis(self) -> None:
-        head = self._head
-        asked = (MONITOR, "latest", "--follow", f"{self._interval_s:g}", *self._inventory.nodes)
+        command = (MONITOR, "latest", "--follow", f"{self._interval_s:g}", *self._nodes)
         while True:
             try:
-                async with aclosing(follow_lines(head.ssh(*asked, root=True))) as lines:
+                argv = self._head.ssh(*command, root=True)
+                async with aclosing(_follow_lines(argv, LINE_WITHIN_S + self._interval_s)) as lines:
                     async for line in lines:
-                        self._take(Heard.model_validate_json(line, extra="ignore"))
-            except EndedError as error:
+                        self._take(LatestSamples.model_validate_json(line, extra="ignore"))
+            except _EndedError as error:
                 self._redis_problem = str(error)
             except ValidationError as error:
-                self._redis_problem = f"{head.name} answers what cannot be read: {error.errors()[0]['msg']}"
+                self._redis_problem = f"unreadable answer of {self._head.name}: {error.errors()[0]['msg']}"
+            self._redis_failed.set()
             await asyncio.sleep(RETRY_S)
 
-    def _take(self, heard: Heard) -> None:
-        came = time.monotonic()
-        self._heard, self._redis_problem = (heard, came), None
+    def _take(self, read: LatestSamples) -> None:
+        now = time.monotonic()
+        self._redis_problem = None
+        self._redis_failed.clear()
         self._problems.clear()
-        for name, latest in heard.latest.items():
-            if sample := latest or heard.last.get(name):
-                self._seen[name] = (Seen(sample, age_s(sample, heard.time_ns)), came)
-
-    async def _mind_rings(self) -> None:
-        """Follow each node's ring while Redis tells nothing."""
-        while True:
-            if self._redis_is_heard():
-                await _end(self._rings)
-                self._rings = []
-            elif self._redis_problem and not self._rings:
-                nodes = self._inventory.nodes.values()
-                self._rings = [asyncio.create_task(self._follow_ring(node)) for node in nodes]
-            await asyncio.sleep(_LOOK_S)
+        for name, latest in read.latest.items():
+            if sample := latest or read.last.get(name):
+                self._samples[name] = (sample, now - age_s(sample, read.time_ns))
 
     async def _follow_ring(self, node: Node) -> None:
-        argv = node.ssh(MONITOR, "tail", "--follow", "--since", str(-_RECENT_NS))
+        """Follow a node's ring from a failure of Redis until Redis answers again."""
+        argv = node.ssh(MONITOR, "tail", "--follow", "--since", str(-_TAIL_SINCE_NS))
         while True:
+            await self._redis_failed.wait()
             try:
-                async with aclosing(follow_lines(argv)) as lines:
+                async with aclosing(_follow_lines(argv, LINE_WITHIN_S)) as lines:
                     async for line in lines:
+                        if not self._redis_failed.is_set():
+                            break
                         if sample := parse_sample(line):
                             self._problems.pop(node.name, None)
-                            # Written this very second: its own clock may be off, and is not asked.
-                            self._seen[node.name] = (Seen(sample, 0.0), time.monotonic())
-            except EndedError as error:
-                self._problems[node.name] = str(error)
-            await asyncio.sleep(RETRY_S)
+                            # Written in this second: the node's own clock may be off, and is not used.
+                            self._samples[node.name] = (sample, time.monotonic())
+            except _EndedError as error:
+                if self._redis_failed.is_set():
+                    self._problems[node.name] = str(error)
+                await asyncio.sleep(RETRY_S)
 
     async def _follow_router(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(ROUTER_WITHIN_S):
-                    self._router = await self._ask_router()
-                self._router_problem = None
+                    self._router, self._router_problem = await self._ask_router(), None
             except TimeoutError:
                 self._router, self._router_problem = None, f"no answer within {ROUTER_WITHIN_S:.0f} s"
             except HarnessError as error:
@@ -154,7 +157,36 @@ class Sources:
             await asyncio.sleep(ROUTER_EVERY_S)
 
 
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+class _EndedError(Exception):
+    """A command that should go on ended or prints nothing; the message says why."""
+
+
+async def _follow_lines(argv: Sequence[str], within_s: float) -> AsyncGenerator[str, None]:
+    """Each line that ``argv`` prints; its process ends with the iteration.
+
+    Raises:
+        _EndedError: the command cannot be run, has ended, or printed no line for ``within_s`` seconds.
+    """
+    pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdin=none, stdout=pipe, stderr=pipe, limit=_LINE_MAX_BYTES
+        )
+    except OSError as error:
+        raise _EndedError(str(error)) from None
+    assert process.stdout is not None  # noqa: S101 - a pipe, by the call above
+    assert process.stderr is not None  # noqa: S101 - a pipe, by the call above
+    try:
+        while True:
+            async with asyncio.timeout(within_s):
+                line = await process.stdout.readline()
+            if not line:
+                break
+            yield line.decode(errors="replace")
+        raise _EndedError(last_line(await process.stderr.read(), f"exit {await process.wait()}"))
+    except TimeoutError:
+        raise _EndedError(f"nothing received for {within_s:g} s") from None
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

@@ -6,26 +6,26 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from harness.common.text import GIB
 from harness.monitor.backend_state import State
 from harness.monitor.sample import Gpu
-from harness.watch.view import UP, ClusterView, NodeView, RouterView
+from harness.watch.view import ClusterView, NodeView, RouterView
 
-_COLOUR = {
+_COLOUR: dict[str, str] = {
     State.IDLE: "green",
     State.BUSY: "cyan",
     State.STARTING: "yellow",
     State.DOWN: "bold red",
     State.SILENT: "bold magenta",
-    UP: "green",
+    State.UP: "green",
 }
-_PLAIN = frozenset({State.IDLE, UP})
+_PLAIN = frozenset({State.IDLE, State.UP})
 """States that explain themselves."""
 _NOTHING = "-"
-_GIB = 1 << 30
 
 
 def table(view: ClusterView) -> Group:
-    """Everything on one screen; what a silent node said last is dimmed."""
+    """Everything on one screen; the last figures of a silent node are dimmed."""
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("node", "backend"):
         rows.add_column(column, no_wrap=True)
@@ -51,7 +51,7 @@ def _row(node: NodeView) -> list[Text]:
     ]
     state = Text(node.state, style=_COLOUR.get(node.state, ""))
     why = "" if node.state in _PLAIN else node.reason
-    return [Text(node.name, style="bold"), state, *(Text(one, style) for one in figures), Text(why)]
+    return [Text(node.name, style="bold"), state, *(Text(figure, style) for figure in figures), Text(why)]
 
 
 def _share(node: NodeView) -> str:
@@ -59,13 +59,13 @@ def _share(node: NodeView) -> str:
     if share is None:
         return _NOTHING
     layers = f"{share.first_layer}-{share.last_layer}/{share.layers_total}"
-    return f"{share.model} {layers} {share.model_bytes / _GIB:.1f}"
+    return f"{share.model} {layers} {share.model_bytes / GIB:.1f}"
 
 
 def _of(used: int | None, total: int | None) -> str:
     if used is None or total is None:
         return _NOTHING
-    return f"{used / _GIB:.1f}/{total / _GIB:.1f}" if total else "none"
+    return f"{used / GIB:.1f}/{total / GIB:.1f}" if total else "none"
 
 
 def _gpu(gpu: Gpu) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from harness.report.compare_page import write_comparison
+from harness.report.page import write_comparison
 from playwright.sync_api import Browser
 from tests.browser.report_page import opened, problems, too_wide
 from tests.unit.report_runs import HOSTILE, change_manifest, copy_run, hostile_run

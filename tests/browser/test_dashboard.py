@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.router.dashboard.attempts import FREE
 from playwright.sync_api import Browser, Page, expect
 from tests.browser.dashboard_page import log_in, problems
 from tests.integration.router_stack import ADMIN_KEY, RouterStack, listens, wait_for
@@ -128,23 +127,6 @@ def test_waiting_requests_are_shown_with_their_places(page: Page, stack: RouterS
     finally:
         stack.backends[0].signal(signal.SIGCONT)
     expect(page.locator("#queue")).to_have_text("nobody waits")
-
-
-def test_client_that_guesses_keys_is_made_to_wait(chromium: Browser, stack: RouterStack) -> None:
-    context = chromium.new_context()
-    page = context.new_page()
-    page.goto(f"{stack.url}/dashboard")
-    form, tries = {"key": "not-the-key-of-admins"}, 0
-    while (answer := page.request.post(f"{stack.url}/dashboard/login", form=form)).status == 401:
-        tries += 1
-        assert tries < 4 * FREE, "each try makes the next wait longer"
-    assert answer.status == 429
-    assert tries > FREE
-    wait_s = int(answer.headers["retry-after"])
-    assert f"Too many tries. Try again in {wait_s} s." in answer.text()
-    page.wait_for_timeout(wait_s * 1000 + 100)
-    log_in(page, stack)
-    context.close()
 
 
 def test_hostile_text_runs_no_script(page: Page, stack: RouterStack) -> None:

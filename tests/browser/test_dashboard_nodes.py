@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from harness.monitor.backend_state import RPC_UNIT
-from harness.monitor.redis.settings import latest_key
+from harness.monitor.redis import latest_key
 from harness.monitor.sample import Gpu, GpuSource, Memory, RpcSocket, Sample, Source, Unit
 from playwright.sync_api import Browser, expect
 from tests.browser.dashboard_page import log_in, problems

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.report import write_report
+from harness.report.page import write_report
 from playwright.sync_api import Browser, Dialog, Page, expect
 from tests.browser.report_page import opened, problems, too_wide, unfold
 from tests.unit.report_runs import KINDS, RECORDED, copy_run, hostile_run

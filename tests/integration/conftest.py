@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness.llama.releases.local import local_build
+from harness.release_proof.local import local_build
 from harness.settings import DEFAULT_INVENTORY
 
 

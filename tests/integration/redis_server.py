@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 from ansible.module_utils.common.text.formatters import human_to_bytes
-from harness.monitor.redis.settings import RedisSettings
+from harness.monitor.redis import RedisSettings
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 TEMPLATES = Path(__file__).parents[2] / "roles" / "redis" / "templates"

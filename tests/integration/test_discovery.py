@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from harness import auto_discover_rpc_backends
-from harness.llama.releases.installed import installed_release
-from harness.llama.rpc.discovery import Candidate
+from harness.llama.releases.catalogue import installed_release
+from harness.llama.rpc.client import BackendStatus
+from harness.llama.rpc.discovery import Candidate, probe
 from harness.llama.rpc.messages import Version
-from harness.llama.rpc.probe import BackendStatus, probe
 from harness.router.nodes.discovery import find_backends
 from tests.integration.router_stack import RpcServer, free_port, listens, wait_for
 
@@ -93,7 +93,7 @@ async def test_busy_backend_that_is_asked_by_a_stranger_survives_it_and_is_calle
 ) -> None:
     found = await probe("127.0.0.1", backend.port, reply_s=0.3)
     assert found.status is BackendStatus.BUSY
-    assert "said nothing for 0.3 s" in found.reason
+    assert "sent nothing for 0.3 s" in found.reason
     assert answers(coordinator)
 
 

@@ -100,11 +100,6 @@ async def test_backend_in_use_is_not_connected_to(
             await HybridRouter(rpc_backends=[backends[0].endpoint], **settings).start()
 
 
-async def test_unknown_setting_is_named(settings: dict[str, Any]) -> None:
-    with pytest.raises(HarnessError, match="HybridRouter: no_such_setting: Extra inputs"):
-        await HybridRouter(no_such_setting=1, **settings).start()
-
-
 async def test_unknown_model_is_an_error_that_names_the_known_ones(
     backends: list[RpcServer], settings: dict[str, Any]
 ) -> None:

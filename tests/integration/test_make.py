@@ -58,7 +58,7 @@ def test_packages_that_cannot_be_had_are_named_with_apts_own_reason(tmp_path: Pa
         (tmp_path / name).chmod(0o755)
     line = said(SCRIPTS / "apt-ensure", "tmux", PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert line.startswith("apt-ensure: cannot install tmux: E: Failed to fetch http://mirror/x")
-    assert line.endswith("mend the network or apt's sources, then run this again")
+    assert line.endswith("repair the network or apt's sources, then run this again")
 
 
 def test_python_packages_that_cannot_be_had_are_one_line_and_the_next_try_goes_on(tmp_path: Path) -> None:

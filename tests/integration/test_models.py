@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from harness.llama.gguf import read_gguf
 from harness.llama.load_log import parse_load_log
-from harness.llama.releases.installed import installed_build
+from harness.llama.releases.catalogue import installed_build
 from harness.llama.synthetic.shapes import BASE_TYPES
 from harness.llama.synthetic.writer import synthesise
-from harness.models.ensure import model_bytes
-from harness.planner.placement import BackendMemory, make_plan
+from harness.models import model_bytes
+from harness.planner.placement import DeviceCapacity, make_plan
 from harness.router.models.command_line import release_args
 from tests.integration.router_stack import RpcServer, free_port, wait_for
 
@@ -116,7 +116,7 @@ def test_forecast_equals_the_buffers_that_llama_server_prints(
         plan = make_plan(
             model,
             [
-                BackendMemory(f"node{n}", server.endpoint, int(gib * GIB))
+                DeviceCapacity(f"node{n}", server.endpoint, int(gib * GIB))
                 for n, (server, gib) in enumerate(zip(servers, (5.6, 11.3, 5.5, 5.8), strict=True))
             ],
             context=2048,

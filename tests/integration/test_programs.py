@@ -58,8 +58,8 @@ DONE_WITHOUT = {
 """Programs of nodes that are called where they are there."""
 UNTOLD = {
     "harness/lab/preflight.py": 1,  # each key of lab_node_host_packages, which has a test below
-    "harness/router/coordinator/process.py": 1,  # a node's own llama-server, by its path
-    "harness/cluster/remote/rates.py": 1,  # llama-tensor-cache, by its path on the node
+    "harness/router/coordinator/engine.py": 1,  # a node's own llama-server, by its path
+    "harness/cluster/remote/model_file.py": 1,  # llama-tensor-cache, by its path on the node
     "roles/llama_cpp/library/llama_cpp_info.py": 1,  # compilers of accelerators, which the operator brings
     "roles/rpc_server/files/rpc_cache.py": 1,  # llama-tensor-cache, by its path on the node
     "roles/rpc_server/library/rpc_server_info.py": 1,  # the node's own rpc-server, by its path

@@ -1,4 +1,4 @@
-"""Monitors publish to a real Redis that comes, goes, hangs and is full; readers see who is silent."""
+"""Monitors publish to a real Redis that starts, dies, hangs and fills up; readers see silent nodes."""
 
 import json
 import signal
@@ -10,21 +10,15 @@ from pathlib import Path
 
 import pytest
 import redis
-from harness.monitor.config_file import MonitorError
-from harness.monitor.redis.backlog import Entry
+from harness.monitor.common import MonitorError
+from harness.monitor.redis import FIELD, LATEST_TTL_MS, latest_key, stream_key
 from harness.monitor.redis.publisher import Publisher
-from harness.monitor.redis.reader import (
-    AsyncLatestReader,
-    LatestReader,
-    RedisAwayError,
-    read_latest,
-    read_latest_async,
-)
-from harness.monitor.redis.settings import FIELD, LATEST_TTL_MS, latest_key, stream_key
-from harness.monitor.redis.writer import StreamLink
+from harness.monitor.redis.reader import LatestReader, LatestSamples, RedisUnavailableError
+from harness.monitor.redis.writer import Entry, RedisWriter
 from harness.monitor.ring import KEEP_LINES, RingWriter, read_since
-from harness.monitor.sample import Memory, Sample, Source
+from harness.monitor.sample import Sample
 from tests.integration.redis_server import RedisServer
+from tests.node_samples import node_sample
 
 pytestmark = pytest.mark.integration
 
@@ -41,17 +35,7 @@ def wait_until(what: str, true: Callable[[], bool], deadline_s: float = 40) -> N
 
 
 def line(time_ns: int, node: str = NODE) -> str:
-    memory = Memory(
-        source=Source.PROC,
-        total_bytes=2,
-        available_bytes=1,
-        used_bytes=1,
-        cache_bytes=0,
-        swap_total_bytes=0,
-        swap_used_bytes=0,
-        major_faults=0,
-    )
-    return Sample(time_ns=time_ns, node=node, memory=memory, cpu_s=1.0).model_dump_json()
+    return node_sample(time_ns, node).model_dump_json()
 
 
 def times_ms(server: RedisServer, node: str = NODE) -> list[int]:
@@ -68,6 +52,11 @@ def times_ms(server: RedisServer, node: str = NODE) -> list[int]:
 
 def ring_ms(ring: Path) -> list[int]:
     return [json.loads(text)["time_ns"] // 10**6 for text in read_since(ring)]
+
+
+async def read_samples(server: RedisServer, *nodes: str) -> LatestSamples:
+    async with LatestReader(server.settings("llama-reader")) as reader:
+        return await reader.read(nodes)
 
 
 @pytest.fixture
@@ -93,14 +82,14 @@ class MonitorProcess:
     def __init__(self, folder: Path, server: RedisServer) -> None:
         self.ring = folder / "ring"
         self.config = folder / "monitor.json"
-        self._log = folder / "monitor.log"
+        self._log_path = folder / "monitor.log"
         values = {"node": NODE, "address": "127.0.0.1", "ring": str(self.ring), "cgroup": "none"}
         settings = server.settings("llama-monitor").model_dump(mode="json")
         self.config.write_text(json.dumps({**values, "cgroup_cpu": "none", "redis": settings}))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        with self._log.open("ab") as log:
+        with self._log_path.open("ab") as log:
             self._process = subprocess.Popen([*MONITOR, "run", "--config", str(self.config)], stderr=log)
 
     def stop(self) -> int:
@@ -114,8 +103,8 @@ class MonitorProcess:
             self._process.wait()
 
     @property
-    def said(self) -> str:
-        return self._log.read_text()
+    def log(self) -> str:
+        return self._log_path.read_text()
 
 
 @pytest.fixture
@@ -127,14 +116,21 @@ def monitor(tmp_path: Path, server: RedisServer) -> Iterator[MonitorProcess]:
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
+def logged(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """Everything logged so far."""
+    lines: list[str] = []
+
+    def read() -> str:
+        lines.append(capsys.readouterr().err)
+        return "".join(lines)
+
+    return read
 
 
 @pytest.fixture
-def publisher(tmp_path: Path, server: RedisServer, said: list[str]) -> Iterator[Publisher]:
+def publisher(tmp_path: Path, server: RedisServer) -> Iterator[Publisher]:
     """A publisher that has not been started."""
-    publisher = Publisher(server.settings("llama-monitor"), NODE, tmp_path / "no-ring", said.append)
+    publisher = Publisher(server.settings("llama-monitor"), NODE, tmp_path / "no-ring")
     yield publisher
     publisher.stop()
 
@@ -174,11 +170,11 @@ def test_what_a_killed_redis_missed_comes_later_in_order_and_once(
     wait_until("what was missed", lambda: len(times_ms(server)) >= at_death + 4)
     published = times_ms(server)
     assert published == ring_ms(monitor.ring)[: len(published)]
-    assert monitor.said.count("no Redis") <= 2  # lost, then refused: not a line for every attempt
-    assert "Redis is back" in monitor.said
+    assert monitor.log.count("redis_unavailable") <= 2  # lost, then refused: not a line for every attempt
+    assert "redis_available" in monitor.log
 
 
-def test_monitor_goes_on_behind_the_last_sample_of_its_earlier_life(
+def test_monitor_goes_on_behind_the_last_sample_of_its_earlier_process(
     server: RedisServer, monitor: MonitorProcess
 ) -> None:
     wait_until("two samples", lambda: len(times_ms(server)) >= 2)
@@ -197,26 +193,31 @@ def test_monitor_goes_on_behind_the_last_sample_of_its_earlier_life(
 def test_redis_that_hangs_does_not_hold_up_a_sample(server: RedisServer, monitor: MonitorProcess) -> None:
     wait_until("a sample", lambda: len(times_ms(server)) >= 1)
     server.send(signal.SIGSTOP)
-    held_at = len(ring_ms(monitor.ring))
-    wait_until("samples meanwhile", lambda: len(ring_ms(monitor.ring)) >= held_at + 6)
+    hung_at = len(ring_ms(monitor.ring))
+    wait_until("samples meanwhile", lambda: len(ring_ms(monitor.ring)) >= hung_at + 6)
     seconds = [round(ms / 1000) for ms in ring_ms(monitor.ring)]
     server.send(signal.SIGCONT)
     assert seconds == list(range(seconds[0], seconds[-1] + 1))
-    wait_until("all of them in Redis", lambda: len(times_ms(server)) >= held_at + 6)
+    wait_until("all of them in Redis", lambda: len(times_ms(server)) >= hung_at + 6)
     published = times_ms(server)
     assert published == ring_ms(monitor.ring)[: len(published)]
 
 
-def test_full_disk_does_not_take_a_node_out_of_sight(server: RedisServer, tmp_path: Path) -> None:
+def test_full_disk_does_not_stop_samples_to_redis(server: RedisServer, tmp_path: Path) -> None:
     monitor = MonitorProcess(tmp_path, server)
-    limited = ["bash", "-c", 'ulimit -f 0; exec "$@" 2>/dev/null', "-"]
-    process = subprocess.Popen([*limited, *MONITOR, "run", "--config", str(monitor.config)])
+    limited = ["bash", "-c", 'ulimit -f 0; exec "$@"', "-"]
+    argv = [*limited, *MONITOR, "run", "--config", str(monitor.config)]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     try:
-        wait_until("samples of a full node", lambda: len(times_ms(server)) >= 2)
+        wait_until("samples of a full node", lambda: len(times_ms(server)) >= 3)
         assert ring_ms(monitor.ring) == []
+        process.terminate()
+        _, log = process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert log.count("sample_failed") == 1
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_ten_minutes_are_kept_for_a_redis_that_is_away(server: RedisServer, publisher: Publisher) -> None:
@@ -231,7 +232,7 @@ def test_ten_minutes_are_kept_for_a_redis_that_is_away(server: RedisServer, publ
     assert times_ms(server) == [time_ns // 10**6 for time_ns in offered[-KEEP_LINES:]]
 
 
-def test_redis_that_begins_anew_is_told_the_last_ten_minutes(
+def test_redis_that_lost_its_data_gets_the_last_ten_minutes(
     server: RedisServer, publisher: Publisher
 ) -> None:
     now = time.time_ns()
@@ -250,31 +251,31 @@ def test_redis_that_begins_anew_is_told_the_last_ten_minutes(
 def test_sample_whose_answer_was_lost_is_not_stored_twice(server: RedisServer) -> None:
     now = time.time_ns()
     entries = [Entry(now + number, line(now + number)) for number in (0, SECOND, 2 * SECOND)]
-    with StreamLink(server.settings("llama-monitor"), NODE) as link:
-        link.send(entries[:2], entries[1])
-        link.send(entries, entries[2])
-        assert link.last_ms() == entries[2].ms
+    with RedisWriter(server.settings("llama-monitor"), NODE) as writer:
+        writer.send(entries[:2], entries[1])
+        writer.send(entries, entries[2])
+        assert writer.last_ms() == entries[2].ms
     assert times_ms(server) == [entry.ms for entry in entries]
 
 
 def test_full_redis_drops_nothing_and_refuses_in_order(
-    small: RedisServer, tmp_path: Path, said: list[str]
+    small: RedisServer, tmp_path: Path, logged: Callable[[], str]
 ) -> None:
-    publisher = Publisher(small.settings("llama-monitor"), NODE, tmp_path / "no-ring", said.append)
+    publisher = Publisher(small.settings("llama-monitor"), NODE, tmp_path / "no-ring")
     begin = time.time_ns() - KEEP_LINES * SECOND
     offered = [begin + number * SECOND for number in range(KEEP_LINES)]
     for time_ns in offered:
         publisher.offer(time_ns, line(time_ns) + " " * 40_000)
     publisher.start()
-    wait_until("Redis refuses", lambda: any("maxmemory" in one for one in said))
+    wait_until("Redis refuses", lambda: "maxmemory" in logged())
     publisher.stop()
-    held = times_ms(small)
-    assert 0 < len(held) < KEEP_LINES
-    assert held == [time_ns // 10**6 for time_ns in offered[: len(held)]]
+    stored = times_ms(small)
+    assert 0 < len(stored) < KEEP_LINES
+    assert stored == [time_ns // 10**6 for time_ns in offered[: len(stored)]]
 
 
-def test_stream_of_a_clock_that_was_wrong_begins_anew(
-    server: RedisServer, publisher: Publisher, said: list[str]
+async def test_stream_of_a_clock_that_was_wrong_is_deleted(
+    server: RedisServer, publisher: Publisher, logged: Callable[[], str]
 ) -> None:
     wrong = time.time_ns() + 3600 * SECOND
     publisher.start()
@@ -283,76 +284,68 @@ def test_stream_of_a_clock_that_was_wrong_begins_anew(
     right = time.time_ns()
     publisher.offer(right, line(right))
     wait_until("the right one", lambda: times_ms(server) == [right // 10**6])
-    assert any("set back" in one for one in said)
-    assert read_latest(server.settings("llama-reader"), [NODE])[NODE] == Sample.model_validate_json(
-        line(right)
-    )
+    assert "redis_stream_deleted" in logged()
+    read = await read_samples(server, NODE)
+    assert read.latest[NODE] == Sample.model_validate_json(line(right))
 
 
-def test_ring_of_an_earlier_life_is_published(server: RedisServer, tmp_path: Path, said: list[str]) -> None:
+def test_ring_of_an_earlier_process_is_published(server: RedisServer, tmp_path: Path) -> None:
     now = time.time_ns()
     ring = RingWriter(tmp_path / "ring")
     for number in range(3):
         ring.append(line(now - (3 - number) * SECOND))
     ring.close()
-    publisher = Publisher(server.settings("llama-monitor"), NODE, tmp_path / "ring", said.append)
+    publisher = Publisher(server.settings("llama-monitor"), NODE, tmp_path / "ring")
     publisher.offer(now, line(now))
     publisher.start()
-    wait_until("both lives", lambda: len(times_ms(server)) == 4)
+    wait_until("both processes' samples", lambda: len(times_ms(server)) == 4)
     publisher.stop()
     assert times_ms(server) == [(now - back * SECOND) // 10**6 for back in (3, 2, 1, 0)]
 
 
-def test_missing_password_is_said_and_waited_for(
-    server: RedisServer, tmp_path: Path, said: list[str]
+def test_missing_password_is_logged_and_waited_for(
+    server: RedisServer, tmp_path: Path, logged: Callable[[], str]
 ) -> None:
     settings = server.settings("llama-monitor")
     password = settings.password_file.read_text()
     settings.password_file.unlink()
-    publisher = Publisher(settings, NODE, tmp_path / "no-ring", said.append)
+    publisher = Publisher(settings, NODE, tmp_path / "no-ring")
     publisher.offer(time.time_ns(), line(time.time_ns()))
     publisher.start()
-    wait_until("the reason", lambda: any("password" in one for one in said))
+    wait_until("the reason", lambda: "password" in logged())
     settings.password_file.write_text(password)
     wait_until("the sample", lambda: len(times_ms(server)) == 1)
     publisher.stop()
 
 
-def test_silent_node_is_told_from_one_never_heard_of(server: RedisServer) -> None:
+async def test_silent_node_differs_from_one_without_a_stream(server: RedisServer) -> None:
     old = time.time_ns() - 60 * SECOND
     now = time.time_ns()
     for node, time_ns in (("quiet", old), ("live", now)):
-        with StreamLink(server.settings("llama-monitor"), node) as link:
+        with RedisWriter(server.settings("llama-monitor"), node) as writer:
             entry = Entry(time_ns, line(time_ns, node))
-            link.send([entry], entry)
-    with LatestReader(server.settings("llama-reader")) as reader:
-        heard = reader.read(["quiet", "live", "unknown"])
-    assert heard.latest["live"] == Sample.model_validate_json(line(now, "live"))
-    assert heard.latest["quiet"] is None
-    assert heard.last == {"quiet": Sample.model_validate_json(line(old, "quiet")), "unknown": None}
-    assert old < heard.time_ns
+            writer.send([entry], entry)
+    read = await read_samples(server, "quiet", "live", "unknown")
+    assert read.latest["live"] == Sample.model_validate_json(line(now, "live"))
+    assert read.latest["quiet"] is None
+    assert read.last == {"quiet": Sample.model_validate_json(line(old, "quiet")), "unknown": None}
+    assert old < read.time_ns
 
 
-def test_sample_of_a_newer_monitor_can_be_read(server: RedisServer) -> None:
+async def test_sample_of_a_newer_monitor_can_be_read(server: RedisServer) -> None:
     newer = json.dumps({**json.loads(line(5)), "time_ns": time.time_ns(), "mood": "good"})
     with server.client("llama-monitor") as client:
         client.set(latest_key(NODE), newer)
         client.set(latest_key("node2"), "no sample at all")
-    found = read_latest(server.settings("llama-reader"), [NODE, "node2"])
-    assert found[NODE] is not None
-    assert found["node2"] is None
+    read = await read_samples(server, NODE, "node2")
+    assert read.latest[NODE] is not None
+    assert read.latest["node2"] is None
 
 
-async def test_program_that_must_not_wait_reads_the_same(server: RedisServer) -> None:
-    now = time.time_ns()
-    with StreamLink(server.settings("llama-monitor"), NODE) as link:
-        link.send([], Entry(now, line(now)))
-    settings = server.settings("llama-reader")
-    assert await read_latest_async(settings, [NODE]) == read_latest(settings, [NODE])
+async def test_reader_names_a_redis_that_does_not_answer(server: RedisServer) -> None:
     server.kill()
-    async with AsyncLatestReader(settings) as reader:
-        with pytest.raises(RedisAwayError, match=f"127.0.0.1:{server.port}"):
-            await reader.read([NODE])
+    with pytest.raises(RedisUnavailableError, match=f"127.0.0.1:{server.port}"):
+        await read_samples(server, NODE)
 
 
 def test_command_prints_what_redis_holds(server: RedisServer, tmp_path: Path) -> None:
@@ -368,16 +361,17 @@ def test_command_prints_what_redis_holds(server: RedisServer, tmp_path: Path) ->
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_nobody_enters_without_a_password(server: RedisServer) -> None:
+async def test_nobody_enters_without_a_password(server: RedisServer) -> None:
     with redis.Redis(port=server.port, protocol=2) as client, pytest.raises(redis.AuthenticationError):
         client.ping()
     settings = server.settings("llama-reader")
     settings.password_file.write_text("a guess")
-    with pytest.raises(RedisAwayError, match=r"(?i)invalid username-password"):
-        read_latest(settings, [NODE])
+    async with LatestReader(settings) as reader:
+        with pytest.raises(RedisUnavailableError, match=r"(?i)invalid username-password"):
+            await reader.read([NODE])
     settings.password_file.unlink()
     with pytest.raises(MonitorError, match="cannot read Redis's password"):
-        read_latest(settings, [NODE])
+        LatestReader(settings)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from harness.llama.gguf import read_gguf
-from harness.llama.releases.installed import installed_build
-from harness.llama.releases.loopback import Backend, loopback_backends
-from harness.llama.releases.proof import Outcome, Round
-from harness.llama.releases.prove import Gate, prove
+from harness.llama.releases.catalogue import installed_build
+from harness.release_proof.gate import Gate, prove
+from harness.release_proof.local import Backend, loopback_backends
+from harness.release_proof.proof import Outcome, Round
 
 pytestmark = pytest.mark.integration
 FOR_EVER = 'exec tail -f "$0"'
@@ -94,7 +94,7 @@ def test_frozen_backend_hangs_the_real_client(
             backends[1].process.send_signal(signal.SIGSTOP)
             yield backends
 
-    monkeypatch.setattr("harness.llama.releases.prove.loopback_backends", second_frozen)
+    monkeypatch.setattr("harness.release_proof.gate.loopback_backends", second_frozen)
     proof = prove(SHORT, binaries, read_gguf(smollm2), lambda _: None)
     assert proof.rounds[0].outcome is Outcome.HANG, proof.verdict()
     look = proof.rounds[0].look
@@ -112,7 +112,7 @@ def test_gate_that_is_interrupted_leaves_nothing_running(
     script = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path; from harness.llama.gguf import read_gguf\n"
-        "from harness.llama.releases.prove import Gate, prove\n"
+        "from harness.release_proof.gate import Gate, prove\n"
         f"prove(Gate(11549, 2, 2), Path('{binaries}'), read_gguf(Path('{smollm2}')), print)\n"
     )
     environment = os.environ | {"TMPDIR": str(binaries.parent)}

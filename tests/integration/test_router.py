@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.llama.releases.installed import installed_release
+from harness.llama.releases.catalogue import installed_release
 from tests.integration.router_stack import ADMIN_KEY, ROUTER_KEY, RouterStack, listens, wait_for
 
 pytestmark = pytest.mark.integration

@@ -325,9 +325,9 @@ def test_each_step_of_a_recovery_is_logged_when_asked_for(
     os.kill(busy(stack), signal.SIGKILL)
     assert asked.result()[0] == 200
     lines = (stack.folder / "router.log").read_text().splitlines()
-    steps = [entry for line in lines if (entry := json.loads(line))["event"] == "recovery"]
-    assert {"failure", "backends", "canary answered"} <= {step["step"] for step in steps}
-    assert not [step for step in steps if "request_id" in step], "a recovery is nobody's own"
+    steps = [entry for line in lines if (entry := json.loads(line))["level"] == "debug"]
+    assert {"failure_counted", "backends_checked", "canary_answered"} <= {step["event"] for step in steps}
+    assert not [step for step in steps if "request_id" in step], "a recovery belongs to no request"
 
 
 def test_stop_of_the_router_refuses_who_waits_finishes_who_is_answered_and_ends_the_coordinator_last(

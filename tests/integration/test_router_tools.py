@@ -12,7 +12,7 @@ from typing import Any
 import ollama
 import openai
 import pytest
-from harness.llama.releases.local import local_build
+from harness.release_proof.local import local_build
 from tests.integration.router_stack import ROUTER_KEY, RouterStack
 
 pytestmark = [pytest.mark.integration, pytest.mark.long]

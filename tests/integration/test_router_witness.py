@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import redis
-from harness.monitor.readers.processes import ProcessTable
-from harness.monitor.redis.settings import connection_options, latest_key
+from harness.monitor.readers.llama_cpp import ProcessTable
+from harness.monitor.redis import connection_options, latest_key
 from harness.monitor.sample import Kernel, Memory, RpcSocket, Sample, Source
 from tests.integration.redis_server import RedisServer
 from tests.integration.router_stack import RouterStack, wait_for

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 from harness.llama.gguf import read_gguf
-from harness.planner.device_capacity import BackendMemory
+from harness.planner.device_capacity import DeviceCapacity
+from harness.planner.forecast import cached_tensors
 from harness.planner.placement import make_plan
 from harness.settings import REPOSITORY
-from harness.tensor_cache.placement import cached_tensors
 from tests.integration.router_stack import free_port, listens, wait_for
 
 pytestmark = pytest.mark.integration
 ME = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
 SOURCE = REPOSITORY / "roles" / "llama_cpp" / "files" / "tensor_cache.c"
-KEEPER = REPOSITORY / "roles" / "rpc_server" / "files" / "rpc_cache.py"
+CACHE_TOOL = REPOSITORY / "roles" / "rpc_server" / "files" / "rpc_cache.py"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def model(synthetic_1b: Path) -> Path:
 def ranges(model: Path) -> str:
     """What one backend's cache holds of the model."""
     facts = read_gguf(model)
-    plan = make_plan(facts, [BackendMemory("n", "127.0.0.1:1", 8 << 30)])
+    plan = make_plan(facts, [DeviceCapacity("n", "127.0.0.1:1", 8 << 30)])
     return "".join(f"{t.offset} {t.bytes}\n" for t in cached_tensors(facts, plan)["n"])
 
 
@@ -137,10 +137,40 @@ def test_tensors_that_are_sent_are_the_ones_that_a_copy_gives(
 def test_transfer_that_is_cut_leaves_only_whole_tensors(tool: Path, model: Path, tmp_path: Path) -> None:
     some = "".join(ranges(model).splitlines(keepends=True)[:2]).encode()
     sent = subprocess.run([str(tool), "read", str(model)], input=some, capture_output=True, check=True).stdout
-    said = run(tool, "store", tmp_path, ME, stdin=sent[:-1000], status=1)
-    assert "ended inside a tensor" in said
+    output = run(tool, "store", tmp_path, ME, stdin=sent[:-1000], status=1)
+    assert "ended inside a tensor" in output
     assert [line.split()[2] for line in run(tool, "check", tmp_path).splitlines()] == ["ok"]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_draft_of_a_killed_fill_is_dropped_by_the_next_pruning(
+    tool: Path, model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "rpc"
+    for _ in range(20):
+        fill = subprocess.Popen(
+            [str(tool), "fill", str(model), str(folder), ME],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        assert fill.stdin
+        fill.stdin.write(ranges(model).encode())
+        fill.stdin.close()
+        wait_for(lambda: any(name.startswith(".") for name in names(folder)), 30, "a draft")
+        fill.kill()
+        fill.wait(10)
+        if drafts := [path for path in folder.iterdir() if path.name.startswith(".")]:
+            break
+    assert drafts
+    prune = [sys.executable, "-IS", str(CACHE_TOOL), "prune", str(tmp_path)]
+    subprocess.run(prune, check=True)
+    assert all(path.exists() for path in drafts), (
+        "a draft that was just written may belong to a fill that runs"
+    )
+    for path in drafts:
+        os.utime(path, (time.time() - 3600,) * 2)
+    subprocess.run(prune, check=True)
+    assert not any(name.startswith(".") for name in names(folder))
 
 
 def test_altered_and_cut_tensors_are_found_and_dropped(tool: Path, model: Path, tmp_path: Path) -> None:
@@ -154,10 +184,10 @@ def test_altered_and_cut_tensors_are_found_and_dropped(tool: Path, model: Path, 
         byte = file.read(1)
         file.seek(12345)
         file.write(bytes([byte[0] ^ 1]))
-    argv = [sys.executable, "-IS", str(KEEPER), "verify", str(tmp_path), "--tool", str(tool)]
-    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    argv = [sys.executable, "-IS", str(CACHE_TOOL), "verify", str(tmp_path), "--tool", str(tool)]
+    output = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     assert names(folder) == {path.name for path in whole}
-    assert said.count("its bytes are not what its name says") == 2
+    assert output.count("its bytes are not what its name says") == 2
 
 
 @pytest.mark.parametrize(

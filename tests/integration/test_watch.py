@@ -81,7 +81,7 @@ async def no_router() -> CoordinatorState:
     raise HarnessError("no router here")
 
 
-async def seen(sources: Sources, what: str, true: Callable[[ClusterView], bool]) -> ClusterView:
+async def wait_for(sources: Sources, what: str, true: Callable[[ClusterView], bool]) -> ClusterView:
     for _ in range(400):
         if true(view := sources.view()):
             return view
@@ -90,12 +90,12 @@ async def seen(sources: Sources, what: str, true: Callable[[ClusterView], bool])
 
 
 def node(view: ClusterView, name: str) -> NodeView:
-    return next(one for one in view.nodes if one.name == name)
+    return next(row for row in view.nodes if row.name == name)
 
 
-async def test_router_that_is_away_takes_nothing_from_the_view(cluster: Cluster) -> None:
+async def test_view_is_whole_without_the_router(cluster: Cluster) -> None:
     async with Sources(cluster.inventory, no_router) as sources:
-        view = await seen(sources, "both nodes", lambda v: [n.state for n in v.nodes] == ["idle", "up"])
+        view = await wait_for(sources, "both nodes", lambda v: [n.state for n in v.nodes] == ["idle", "up"])
         assert view.source == "redis"
         assert view.router.problem == "no router here"
 
@@ -104,7 +104,7 @@ async def test_busy_backend_is_shown_as_busy_and_is_never_connected_to(cluster: 
     client = socket.create_connection(cluster.backend.getsockname())
     served, _ = cluster.backend.accept()
     async with Sources(cluster.inventory, no_router) as sources:
-        view = await seen(sources, "busy", lambda v: node(v, "node1").state == "busy")
+        view = await wait_for(sources, "busy", lambda v: node(v, "node1").state == "busy")
         assert f"127.0.0.1:{client.getsockname()[1]}" in node(view, "node1").reason
     cluster.backend.settimeout(0)
     with pytest.raises(BlockingIOError):
@@ -113,34 +113,34 @@ async def test_busy_backend_is_shown_as_busy_and_is_never_connected_to(cluster: 
     served.close()
 
 
-async def test_node_that_falls_silent_is_said_to_be_and_keeps_its_age(cluster: Cluster) -> None:
+async def test_silent_node_is_shown_as_silent_with_its_age(cluster: Cluster) -> None:
     async with Sources(cluster.inventory, no_router) as sources:
-        await seen(sources, "node2", lambda v: node(v, "node2").state == "up")
+        await wait_for(sources, "node2", lambda v: node(v, "node2").state == "up")
         cluster.monitors["node2"].kill()
-        view = await seen(sources, "silence", lambda v: node(v, "node2").state == "silent")
+        view = await wait_for(sources, "silence", lambda v: node(v, "node2").state == "silent")
         assert node(view, "node1").state == "idle"
         assert node(view, "node2").memory_total_bytes
         assert (node(view, "node2").age_s or 0) >= 5
         cluster.start_monitor("node2")
-        await seen(sources, "its return", lambda v: node(v, "node2").state == "up")
+        await wait_for(sources, "its return", lambda v: node(v, "node2").state == "up")
 
 
-async def test_rings_stand_in_while_redis_is_away(cluster: Cluster) -> None:
+async def test_rings_are_read_while_redis_is_away(cluster: Cluster) -> None:
     async with Sources(cluster.inventory, no_router) as sources:
-        await seen(sources, "Redis", lambda v: v.source == "redis")
+        await wait_for(sources, "Redis", lambda v: v.source == "redis")
         cluster.redis.kill()
-        view = await seen(
+        view = await wait_for(
             sources,
             "rings",
             lambda v: v.source == "rings" and all(n.age_s is not None and n.age_s < 2 for n in v.nodes),
         )
-        assert [one.state for one in view.nodes] == ["idle", "up"]
+        assert [row.state for row in view.nodes] == ["idle", "up"]
         assert "Redis at 127.0.0.1" in (view.source_problem or "")
         cluster.redis.start()
-        await seen(sources, "Redis again", lambda v: v.source == "redis" and v.source_problem is None)
+        await wait_for(sources, "Redis again", lambda v: v.source == "redis" and v.source_problem is None)
 
 
-async def test_coordinator_is_shown_as_the_router_says(cluster: Cluster) -> None:
+async def test_coordinator_is_shown_as_the_router_reports_it(cluster: Cluster) -> None:
     async def ready() -> CoordinatorState:
         return CoordinatorState(phase=CoordinatorPhase.READY, model="70b", requests_in_flight=2)
 

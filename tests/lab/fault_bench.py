@@ -14,18 +14,18 @@ from harness.cluster.ssh import run_on
 from harness.cluster.unit_inspection import diagnose_units
 from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.contracts.diagnosis import Diagnosis
-from harness.contracts.plan import Plan
+from harness.contracts.plan import LoadRequest, Plan
 from harness.lab.spec import LabSpec
 from harness.monitor.backend_state import RPC_UNIT
 from harness.router_client.chat_stream import chat_session
-from harness.router_client.client import LoadRequest, RouterClient, RouterRefusedError, router_address
-from harness.runs.store import RunFolder
+from harness.router_client.client import RouterClient, RouterRefusedError, router_address
+from harness.runs.folder import RunFolder
 from harness.trials.context import Context
-from harness.trials.faults.fault import serve_again
+from harness.trials.faults.fault import ensure_serving
 from harness.trials.kinds.coordinator_steps import keep_log
 from harness.trials.kinds.diagnosis_inputs import diagnose_waiting, diagnose_with_nodes
 from harness.trials.lab import lab_of
-from harness.trials.load_generator.telemetry import Sampler
+from harness.trials.load_generator.samples import NodeClocks, Sampler
 
 MODEL = "1b-q8_0"
 """The smallest that the router sends to the coordinator."""
@@ -90,7 +90,7 @@ class FaultBench:
         """
         await self.ctx.router.unload(0)
         await self.on(self.other, "systemctl", "restart", RPC_UNIT)
-        await serve_again(self.other)
+        await ensure_serving(self.other)
 
     async def refused(self, model: str = MODEL, **asked: Any) -> RouterRefusedError:
         """Load a model and expect that it fails."""
@@ -177,7 +177,8 @@ async def fault_bench(
     """A bench whose run is kept in ``folder``; its coordinator is stopped in the end."""
     run = RunFolder.create(folder, "faults")
     async with RouterClient(router_address(inventory)) as router:
-        sampler = Sampler(inventory.nodes.values(), run, 0, lambda node, what: print(node, what))
+        clocks = NodeClocks()
+        sampler = Sampler(inventory.nodes.values(), run, 0, clocks, lambda node, what: print(node, what))
         ctx = Context(
             inventory=inventory,
             router=router,
@@ -185,7 +186,7 @@ async def fault_bench(
             sampler=sampler,
             models={},
             facts={},
-            clock_offset_ns={},
+            clocks=clocks,
             lab=lab_of(inventory),
             say=print,
         )

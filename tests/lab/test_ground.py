@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness.errors import HarnessError
 from harness.lab.image import declared_packages
-from harness.lab.status import MachineStatus, lab_status
+from harness.lab.running import MachineStatus, lab_status
 from harness.settings import PLAYBOOKS, REPOSITORY, cache_dir
 from tests.lab.lab_under_test import LABS, LabUnderTest
 
@@ -292,19 +292,19 @@ def test_a_changed_limit_is_put_in_force_without_a_reboot(booted: LabUnderTest) 
 
 def test_down_leaves_nothing_and_a_second_down_changes_nothing(booted: LabUnderTest) -> None:
     assert traces("t1")
-    assert booted.down().total_changed == 1
+    assert sum(booted.down().changed.values()) == 1
     assert_no_trace("t1")
-    assert booted.down().total_changed == 0
+    assert sum(booted.down().changed.values()) == 0
 
 
 @pytest.mark.parametrize(
     ("cut_at", "extra"),
     [
         ("Claim the lab's names", {}),
-        ("Make the root file system", {"lab_node_packages": ["tree"]}),
-        ("Have keys, swap, bridge", {}),
+        ("Create the root file system", {"lab_node_packages": ["tree"]}),
+        ("Create the shared keys, swap, bridge", {}),
         ("Keep the machine up", {}),
-        ("Prove that it answers", {}),
+        ("Check that the machine answers", {}),
     ],
 )
 def test_up_cut_short_can_be_taken_down(
@@ -319,7 +319,7 @@ def test_up_cut_short_can_be_brought_up_and_down_cut_short_finished(throwaway: L
     cut_short(throwaway, "Keep the machine up", {})
     throwaway.up()
     throwaway.run("node2", "true")
-    cut_short(throwaway, "Take down the machines", {"lab_node_state": "absent"}, delay_s=0.5)
+    cut_short(throwaway, "Remove the machines and everything", {"lab_node_state": "absent"}, delay_s=0.5)
     throwaway.down()
     assert_no_trace("t1")
 

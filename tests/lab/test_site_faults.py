@@ -9,20 +9,27 @@ from pathlib import Path
 import pytest
 from harness.contracts.plan import Plan
 from harness.diagnosis.classify import classify
-from harness.diagnosis.evidence import RPC_SERVER, Inputs
+from harness.diagnosis.inputs import RPC_SERVER, Inputs
 from harness.llama.releases.catalogue import catalogue
 from harness.llama.rpc.messages import CAPS_BYTES, HEADER_BYTES
 from harness.monitor.backend_state import RPC_UNIT
-from harness.trials.faults.fault import injected, serve_again
-from harness.trials.faults.files import SmallCacheDisk, TruncatedModel
+from harness.trials.faults.fault import ensure_serving, injected
 from harness.trials.faults.leftovers import undo_leftovers
 from harness.trials.faults.links import CutLink
-from harness.trials.faults.memory import SqueezeMemory, StarveIntoSwap
-from harness.trials.faults.processes import BackendByHand, FreezeBackend, KillBackend, KillCoordinator
-from harness.trials.faults.starts import ClosedPort, OtherBuild, OtherProtocol, TakenPort, WrongFlag
+from harness.trials.faults.processes import (
+    ClosedPort,
+    FreezeBackend,
+    KillBackend,
+    KillCoordinator,
+    OtherBuild,
+    TakenPort,
+    WrongFlag,
+)
+from harness.trials.faults.resources import SmallCacheDisk, SqueezeMemory, StarveIntoSwap
 from harness.trials.kinds.diagnosis_inputs import diagnose_ready
-from harness.trials.lab import restore_memory
+from harness.trials.lab import restore_all_memory
 from tests.lab.fault_bench import MODEL, FaultBench, decided_by, fault_bench
+from tests.lab.lab_faults import BackendByHand, OtherProtocol, TruncatedModel
 from tests.lab.lab_under_test import LabUnderTest
 
 OLD_GREETING, OLDER_PROTOCOL = 6666, 10566
@@ -239,7 +246,7 @@ async def test_backend_that_was_cut_off_for_good_is_named_before_the_next_load(b
     refusal = await bench.refused()
     assert re.search(r"node1: its rpc-server still serves \S+, a connection that this", str(refusal))
     await bench.on(bench.other, "systemctl", "restart", RPC_UNIT)
-    await serve_again(bench.other)
+    await ensure_serving(bench.other)
     await bench.load()
 
 
@@ -355,6 +362,6 @@ async def test_what_a_killed_run_left_is_found_and_undone(bench: FaultBench) -> 
         StarveIntoSwap(bench.other, 600 << 20, bench.lab),
     ):
         await fault.inject()
-        assert restore_memory(bench.lab) == ["node1"]
-        assert not restore_memory(bench.lab)
+        assert restore_all_memory(bench.lab) == ["node1"]
+        assert not restore_all_memory(bench.lab)
     await bench.load()

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from harness.contracts.run_records import Outcome, Trial
 from harness.lab.cgroup import Groups
-from harness.runs.read import read_events, read_manifest, read_trials
+from harness.runs.folder import read_events, read_manifest, read_trials
 from harness.trials.lab import lab_of
-from harness.trials.preflight import Options
 from harness.trials.progress import RunProgress
+from harness.trials.run_spec import Options
 from harness.trials.runner import run_benchmark
 from rich.console import Console
 from tests.lab.lab_under_test import LabUnderTest

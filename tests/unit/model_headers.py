@@ -6,7 +6,7 @@ from typing import Any
 from harness.llama.gguf import GgufModel, Tensor
 from harness.llama.synthetic.shapes import BASE_TYPES, SHAPES, plan_tensors
 from harness.llama.synthetic.writer import tensor_bytes
-from harness.planner.device_capacity import BackendMemory
+from harness.planner.device_capacity import DeviceCapacity
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -32,5 +32,5 @@ def model(shape: str = "13b", kind: str = "Q4_0", **metadata: Any) -> GgufModel:
     return GgufModel(Path(f"/models/{shape}-{kind}.gguf".lower()), size, keys, tensors)
 
 
-def backends(*gib: float) -> list[BackendMemory]:
-    return [BackendMemory(f"node{i}", f"10.0.0.{i}:50052", int(g * GIB)) for i, g in enumerate(gib, 1)]
+def backends(*gib: float) -> list[DeviceCapacity]:
+    return [DeviceCapacity(f"node{i}", f"10.0.0.{i}:50052", int(g * GIB)) for i, g in enumerate(gib, 1)]

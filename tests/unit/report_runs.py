@@ -46,6 +46,26 @@ def change_lines(run: Path, table: str, change: Callable[[dict[str, Any]], None]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+def later_run(target: Path, change: Any = None) -> Path:
+    """The recorded run and, a day later, one that is the same but for ``change`` of its requests."""
+    copy_run(target)
+    copied = copy_run(target / "x")
+    later = copied.rename(target / "later")
+
+    def rename(content: dict[str, Any]) -> None:
+        content["run"], content["started_ns"] = "later", content["started_ns"] + 86400 * 10**9
+
+    change_manifest(later, rename)
+    if change:
+        change_lines(later, "requests", change)
+    return later
+
+
+def slow_down(request: dict[str, Any]) -> None:
+    tokens = request["token_ns"]
+    request["token_ns"] = [tokens[0] + 3 * (one - tokens[0]) for one in tokens]
+
+
 def hostile_run(target: Path) -> Path:
     """The recorded run with hostile text wherever a node, a model, a log or a user can put text."""
     run = copy_run(target)

@@ -1,4 +1,4 @@
-"""What the scripts of this folder share, sent before each that imports it. Python 3.8 alone."""
+"""Functions that the scripts of this folder share; sent before each that imports them. Python 3.8 alone."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def output(*argv: str) -> str:
     # A login over SSH may leave out the folders where ss and ip are.
     path = {**os.environ, "LC_ALL": "C", "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
     try:
-        shown = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30, env=path)
+        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30, env=path)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return shown.stdout.decode(errors="replace")
+    return done.stdout.decode(errors="replace")
 
 
-def properties(unit: str, wanted: str) -> dict[str, str]:
+def properties(unit: str, names: str) -> dict[str, str]:
     """Properties of a systemd unit by their names."""
-    shown = output("systemctl", "show", unit, "--property", wanted)
-    return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    lines = output("systemctl", "show", unit, "--property", names).splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 def state_and_cpu_s(pid: int) -> tuple[str | None, float]:

@@ -1,4 +1,4 @@
-"""Runs on a node: prints its facts as JSON. Standard library alone, Python 3.8 or later."""
+"""Runs on a node: prints its facts as JSON, or what surrounds its units. Python 3.8 alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ import sys
 import time
 from typing import Any
 
-from harness.cluster.remote.common import properties
+from harness.cluster.remote.common import output, properties
 
 LAB_CGROUP = pathlib.Path("/run/llama-lab/cgroup")
+SYS_NET = pathlib.Path("/sys/class/net")
+SETTINGS = (
+    "User,Restart,RestartUSec,StartLimitBurst,OOMPolicy,OOMScoreAdjust,MemoryHigh,MemoryMax,MemorySwapMax,"
+    "IPAddressAllow,IPAddressDeny,NoNewPrivileges,ProtectSystem,ProtectHome,PrivateDevices,IgnoreSIGPIPE"
+)
 
 
 def meminfo() -> dict[str, int]:
@@ -44,13 +49,12 @@ def processor() -> str | None:
 
 def unit(name: str) -> dict[str, str]:
     """Properties of one systemd unit; empty where it is not installed."""
-    wanted = "LoadState,ActiveState,SubState,NRestarts,MainPID,UnitFileState,Result"
-    values = properties(name, wanted)
+    values = properties(name, "LoadState,ActiveState,SubState,NRestarts,MainPID,UnitFileState,Result")
     return values if values.get("LoadState") == "loaded" else {}
 
 
 def build(folder: str) -> dict[str, Any]:
-    """What the build manifest says is installed."""
+    """The installed build, by its manifest."""
     manifest = pathlib.Path(folder) / "current" / "manifest.json"
     if not manifest.exists():
         return {}
@@ -59,23 +63,66 @@ def build(folder: str) -> dict[str, Any]:
     return {key: content[key] for key in kept if content.get(key) is not None}
 
 
-def main(argument: dict[str, Any]) -> None:
-    """Print the facts; the clock last."""
+def facts(argument: dict[str, Any]) -> dict[str, Any]:
+    """The facts, and the clock before and after they were read."""
+    began_ns = time.time_ns()
     memory = meminfo()
     limit, resident = limit_and_resident()
     available = memory["MemAvailable"]
-    facts = {
+    return {
         "memory_total_bytes": memory["MemTotal"],
         "memory_available_bytes": available if limit is None else max(0, min(available, limit - resident)),
         "memory_limit_bytes": limit,
         "cpu": processor(),
         "cpus": os.cpu_count(),
-        "units": {name: shown for name in argument["units"] for shown in [unit(name)] if shown},
+        "units": {name: values for name in argument["units"] if (values := unit(name))},
         **build(argument["llama_cpp"]),
+        "began_ns": began_ns,
+        "ended_ns": time.time_ns(),
     }
-    facts["time_ns"] = time.time_ns()
-    print(json.dumps(facts))
+
+
+def exposures(text: str, units: list[str]) -> dict[str, float]:
+    """Overall exposure of each unit, 0 (closed) to 10 (open), from systemd-analyze(1) ``security``."""
+    rows = (line.split() for line in text.splitlines())
+    return {words[0]: float(words[1]) for words in rows if words and words[0] in units}
+
+
+def interface(text: str) -> str | None:
+    """Name of the interface that ``ip -j address show to ADDRESS`` lists."""
+    links = json.loads(text or "[]")
+    return next((link["ifname"] for link in links if link.get("ifname")), None)
+
+
+def link(name: str, disciplines: str, sys_net: pathlib.Path = SYS_NET) -> dict[str, Any]:
+    """Bits per second of an interface: what a token bucket holds it to, else what its driver negotiated.
+
+    An interface without a device has no rate: the 10 Gbit/s of a veth are a fixed number of its driver.
+    """
+    for discipline in json.loads(disciplines or "[]"):
+        if discipline.get("kind") == "tbf":
+            rate = 8.0 * int(discipline["options"]["rate"])
+            return {"interface": name, "link_bits_per_s": rate, "link_source": "token bucket"}
+    try:
+        negotiated = int((sys_net / name / "speed").read_text())
+    except (OSError, ValueError):
+        negotiated = -1
+    if negotiated <= 0 or not (sys_net / name / "device").exists():
+        return {"interface": name}
+    return {"interface": name, "link_bits_per_s": negotiated * 1e6, "link_source": "driver"}
+
+
+def surroundings(argument: dict[str, Any]) -> dict[str, Any]:
+    """Settings and exposure of units, and the rate of the link: takes about a second, seldom changes."""
+    units = argument["units"]
+    name = interface(output("ip", "-j", "address", "show", "to", argument["address"]))
+    return {
+        "settings": {unit: properties(unit, SETTINGS) for unit in units},
+        "exposure": exposures(output("systemd-analyze", "security", "--no-pager"), units),
+        **(link(name, output("tc", "-j", "qdisc", "show", "dev", name)) if name else {}),
+    }
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    ARGUMENT = json.loads(sys.argv[1])
+    print(json.dumps(surroundings(ARGUMENT) if "address" in ARGUMENT else facts(ARGUMENT)))

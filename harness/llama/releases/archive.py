@@ -5,6 +5,7 @@ import hashlib
 import stat
 import tarfile
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 
 from harness.errors import HarnessError
@@ -18,7 +19,7 @@ def unpack_folder(archive: Path, folder: str, target: Path) -> None:
 
     Args:
         folder: path inside the archive. In an sdist it is below the one top folder. Empty means: the folder,
-            at whatever depth, whose CMakeLists.txt stands highest.
+            at whatever depth, whose CMakeLists.txt is highest.
 
     Raises:
         HarnessError: not an archive, no such folder, or a member that would land elsewhere.
@@ -50,11 +51,7 @@ def _root(names: list[str], folder: str, archive: Path) -> PurePosixPath:
 
 
 def _inside(name: str, root: PurePosixPath, archive: str) -> PurePosixPath | None:
-    """Path below ``root``; ``None`` for members that are elsewhere.
-
-    Raises:
-        HarnessError: the name climbs out of the folder.
-    """
+    """Path below ``root``; None for members that are elsewhere."""
     path = PurePosixPath(name)
     if not path.is_relative_to(root):
         return None
@@ -108,11 +105,8 @@ def pack_folder(folder: Path, target: Path) -> str:
             member.uname = member.gname = "root"
             member.mtime = PACKED_TIME
             member.mode = 0o755 if member.mode & 0o111 else 0o644
-            if member.isreg():
-                with path.open("rb") as content:
-                    packed.addfile(member, content)
-            else:
-                packed.addfile(member)
+            with path.open("rb") if member.isreg() else nullcontext() as content:
+                packed.addfile(member, content)
     return file_sha256(target)
 
 

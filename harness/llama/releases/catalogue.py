@@ -1,5 +1,6 @@
 """The releases of llama.cpp that can be deployed: where their source is, and what is known about them."""
 
+import json
 from collections.abc import Collection
 from enum import StrEnum
 from functools import cache
@@ -9,6 +10,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from harness.common.text import first_error
 from harness.errors import HarnessError
 
 CATALOGUE = Path(__file__).with_name("catalogue.yml")
@@ -48,7 +50,7 @@ class GitSource(_Strict):
 
 
 class Sources(_Strict):
-    """Where this release can be had; a local archive is always possible beside them."""
+    """The sources of this release; a local archive is always possible beside them."""
 
     pypi: PypiSource | None = None
     git: GitSource | None = None
@@ -56,11 +58,7 @@ class Sources(_Strict):
     @property
     def kinds(self) -> list[SourceKind]:
         """Sources this release has, the package index first."""
-        return [
-            *([SourceKind.PYPI] if self.pypi else []),
-            *([SourceKind.GIT] if self.git else []),
-            SourceKind.ARCHIVE,
-        ]
+        return [kind for kind in SourceKind if kind is SourceKind.ARCHIVE or getattr(self, kind)]
 
 
 class KnownIssue(_Strict):
@@ -72,7 +70,7 @@ class KnownIssue(_Strict):
     fixed_in: int | None
     """The first release of the catalogue that has it no more; ``None`` where all later ones have it."""
     remote_code_execution: bool
-    """Whether somebody who can connect can run code of their own."""
+    """Whether a client that can connect can run code of its own."""
     text: str
     """What it is, and how to live with it."""
 
@@ -187,12 +185,10 @@ def read_catalogue(path: Path) -> Catalogue:
     except (OSError, yaml.YAMLError) as error:
         raise HarnessError(f"release catalogue {path} cannot be read: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise HarnessError(f"release catalogue {path}: {where}: {first['msg']}") from error
+        raise HarnessError(f"release catalogue {path}: {first_error(error, root='the file')}") from error
     builds = [release.build for release in catalogue.releases]
     if twice := {build for build in builds if builds.count(build) > 1}:
-        raise HarnessError(f"release catalogue {path}: build {min(twice)} stands twice")
+        raise HarnessError(f"release catalogue {path}: build {min(twice)} is there twice")
     return catalogue
 
 
@@ -200,3 +196,18 @@ def read_catalogue(path: Path) -> Catalogue:
 def catalogue() -> Catalogue:
     """The catalogue that comes with the harness."""
     return read_catalogue(CATALOGUE)
+
+
+def installed_build(binary: Path) -> int | None:
+    """Build number of a binary below ``<build>/bin``, from its manifest; None without one."""
+    manifest = binary.resolve().parent.parent / "manifest.json"
+    try:
+        return int(json.loads(manifest.read_bytes())["build"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def installed_release(binary: Path) -> Release | None:
+    """The release of that binary; None without a manifest, or for a build that is in no catalogue."""
+    build = installed_build(binary)
+    return next((release for release in catalogue().releases if release.build == build), None)

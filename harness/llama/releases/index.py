@@ -55,19 +55,19 @@ def pip_settings() -> IndexSettings:
 
 
 def parse_pip_config(listing: str) -> dict[str, str]:
-    """Values of ``pip config list`` by option name; what stands for one download wins over the general.
+    """Values of ``pip config list`` by option name; an option for ``download`` wins over a global one.
 
     pip prints ``section.option='value'``, with the section ``:env:`` for environment variables.
     """
     ranks = {"global": 0, "download": 1, ":env:": 2}
-    found: dict[str, tuple[int, str]] = {}
+    ranked: dict[str, tuple[int, str]] = {}
     for line in listing.splitlines():
         key, equals, quoted = line.partition("=")
         section, _, option = key.rpartition(".")
         rank = ranks.get(section)
-        if equals and rank is not None and rank >= found.get(option, (0, ""))[0]:
-            found[option] = (rank, str(ast.literal_eval(quoted)))
-    return {option: value for option, (_, value) in found.items()}
+        if equals and rank is not None and rank >= ranked.get(option, (0, ""))[0]:
+            ranked[option] = (rank, str(ast.literal_eval(quoted)))
+    return {option: value for option, (_, value) in ranked.items()}
 
 
 def settings_from(values: dict[str, str]) -> IndexSettings:
@@ -105,20 +105,21 @@ def fetch_distribution(
             package = _choose(_candidates(client, settings, project, version), kind, sha256)
             if package is None:
                 raise HarnessError(
-                    f"{project} {version} has no {kind} in the package indexes {_shown(settings)}; "
+                    f"{project} {version} has no {kind} in the package indexes {_places(settings)}; "
                     "check pip's index-url, or use another source"
                 )
             target = folder / package.link.filename
-            seen = _download(client, package.link.normalized, target)
+            actual = _download(client, package.link.normalized, target)
         except (httpx2.HTTPError, URLError) as error:
             raise HarnessError(
-                f"{project} {version}: no answer from the package indexes {_shown(settings)}: {_said(error)}"
+                f"{project} {version}: no answer from the package indexes {_places(settings)}: "
+                f"{_first_line(error)}"
             ) from error
-    if seen != sha256:
+    if actual != sha256:
         target.unlink()
         raise HarnessError(
             f"{project} {version}: {package.link.filename} from {package.link.redacted} "
-            f"has sha256 {seen}, expected {sha256}; it was not unpacked"
+            f"has sha256 {actual}, expected {sha256}; it was not unpacked"
         )
     return target
 
@@ -160,12 +161,12 @@ def _client(settings: IndexSettings) -> Iterator[PyPIClient]:
         yield client
 
 
-def _shown(settings: IndexSettings) -> str:
+def _places(settings: IndexSettings) -> str:
     places = [*settings.index_urls, *settings.find_links]
     return ", ".join(redacted(place) for place in places) or "(none are configured)"
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of an error; its URL may carry the password of an index."""
     return redacted((str(error).splitlines() or [type(error).__name__])[0])
 

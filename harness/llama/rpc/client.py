@@ -1,6 +1,6 @@
-"""Asks an idle rpc-server for its version and devices. Never for one that may be in use.
+"""Queries an idle rpc-server for its version and devices. Never one that may be in use.
 
-A busy rpc-server has one place for connections that wait, and never answers them: asking it takes the place
+A busy rpc-server has one place for connections that wait, and never answers them: a query takes the place
 that a restarted coordinator needs. Look at the node's own state first (``harness.monitor``);
 ``harness.llama.rpc.discovery`` does, and leaves leased backends alone.
 """
@@ -12,6 +12,7 @@ import struct
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 
 from harness.llama.rpc.messages import (
     COUNT_REPLY_BYTES,
@@ -36,27 +37,32 @@ CONNECT_S = 1.0
 REPLY_S = 1.0
 _READ_LIMIT = 256
 _ABORT = struct.pack("ii", 1, 0)
-"""SO_LINGER of nought: what waits in a backlog is reset, so that no server answers one who has left."""
+"""SO_LINGER of 0: a connection in a backlog is reset, so that no server answers a client that has left."""
+
+
+class BackendStatus(StrEnum):
+    """The state of an endpoint."""
+
+    IDLE = "idle"
+    """An rpc-server that answers."""
+    BUSY = "busy"
+    """Known to be in use; or it accepts a connection and sends nothing, as one in use, or stopped, does."""
+    WRONG_VERSION = "wrong version"
+    """An rpc-server whose protocol our coordinator refuses."""
+    SILENT = "silent"
+    """No connection came about."""
+    CLOSED = "closed"
+    """Nothing listens."""
+    STRANGER = "stranger"
+    """Something listens that is no rpc-server."""
 
 
 class RpcError(Exception):
-    """An rpc-server that could not be asked; the message says what was seen."""
+    """An rpc-server that could not be queried; the message says why, and ``status`` what it is taken for."""
 
-
-class ClosedError(RpcError):
-    """Nobody listens there, or the connection was refused."""
-
-
-class SilentError(RpcError):
-    """No connection came about in time."""
-
-
-class UnansweredError(RpcError):
-    """The connection stands and nothing is said: the server is busy, or stopped."""
-
-
-class HungUpError(RpcError):
-    """The server closed the connection instead of answering."""
+    def __init__(self, status: BackendStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -96,13 +102,15 @@ class _Connection:
                 header = await self._reader.readexactly(HEADER_BYTES)
                 return await self._reader.readexactly(reply_size(header, sizes))
         except TimeoutError:
-            raise UnansweredError(f"{self._endpoint} said nothing for {self._reply_s:g} s") from None
+            raise RpcError(
+                BackendStatus.BUSY, f"{self._endpoint} sent nothing for {self._reply_s:g} s"
+            ) from None
         except asyncio.IncompleteReadError as error:
             if error.partial:
                 raise ProtocolError(f"a reply that ends after {error.partial!r}") from None
-            raise HungUpError(f"{self._endpoint} hung up") from None
+            raise RpcError(BackendStatus.STRANGER, f"{self._endpoint} hung up") from None
         except ConnectionError as error:
-            raise HungUpError(f"{self._endpoint} hung up: {error!r}") from None
+            raise RpcError(BackendStatus.STRANGER, f"{self._endpoint} hung up: {error!r}") from None
 
 
 @asynccontextmanager
@@ -114,11 +122,12 @@ async def _connect(host: str, port: int, connect_s: float, reply_s: float) -> As
                 host, port, family=socket.AF_INET, limit=_READ_LIMIT
             )
     except TimeoutError:
-        raise SilentError(f"no connection to {endpoint} within {connect_s:g} s") from None
-    except ConnectionError as error:
-        raise ClosedError(f"{endpoint}: {os.strerror(error.errno or 0)}") from None
+        raise RpcError(BackendStatus.SILENT, f"no connection to {endpoint} within {connect_s:g} s") from None
     except OSError as error:
-        raise SilentError(f"no way to {endpoint}: {os.strerror(error.errno or 0)}") from None
+        reason = os.strerror(error.errno or 0)
+        if isinstance(error, ConnectionError):
+            raise RpcError(BackendStatus.CLOSED, f"{endpoint}: {reason}") from None
+        raise RpcError(BackendStatus.SILENT, f"no way to {endpoint}: {reason}") from None
     try:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
         yield _Connection(reader, writer, endpoint, reply_s)
@@ -131,15 +140,11 @@ async def ask(host: str, port: int, *, connect_s: float = CONNECT_S, reply_s: fl
 
     Args:
         host: IPv4 address.
-        port: its RPC port.
-        connect_s: seconds that a connection may take to come about.
-        reply_s: seconds that each reply may take.
+        connect_s: seconds that a connection may take, and ``reply_s`` each reply.
 
     Raises:
-        ClosedError: nobody listens.
-        SilentError: no connection within the deadline.
-        UnansweredError: a connection, and no reply: busy or stopped.
-        HungUpError: it closed the connection instead of answering.
+        RpcError: CLOSED: nothing listens; SILENT: no connection in time; BUSY: connected, and no reply: it
+            serves another client, or is stopped; STRANGER: it closed the connection instead of answering.
         ProtocolError: something else than rpc-server answers.
     """
     whole_s = len(HELLO_PAYLOADS) * (connect_s + reply_s)
@@ -147,10 +152,12 @@ async def ask(host: str, port: int, *, connect_s: float = CONNECT_S, reply_s: fl
         async with asyncio.timeout(whole_s):
             try:
                 return await _introduce(host, port, HELLO_PAYLOADS[0], connect_s, reply_s)
-            except HungUpError:
+            except RpcError as error:
+                if error.status is not BackendStatus.STRANGER:
+                    raise
                 return await _introduce(host, port, HELLO_PAYLOADS[1], connect_s, reply_s)
     except TimeoutError:
-        raise UnansweredError(f"{host}:{port} was not done after {whole_s:g} s") from None
+        raise RpcError(BackendStatus.BUSY, f"{host}:{port} was not done after {whole_s:g} s") from None
 
 
 async def _introduce(host: str, port: int, payload: bytes, connect_s: float, reply_s: float) -> BackendInfo:

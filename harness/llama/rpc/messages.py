@@ -3,7 +3,7 @@
 Read in llama.cpp's ``ggml/src/ggml-rpc/ggml-rpc.cpp`` of builds 6666 (protocol 2.0.0), 6751 and 6792
 (3.0.0), 10566 (5.1.0), 10809 (6.0.0), 11434 (7.0.0) and 11549 (8.0.0). A request is the command's byte,
 the payload's size (8 bytes, little-endian) and the payload; a reply is the size and the payload. Every reply
-asked for here has a size known beforehand: nothing that a peer says makes us allocate or wait for more.
+requested here has a size known beforehand: no reply makes us allocate or wait for more.
 """
 
 import struct
@@ -15,7 +15,7 @@ HEADER_BYTES = 8
 """Size in front of every reply."""
 
 CAPS_BYTES = 24
-"""Since protocol 5 a HELLO tells what other transports each side knows; zeros: none but TCP."""
+"""Since protocol 5 a HELLO lists the other transports of each side; zeros: none but TCP."""
 
 HELLO_PAYLOADS = (bytes(CAPS_BYTES), b"")
 """Up to protocol 3 a HELLO is empty, since 5 it holds ``conn_caps``; a server hangs up on the other form."""
@@ -27,10 +27,17 @@ COUNT_REPLY_BYTES = frozenset({4})
 MEMORY_REPLY_BYTES = frozenset({16})
 
 QUERIED_MAJORS = frozenset({2, 3, 5, 6, 7, 8})
-"""Protocols whose device queries have been read; any other is asked for its version alone."""
+"""Protocols whose device queries have been read; of any other only the version is read."""
 
-MAX_DEVICES = 64
-"""More than llama.cpp can use of one server (GGML_SCHED_MAX_BACKENDS is 16)."""
+MAX_RPC_DEVICES = 15
+"""RPC devices that one coordinator can use: its scheduler takes 16 (GGML_SCHED_MAX_BACKENDS), counts its own
+CPU too and aborts above that (observed with builds 6751 and 11549)."""
+
+MAX_REPORTED_DEVICES = 64
+"""A server that reports more than this is no rpc-server."""
+
+HASH_THRESHOLD_BYTES = 10 << 20
+"""A tensor over this size is offered to a cache by its hash first (ggml-rpc's ``HASH_THRESHOLD``)."""
 
 
 class Command(IntEnum):
@@ -55,11 +62,7 @@ class Version:
 
     @classmethod
     def parse(cls, text: str) -> "Version":
-        """Read ``3.0.0``.
-
-        Raises:
-            ValueError: it is something else.
-        """
+        """Read ``3.0.0``; a ValueError where it is something else."""
         major, minor, patch = (int(part) for part in text.split("."))
         return cls(major, minor, patch)
 
@@ -93,11 +96,7 @@ def memory_request(version: Version, device: int) -> bytes:
 
 
 def reply_size(header: bytes, allowed: Collection[int]) -> int:
-    """The size in a reply's header.
-
-    Raises:
-        ProtocolError: it is none of those that the reply can have.
-    """
+    """The size in a reply's header; a ProtocolError where the reply cannot have it."""
     if len(header) != HEADER_BYTES:
         raise ProtocolError(f"a reply's header of {len(header)} bytes")
     (size,) = struct.unpack("<Q", header)
@@ -107,11 +106,7 @@ def reply_size(header: bytes, allowed: Collection[int]) -> int:
 
 
 def decode_hello(payload: bytes) -> Version:
-    """The server's protocol version.
-
-    Raises:
-        ProtocolError: the payload has another size, or a version of nought.
-    """
+    """The server's protocol version; a ProtocolError for another size, or a version of 0."""
     _check(payload, HELLO_REPLY_BYTES)
     version = Version(*payload[:3])
     if version.major == 0:
@@ -120,24 +115,16 @@ def decode_hello(payload: bytes) -> Version:
 
 
 def decode_device_count(payload: bytes) -> int:
-    """How many devices the server offers.
-
-    Raises:
-        ProtocolError: the payload has another size, or there are more than can be.
-    """
+    """How many devices the server offers; a ProtocolError for another size, or more than can be."""
     _check(payload, COUNT_REPLY_BYTES)
     (count,) = struct.unpack("<I", payload)
-    if count > MAX_DEVICES:
+    if count > MAX_REPORTED_DEVICES:
         raise ProtocolError(f"{count} devices")
     return int(count)
 
 
 def decode_memory(payload: bytes) -> DeviceMemory:
-    """Free and total memory of one device.
-
-    Raises:
-        ProtocolError: the payload has another size.
-    """
+    """Free and total memory of one device; a ProtocolError for another size."""
     _check(payload, MEMORY_REPLY_BYTES)
     return DeviceMemory(*struct.unpack("<QQ", payload))
 

@@ -26,7 +26,6 @@ class Shape:
     vocabulary: int
     context: int
     rope_base: float
-    rms_epsilon: float = 1e-5
     rope_factors: bool = False
     """Llama 3.1 and later carry a tensor of rotary frequency factors."""
     tied_output: bool = False
@@ -34,7 +33,6 @@ class Shape:
 
     @property
     def head_size(self) -> int:
-        """Elements of one attention head."""
         return self.embedding // self.heads
 
 
@@ -85,27 +83,17 @@ class PlannedTensor:
 
 
 def find_shape(name: str) -> Shape:
-    """The shape called ``name``.
-
-    Raises:
-        HarnessError: no such shape.
-    """
-    try:
-        return SHAPES[name.lower()]
-    except KeyError:
-        raise HarnessError(f"no shape '{name}'; known shapes: {', '.join(SHAPES)}") from None
+    """The shape called ``name``; a HarnessError where there is none."""
+    if name.lower() not in SHAPES:
+        raise HarnessError(f"no shape '{name}'; known shapes: {', '.join(SHAPES)}")
+    return SHAPES[name.lower()]
 
 
 def find_type(name: str) -> tuple[GGMLQuantizationType, LlamaFileType]:
-    """ggml type and file type of a quantisation.
-
-    Raises:
-        HarnessError: not one that can be made.
-    """
-    try:
-        return BASE_TYPES[name.upper()]
-    except KeyError:
-        raise HarnessError(f"no quantisation '{name}'; known: {', '.join(BASE_TYPES)}") from None
+    """ggml type and file type of a quantisation; a HarnessError where it cannot be made."""
+    if name.upper() not in BASE_TYPES:
+        raise HarnessError(f"no quantisation '{name}'; known: {', '.join(BASE_TYPES)}")
+    return BASE_TYPES[name.upper()]
 
 
 def plan_tensors(shape: Shape, base: GGMLQuantizationType) -> Iterator[PlannedTensor]:

@@ -21,8 +21,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from harness.errors import HarnessError
 from harness.llama.gguf import read_gguf
-from harness.llama.synthetic import vocabulary
-from harness.llama.synthetic.blocks import Bytes, random_pool, stream
+from harness.llama.synthetic import content
 from harness.llama.synthetic.shapes import (
     BASE_TYPES,
     SHAPES,
@@ -55,7 +54,7 @@ def default_path(shape: str, kind: str) -> Path:
 
 
 def parse_stem(stem: str) -> tuple[str, str] | None:
-    """Shape and type that a name of the cache stands for: ``13b-q4_0``; None where it is no such name."""
+    """Shape and type of a name in the cache: ``13b-q4_0``; None where it is no such name."""
     shape, _, kind = stem.partition("-")
     return (shape, kind.upper()) if shape in SHAPES and kind.upper() in BASE_TYPES else None
 
@@ -71,11 +70,10 @@ def synthesise(
     """Write a synthetic model, or find that the same one is already there.
 
     Args:
-        shape_name: one of ``SHAPES``.
-        type_name: one of ``BASE_TYPES``.
+        shape_name: one of ``SHAPES``, and ``type_name`` one of ``BASE_TYPES``.
         out: the file; the cache's own name by default.
         seed: the same seed gives the same bytes.
-        force: write even where a file stands.
+        force: write even where there is a file.
         progress: called with bytes written and bytes in all.
 
     Raises:
@@ -103,11 +101,7 @@ def synthesise(
 
 
 def synthetic_bytes(shape_name: str, type_name: str) -> int:
-    """Bytes of a synthetic model's tensors: its file without the header, which is some MB.
-
-    Raises:
-        HarnessError: unknown shape or type.
-    """
+    """Bytes of a synthetic model's tensors: its file without the header, which is some MB."""
     return _data_bytes(list(plan_tensors(find_shape(shape_name), find_type(type_name)[0])))
 
 
@@ -130,9 +124,9 @@ def _same_model(path: Path, shape: Shape, kind: str, seed: int) -> Written:
     if not model.synthetic:
         raise HarnessError(f"{path} is there and not made by 'harness model synth'; name another --out")
     wanted = {"shape": shape.name, "type": kind, "seed": seed}
-    found = {key: model.metadata.get(f"llama_harness.{key}") for key in wanted}
-    if found != wanted:
-        raise HarnessError(f"{path} is there with {found}, not {wanted}; add --force or name another --out")
+    values = {key: model.metadata.get(f"llama_harness.{key}") for key in wanted}
+    if values != wanted:
+        raise HarnessError(f"{path} is there with {values}, not {wanted}; add --force or name another --out")
     return Written(path, model.file_bytes, 0.0)
 
 
@@ -205,7 +199,7 @@ def _add_dimensions(writer: GGUFWriter, shape: Shape) -> None:
     writer.add_feed_forward_length(shape.feed_forward)
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
-    writer.add_layer_norm_rms_eps(shape.rms_epsilon)
+    writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(shape.head_size)
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_rope_scaling_type(RopeScalingType.NONE)
@@ -213,29 +207,25 @@ def _add_dimensions(writer: GGUFWriter, shape: Shape) -> None:
 
 
 def _add_vocabulary(writer: GGUFWriter, size: int) -> None:
-    texts, scores, types = vocabulary.make_vocabulary(size)
+    texts, scores, types = content.make_vocabulary(size)
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(texts)
     writer.add_token_scores(scores)
     writer.add_token_types(types)
-    writer.add_bos_token_id(vocabulary.BEGIN)
-    writer.add_eos_token_id(vocabulary.END)
-    writer.add_unk_token_id(vocabulary.UNKNOWN)
+    writer.add_bos_token_id(content.BEGIN)
+    writer.add_eos_token_id(content.END)
+    writer.add_unk_token_id(content.UNKNOWN)
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
-    writer.add_chat_template(vocabulary.CHAT_TEMPLATE)
+    writer.add_chat_template(content.CHAT_TEMPLATE)
 
 
 def _write_tensors(
-    file: IO[bytes],
-    tensors: list[PlannedTensor],
-    seed: int,
-    total: int,
-    progress: Callable[[int, int], None],
+    file: IO[bytes], tensors: list[PlannedTensor], seed: int, total: int, progress: Callable[[int, int], None]
 ) -> None:
     rng = np.random.default_rng(seed)
-    pools: dict[GGMLQuantizationType, Bytes] = {}
+    pools: dict[GGMLQuantizationType, content.Bytes] = {}
     done = 0
     for tensor in tensors:
         size = tensor_bytes(tensor)
@@ -250,9 +240,9 @@ def _write_tensors(
 def _content(
     tensor: PlannedTensor,
     size: int,
-    pools: dict[GGMLQuantizationType, Bytes],
+    pools: dict[GGMLQuantizationType, content.Bytes],
     rng: np.random.Generator,
-) -> Iterator[Bytes]:
+) -> Iterator[content.Bytes]:
     if tensor.type is GGMLQuantizationType.F32:
         # Norms near one, and different from each other; rotary factors of exactly one.
         spread = 0.0 if tensor.name.startswith("rope") else 0.02
@@ -260,8 +250,8 @@ def _content(
         yield values.astype("<f4").view(np.uint8)
         return
     if tensor.type not in pools:
-        pools[tensor.type] = random_pool(tensor.type, rng)
-    yield from stream(pools[tensor.type], size, int(GGML_QUANT_SIZES[tensor.type][1]), rng)
+        pools[tensor.type] = content.random_pool(tensor.type, rng)
+    yield from content.stream(pools[tensor.type], size, int(GGML_QUANT_SIZES[tensor.type][1]), rng)
 
 
 def _write_all(file: IO[bytes], data: memoryview) -> None:

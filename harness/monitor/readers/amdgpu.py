@@ -7,7 +7,8 @@ answers with an error). A figure that cannot be read is null.
 import struct
 from pathlib import Path
 
-from harness.monitor.readers.disk import SYS
+from harness.monitor.readers import SYS, read_text
+from harness.monitor.readers.memory import pairs
 from harness.monitor.sample import Gpu, GpuSource
 
 _THROTTLE = {
@@ -48,26 +49,25 @@ def amdgpu(index: int, device: Path, sys: Path = SYS) -> Gpu:
         microwatts = _number(hwmon / "power1_input")
     millidegrees = _number(hwmon / "temp1_input")
     corrected, uncorrected = _ecc(device / "ras" / "umc_err_count")
-    gone = not (device / "uevent").exists()
     return Gpu(
         index=index,
         name=_text(device / "product_name") or f"AMD {_uevent(device).get('PCI_ID', 'GPU')}",
         uuid=_text(device / "unique_id"),
         driver=_text(sys / "module" / "amdgpu" / "version"),  # only the driver of AMD's own packages has one
         source=GpuSource.AMDGPU,
-        problem="the device is gone" if gone else None,
+        problem=None if (device / "uevent").exists() else "the device is gone",
         memory_total_bytes=_number(device / "mem_info_vram_total"),
         memory_used_bytes=_number(device / "mem_info_vram_used"),
         use_percent=_number(device / "gpu_busy_percent"),
         temperature_c=None if millidegrees is None else millidegrees / 1000,
         power_w=None if microwatts is None else microwatts / 1e6,
-        throttle=_throttle(device / "gpu_metrics"),
+        throttle=throttle_reasons(_bytes(device / "gpu_metrics")),
         ecc_corrected=corrected,
         ecc_uncorrected=uncorrected,
     )
 
 
-def throttle_words(metrics: bytes) -> list[str]:
+def throttle_reasons(metrics: bytes) -> list[str]:
     """Names of the bits of ``indep_throttle_status``; none where this revision has no such field.
 
     Args:
@@ -80,24 +80,20 @@ def throttle_words(metrics: bytes) -> list[str]:
     if offset is None or len(metrics) < size or size < offset + 8:
         return []
     (status,) = struct.unpack_from("<Q", metrics, offset)
-    return [] if status == _UNKNOWN else [word for bit, word in _THROTTLE.items() if status >> bit & 1]
+    return [] if status == _UNKNOWN else [reason for bit, reason in _THROTTLE.items() if status >> bit & 1]
 
 
-def _throttle(path: Path) -> list[str]:
+def _bytes(path: Path) -> bytes:
     try:
-        return throttle_words(path.read_bytes())
+        return path.read_bytes()
     except OSError:
-        return []
+        return b""
 
 
 def _ecc(path: Path) -> tuple[int | None, int | None]:
     """Corrected and uncorrected errors of the memory controller, from lines ``ue: 0`` and ``ce: 0``."""
-    counts = dict(line.split(": ", 1) for line in (_text(path) or "").splitlines() if ": " in line)
-    corrected, uncorrected = (counts.get(kind, "") for kind in ("ce", "ue"))
-    return (
-        int(corrected) if corrected.isdigit() else None,
-        int(uncorrected) if uncorrected.isdigit() else None,
-    )
+    counts = pairs(_text(path) or "")
+    return counts.get("ce"), counts.get("ue")
 
 
 def _uevent(device: Path) -> dict[str, str]:
@@ -106,12 +102,9 @@ def _uevent(device: Path) -> dict[str, str]:
 
 
 def _number(path: Path) -> int | None:
-    text = _text(path)
-    return int(text) if text is not None and text.lstrip("-").isdigit() else None
+    text = _text(path) or ""
+    return int(text) if text.lstrip("-").isdigit() else None
 
 
 def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace").strip() or None
-    except OSError:
-        return None
+    return (read_text(path) or "").strip() or None

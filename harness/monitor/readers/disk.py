@@ -1,14 +1,11 @@
 """Bytes read from and written to disks, of the whole node or of one cgroup."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from harness.monitor.readers.memory import PROC
-from harness.monitor.readers.rate import Rate
+from harness.monitor.readers import PROC, SYS, Rate, read_text
 from harness.monitor.sample import Disk, Source
-
-SYS = Path("/sys")
 
 _SECTOR_BYTES = 512
 """The unit of /proc/diskstats, whatever the disk's own (the kernel's admin-guide/iostats.rst)."""
@@ -17,8 +14,7 @@ _LOOP_MAJOR = "7"
 _BLKIO_V1 = "blkio.throttle.io_service_bytes_recursive"
 
 
-@dataclass(frozen=True)
-class Traffic:
+class Traffic(NamedTuple):
     """Counters of some disks together."""
 
     devices: tuple[str, ...]
@@ -27,10 +23,10 @@ class Traffic:
 
 
 class DiskReader:
-    """Keeps the last counters, for the rates."""
+    """Reads a cgroup's share or the node's disks; keeps the last counters, for the rates."""
 
     def __init__(self, cgroup: Path | None, in_cgroup: bool, proc: Path = PROC, sys: Path = SYS) -> None:
-        """Look at a cgroup's share or at the node's disks.
+        """Reads nothing yet.
 
         Args:
             cgroup: folder of the controller that counts io; None where there is none.
@@ -39,9 +35,8 @@ class DiskReader:
             sys: where /sys is.
         """
         self._cgroup = cgroup
-        self._source = Source.CGROUP if in_cgroup else Source.PROC
-        self._proc = proc
-        self._sys = sys
+        self._in_cgroup = in_cgroup
+        self._proc, self._sys = proc, sys
         self._reads, self._writes = Rate(), Rate()
 
     def read(self, now_s: float) -> Disk | None:
@@ -50,24 +45,20 @@ class DiskReader:
         Args:
             now_s: monotonic clock, seconds.
         """
-        traffic = self._node() if self._source is Source.PROC else cgroup_traffic(self._cgroup)
+        if self._in_cgroup:
+            traffic = cgroup_traffic(self._cgroup)
+        else:
+            traffic = disk_traffic(read_text(self._proc / "diskstats") or "", self._sys)
         if traffic is None or not traffic.devices:
             return None
         return Disk(
-            source=self._source,
+            source=Source.CGROUP if self._in_cgroup else Source.PROC,
             device=",".join(traffic.devices),
             read_bytes=traffic.read_bytes,
             written_bytes=traffic.written_bytes,
             read_bytes_per_s=self._reads(now_s, traffic.read_bytes),
             written_bytes_per_s=self._writes(now_s, traffic.written_bytes),
         )
-
-    def _node(self) -> Traffic | None:
-        try:
-            text = (self._proc / "diskstats").read_text()
-        except FileNotFoundError:
-            return None
-        return disk_traffic(text, self._sys)
 
 
 def disk_traffic(diskstats: str, sys: Path = SYS) -> Traffic:
@@ -97,9 +88,7 @@ def cgroup_traffic(folder: Path | None) -> Traffic | None:
     if folder is None:
         return None
     for name, parse in (("io.stat", _rows_v2), (_BLKIO_V1, _rows_v1)):
-        try:
-            text = (folder / name).read_text()
-        except FileNotFoundError:
+        if (text := read_text(folder / name)) is None:
             continue
         rows = [row for row in parse(text) if row[0].partition(":")[0] != _LOOP_MAJOR]
         names = sorted({name for name, _, _ in rows})
@@ -116,7 +105,9 @@ def _rows_v2(text: str) -> Iterator[tuple[str, int, int]]:
 
 def _rows_v1(text: str) -> Iterator[tuple[str, int, int]]:
     for line in text.splitlines():
-        words = line.split()
-        if len(words) == 3 and words[1] in ("Read", "Write"):
-            device, kind, count = words
-            yield device, int(count) if kind == "Read" else 0, int(count) if kind == "Write" else 0
+        device, *words = line.split()
+        match words:
+            case ["Read", count]:
+                yield device, int(count), 0
+            case ["Write", count]:
+                yield device, 0, int(count)

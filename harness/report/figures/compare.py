@@ -14,8 +14,8 @@ from harness.report.figures.svg import (
     MUTED,
     Canvas,
     Picture,
+    draw_picture,
     new_figure,
-    picture,
     short,
 )
 from harness.report.format import digits
@@ -23,7 +23,7 @@ from harness.runs.compare import Change
 
 MOST_ROWS = 24
 STYLES = {"worse": (BAD, "^"), "better": (ACCENT, "v"), "same": (MUTED, "o")}
-"""Colour and marker of each verdict: told apart without colour too."""
+"""Colour and marker of each verdict: distinct without colour too."""
 TICKS: tuple[tuple[float, ...], ...] = (
     (0.9, 0.92, 0.94, 0.96, 0.98, 1, 1.02, 1.04, 1.06, 1.08, 1.1),
     (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.2, 1.3, 1.5, 2),
@@ -38,19 +38,19 @@ _ROW, _NARROW_ROW = 26, 40
 
 def compare_figure(changes: Sequence[Change]) -> Picture | None:
     """Ratios of the first changes that have an interval, in their order; None where none has."""
-    drawn = [one for one in changes if _bounds(one)][:MOST_ROWS]
+    drawn = [change for change in changes if _bounds(change)][:MOST_ROWS]
     if not drawn:
         return None
-    several = len({one.run for one in drawn}) > 1
+    several = len({change.run for change in drawn}) > 1
 
     def draw(canvas: Canvas) -> Figure:
         row = _NARROW_ROW if canvas.narrow else _ROW
         figure = new_figure(canvas, row * len(drawn) + 56)
         ax = figure.subplots()
-        for place, one in enumerate(drawn):
-            colour, marker = STYLES[one.verdict]
-            ax.plot(_bounds(one) or (), [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
-            ax.plot([one.difference.ratio], [place], color=colour, marker=marker, markersize=7)
+        for place, change in enumerate(drawn):
+            colour, marker = STYLES[change.verdict]
+            ax.plot(_bounds(change) or (), [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
+            ax.plot([change.difference.ratio], [place], color=colour, marker=marker, markersize=7)
         ax.axvline(1, color=INK, linewidth=1)
         ax.set_ylim(len(drawn) - 0.4, -0.9 if canvas.narrow else -0.6)
         low, high = _limits(drawn)
@@ -59,7 +59,10 @@ def compare_figure(changes: Sequence[Change]) -> Picture | None:
         ticks = _ticks(low, high)
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.xaxis.set_minor_locator(NullLocator())
-        labels = [f"{one.figure.label}, {one.what}" + (f" ({one.run})" if several else "") for one in drawn]
+        labels = [
+            f"{change.figure.label}, {change.what}" + (f" ({change.run})" if several else "")
+            for change in drawn
+        ]
         if canvas.narrow:
             ax.set_yticks([])
             left = ax.get_yaxis_transform()
@@ -73,19 +76,20 @@ def compare_figure(changes: Sequence[Change]) -> Picture | None:
         return figure
 
     spoken = "; ".join(
-        f"{one.figure.label}, {one.what}: {digits(one.difference.ratio)}, {one.verdict}" for one in drawn
+        f"{change.figure.label}, {change.what}: {digits(change.difference.ratio)}, {change.verdict}"
+        for change in drawn
     )
-    return picture("compare", "Figures after over before", f"{spoken}.", draw)
+    return draw_picture("compare", "Figures after over before", f"{spoken}.", draw)
 
 
-def _bounds(one: Change) -> tuple[float, float] | None:
+def _bounds(change: Change) -> tuple[float, float] | None:
     """Ends of the interval; None where there is none, or none that a logarithmic axis can show."""
-    low, high = one.difference.low, one.difference.high
+    low, high = change.difference.low, change.difference.high
     return (low, high) if low is not None and high is not None and 0 < low <= high < inf else None
 
 
 def _limits(drawn: Sequence[Change]) -> tuple[float, float]:
-    ends = [end for one in drawn for end in _bounds(one) or ()]
+    ends = [end for change in drawn for end in _bounds(change) or ()]
     return min(*ends, 0.97) / 1.02, max(*ends, 1.03) * 1.02
 
 

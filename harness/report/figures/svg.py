@@ -1,4 +1,4 @@
-"""One style for all figures, and their way into the page: inline SVG whose colours are the page's own.
+"""One style for all figures, and their form in the page: inline SVG in the page's own colours.
 
 Matplotlib draws in the light theme's colours; each of these is then replaced by the CSS variable that
 holds it, so that the dark theme and print recolour a figure without another copy of it.
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from html import escape
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -95,22 +94,12 @@ def new_figure(canvas: Canvas, height: int) -> Figure:
     return Figure(figsize=(canvas.width / 72, height / 72), dpi=72, layout=layout)
 
 
-def bare_figure(canvas: Canvas, height: int) -> tuple[Figure, Axes]:
-    """A figure to draw shapes in: one unit is a pixel, counted from the upper left corner."""
-    figure = Figure(figsize=(canvas.width / 72, height / 72), dpi=72)
-    ax = figure.add_axes((0, 0, 1, 1))
-    ax.set_xlim(0, canvas.width)
-    ax.set_ylim(height, 0)
-    ax.set_axis_off()
-    return figure, ax
-
-
 def node_colour(nodes: list[str], name: str) -> str:
     """The node's colour: decided by its place in the run, the same in every figure and table."""
     return NODES[nodes.index(name) % len(NODES)]
 
 
-def to_svg(figure: Figure, prefix: str, title: str, spoken: str) -> str:
+def _to_svg(figure: Figure, prefix: str, title: str, spoken: str) -> str:
     """The figure as an ``<svg>`` element for a page that holds others.
 
     Args:
@@ -172,10 +161,10 @@ def _variable(match: re.Match[str]) -> str:
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """Matplotlib's settings for the time of one drawing, and silence about glyphs its font lacks.
+def _matplotlib_style() -> Iterator[None]:
+    """Matplotlib's settings for one drawing, without warnings of glyphs that its font lacks.
 
-    The page's own font draws the text, so a glyph missing in matplotlib's only moves a label a little.
+    The page's own font draws the text, so such a glyph only moves a label a little.
     """
     with warnings.catch_warnings(), mpl.rc_context(STYLE):  # type: ignore[arg-type]
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
@@ -190,7 +179,7 @@ class Picture:
     narrow: str
 
 
-def picture(prefix: str, title: str, spoken: str, draw: Callable[[Canvas], Figure]) -> Picture:
+def draw_picture(prefix: str, title: str, spoken: str, draw: Callable[[Canvas], Figure]) -> Picture:
     """Draw a figure for both widths.
 
     Args:
@@ -199,9 +188,10 @@ def picture(prefix: str, title: str, spoken: str, draw: Callable[[Canvas], Figur
         spoken: its figures in words, for those who cannot see it.
         draw: makes the figure for a width.
     """
-    with drawing():
+    with _matplotlib_style():
         svgs = [
-            to_svg(draw(canvas), f"figure-{prefix}-{canvas.name}", title, spoken) for canvas in (WIDE, NARROW)
+            _to_svg(draw(canvas), f"figure-{prefix}-{canvas.name}", title, spoken)
+            for canvas in (WIDE, NARROW)
         ]
     return Picture(*svgs)
 

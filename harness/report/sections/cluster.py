@@ -1,130 +1,54 @@
-"""Section 2: the nodes, what is installed on them, and which layers each one held."""
+"""Section 2: the nodes, their builds and systemd units, and the layers that each one held."""
 
-from dataclasses import dataclass
-
-from harness.contracts.load_report import BackendBuffers
+from harness.contracts.coordinator_state import BackendBuffers, LoadReport, rpc_endpoint
 from harness.contracts.plan import Plan
 from harness.contracts.run_records import NodeFacts, Trial
-from harness.report.data import RunData
-from harness.report.format import bits, slug
+from harness.report.data import Row, RunData
+from harness.report.format import bits, size
 
 
-@dataclass(frozen=True)
-class NodeRow:
-    """One machine at the start of the run."""
-
-    name: str
-    colour: int
-    """Place of its colour in the page's palette."""
-    roles: str
-    address: str
-    total: int | None
-    limit: int | None
-    available: int | None
-    hardware: str
-    build: str
-    platform: str
-    binaries: list[tuple[str, str]]
-    """Name and full sha256."""
-    link: str
-    """Rate of the link and who says so."""
-    link_rate: float | None
-
-
-@dataclass(frozen=True)
-class ShareBox:
-    """One backend in the drawing of a placement."""
-
-    node: str
-    endpoint: str
-    colour: int
-    layers: str
-    bytes: int
-    source: str
-    """``reported by llama.cpp`` or ``planned``."""
-    available: int
-    fill: float
-    """Share of the available memory, 0 to 1."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where one load put a model."""
-
-    trial: str
-    anchor: str
-    model: str
-    distributed: bool | None
-    head: str
-    offloaded: str
-    boxes: list[ShareBox]
-    local_bytes: int
-    """Model bytes that llama.cpp kept in the coordinator's own memory."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """The machines of the run."""
-
-    rows: list[NodeRow]
-    uniform: str
-    """One sentence: whether all nodes run the same build."""
-    mixed: bool
-    placements: list[Placement]
-    head: str
-    pool: list[str]
-
-
-def cluster(run: RunData) -> Cluster:
-    """Nodes, build and placements of a run."""
+def cluster_section(run: RunData) -> Row:
+    """Nodes, placements, and whether all nodes run the same build (a sentence, and ``mixed``)."""
     facts = run.manifest.nodes
     sentence, mixed = _uniform(facts)
-    head = next((n.name for n in facts if "head" in n.groups), "head node")
-    return Cluster(
-        rows=[_node(run, node) for node in facts],
-        uniform=sentence,
-        mixed=mixed,
-        placements=_placements(run, head),
-        head=head,
-        pool=[n.name for n in facts if "pool" in n.groups],
-    )
+    return {
+        "rows": [_node(run, node) for node in facts],
+        "uniform": sentence,
+        "mixed": mixed,
+        "placements": _placements(run),
+        "head": run.manifest.head or "head node",
+        "pool": [n.name for n in facts if "pool" in n.groups],
+    }
 
 
 def colour_place(run: RunData, node: str) -> int:
-    """Place in the palette; 8 colours, then again from the first."""
+    """Index in the palette; after 8 colours it starts again."""
     nodes = run.nodes
     return nodes.index(node) % 8 if node in nodes else 0
 
 
-def _node(run: RunData, node: NodeFacts) -> NodeRow:
+def _node(run: RunData, node: NodeFacts) -> Row:
     cpus = f"{node.cpus} × " if node.cpus else ""
     hardware = f"{cpus}{node.cpu or 'CPU'}"
     if node.accelerator != "cpu":
         hardware += f", {node.accelerator}"
     build = "not installed" if node.build is None else f"{node.build} ({node.commit or 'commit unknown'})"
-    return NodeRow(
-        name=node.name,
-        colour=colour_place(run, node.name),
-        roles=", ".join(g for g in ("head", "backends", "pool", "gpu") if g in node.groups),
-        address=node.address,
-        total=node.memory_total_bytes,
-        limit=node.memory_limit_bytes,
-        available=node.memory_available_bytes,
-        hardware=hardware,
-        build=build,
-        platform=node.platform or "unknown",
-        binaries=sorted(node.binaries.items()),
-        link=_link(node),
-        link_rate=node.link_bits_per_s,
-    )
+    return {
+        "facts": node,
+        "colour": colour_place(run, node.name),
+        "roles": ", ".join(g for g in ("head", "backends", "pool", "gpu") if g in node.groups),
+        "hardware": hardware,
+        "build": build,
+        "link": _link(node),
+    }
 
 
 def _link(node: NodeFacts) -> str:
     if node.link_bits_per_s is None:
         return f"{node.interface}, rate not known" if node.interface else "not recorded"
-    by = {"token bucket": "shaped by tc", "driver": "as its card negotiated"}
-    said = by.get(node.link_source or "", node.link_source or "")
-    return f"{bits(node.link_bits_per_s)}, {said}"
+    sources = {"token bucket": "shaped by tc", "driver": "negotiated by its card"}
+    source = sources.get(node.link_source or "", node.link_source or "")
+    return f"{bits(node.link_bits_per_s)}, {source}"
 
 
 def _uniform(nodes: list[NodeFacts]) -> tuple[str, bool]:
@@ -137,8 +61,8 @@ def _uniform(nodes: list[NodeFacts]) -> tuple[str, bool]:
         hashes.setdefault(node.platform or "unknown", set()).add(tuple(sorted(node.binaries.items())))
     several = [platform for platform, kinds in hashes.items() if len(kinds) > 1]
     if len(builds) > 1:
-        shown = ", ".join(f"{n.name}: {n.build}" for n in installed)
-        return f"The nodes run different builds ({shown}); figures of such a run cannot be trusted.", True
+        each = ", ".join(f"{n.name}: {n.build}" for n in installed)
+        return f"The nodes run different builds ({each}); do not trust figures of such a run.", True
     if several:
         return f"Same build number, but different binaries on platform {', '.join(several)}.", True
     build, commit = next(iter(builds))
@@ -152,61 +76,57 @@ def _uniform(nodes: list[NodeFacts]) -> tuple[str, bool]:
     return f"llama.cpp {build} ({commit or 'commit unknown'}) on {where}, {binaries}.", False
 
 
-def _placements(run: RunData, head: str) -> list[Placement]:
+def _placements(run: RunData) -> list[Row]:
     """The last load of each model on each set of backends."""
     latest: dict[tuple[str, tuple[str, ...], int], tuple[Trial, Plan]] = {}
     for trial in run.trials:
         plan = trial.coordinator.plan if trial.coordinator else None
         if plan and trial.kind == "load":
             latest[(plan.model, tuple(s.node for s in plan.shares), plan.n_gpu_layers)] = (trial, plan)
-    return [_placement(run, trial, plan, head) for trial, plan in latest.values()]
+    return [_placement(run, trial, plan) for trial, plan in latest.values()]
 
 
-def _placement(run: RunData, trial: Trial, plan: Plan, head: str) -> Placement:
+def _placement(run: RunData, trial: Trial, plan: Plan) -> Row:
     report = trial.coordinator.report if trial.coordinator else None
     buffers = report.buffers if report else []
-    boxes: list[ShareBox] = []
+    boxes: list[Row] = []
     first = 1
     for share in plan.shares:
-        found = buffers_of(buffers, share.node, share.endpoint)
-        held = sum(b.model_bytes + b.kv_bytes + b.compute_bytes for b in found)
-        used = held if found else share.total_bytes if plan.distributed else 0
+        own = buffers_of(buffers, share.node, share.endpoint)
+        reported = sum(buffer.total_bytes for buffer in own)
+        used = reported if own else share.total_bytes if plan.distributed else 0
         boxes.append(
-            ShareBox(
-                node=share.node,
-                endpoint=share.endpoint,
-                colour=colour_place(run, share.node),
-                layers=layer_range(first, share.layers) if plan.distributed else "no layers",
-                bytes=used,
-                source="reported by llama.cpp" if found else "planned",
-                available=share.available_bytes,
-                fill=min(1.0, used / share.available_bytes) if share.available_bytes else 0.0,
-            )
+            {
+                "node": share.node,
+                "colour": colour_place(run, share.node),
+                "layers": layer_range(first, share.layers) if plan.distributed else "no layers",
+                "bytes": used,
+                "source": "reported by llama.cpp" if own else "planned",
+                "available": share.available_bytes,
+                "fill": min(1.0, used / share.available_bytes) if share.available_bytes else 0.0,
+            }
         )
         first += share.layers
-    offloaded = (
-        f"{report.offloaded}/{report.layers_total}"
-        if report and report.offloaded is not None
-        else "not reported"
-    )
-    return Placement(
-        trial=trial.id,
-        anchor=slug(trial.id),
-        model=plan.model,
-        distributed=report.distributed if report else None,
-        head=head,
-        offloaded=offloaded,
-        boxes=boxes,
-        local_bytes=sum(b.model_bytes for b in buffers if not b.device.startswith("RPC")),
-    )
+    return {
+        "trial": trial.id,
+        "model": plan.model,
+        "distributed": report.distributed if report else None,
+        "offloaded": offloaded(report) or "not reported",
+        "boxes": boxes,
+        # Model bytes that llama.cpp kept in the coordinator's own memory.
+        "local_bytes": sum(b.model_bytes for b in report.local_buffers) if report else 0,
+    }
+
+
+def offloaded(report: LoadReport | None) -> str:
+    """``31/31`` layers; empty where llama.cpp did not report it."""
+    return f"{report.offloaded}/{report.layers_total}" if report and report.offloaded is not None else ""
 
 
 def buffers_of(buffers: list[BackendBuffers], node: str, endpoint: str) -> list[BackendBuffers]:
     """What llama.cpp reported of one backend: matched by node, else by the endpoint in its name."""
     return [
-        b
-        for b in buffers
-        if b.device.startswith("RPC") and (b.node == node if b.node else f"[{endpoint}]" in b.device)
+        b for b in buffers if b.is_rpc and (b.node == node if b.node else rpc_endpoint(b.device) == endpoint)
     ]
 
 
@@ -215,3 +135,60 @@ def layer_range(first: int, count: int) -> str:
     if count <= 0:
         return "no layers"
     return f"layer {first}" if count == 1 else f"layers {first}–{first + count - 1}"
+
+
+CLOSED, OPEN = 2.0, 5.0
+"""Exposure up to which a unit counts as closed, and from which as open (systemd-analyze calls 5 medium)."""
+LIMITS = {"MemoryHigh": "high", "MemoryMax": "max", "MemorySwapMax": "swap max"}
+UNLIMITED = ("infinity", str(2**64 - 1))
+SETTINGS = {
+    "User": "user",
+    "Restart": "restart",
+    "OOMScoreAdjust": "OOM score",
+    "ProtectSystem": "system",
+    "IPAddressAllow": "admits",
+}
+
+
+def unit_rows(run: RunData) -> list[Row]:
+    """Every unit of the project that was found on a node."""
+    return [
+        _unit(run, node, name, properties)
+        for node in run.manifest.nodes
+        for name, properties in sorted(node.units.items())
+    ]
+
+
+def _unit(run: RunData, node: NodeFacts, name: str, properties: dict[str, str]) -> Row:
+    state, sub = properties.get("ActiveState", "unknown"), properties.get("SubState")
+    restarts = properties.get("NRestarts", "")
+    score = node.exposure.get(name)
+    return {
+        "node": node.name,
+        "colour": colour_place(run, node.name),
+        "unit": name.removesuffix(".service").removeprefix("llama-"),
+        "state": f"{state} ({sub})" if sub and sub != state else state,
+        "good": state == "active",
+        "restarts": int(restarts) if restarts.isdigit() else None,
+        "exposure": score,
+        "rating": _rating(score),
+        "settings": _settings(properties),
+    }
+
+
+def _rating(score: float | None) -> str:
+    if score is None:
+        return ""
+    return "closed" if score <= CLOSED else "open" if score >= OPEN else "medium"
+
+
+def _settings(properties: dict[str, str]) -> list[tuple[str, str]]:
+    settings = [(word, properties[key]) for key, word in SETTINGS.items() if properties.get(key)]
+    limits = [
+        f"{word} {size(float(properties[key]))}"
+        for key, word in LIMITS.items()
+        if properties.get(key, "").isdigit() and properties[key] not in UNLIMITED
+    ]
+    if any(key in properties for key in LIMITS):
+        settings.append(("memory", ", ".join(limits) or "no limit"))
+    return settings

@@ -1,24 +1,24 @@
-"""Section 6: what ended, by whose hand, and the line that says why."""
+"""Section 6: ends of processes with their signals and evidence, and injected faults."""
 
 import signal as signals
 from dataclasses import dataclass
 
 from harness.contracts.diagnosis import Diagnosis, ExitStatus, FailureClass
-from harness.contracts.run_records import Event, Trial
-from harness.report.data import RunData
+from harness.contracts.run_records import Event, Outcome, Trial
+from harness.report.data import Row, RunData
 from harness.report.format import slug
-from harness.report.logs import Excerpt, excerpt
+from harness.report.log_excerpt import find_excerpt
+from harness.report.sections.cluster import colour_place
+from harness.report.sections.verdict import outcome_mark
 
-WANTED = (FailureClass.STOPPED,)
-"""Classes that are an orderly end."""
-QUIET = {"run_start", "run_end", "trial_start", "trial_end"}
+HIDDEN = {"run_start", "run_end", "trial_start", "trial_end"}
 """Events that other parts of the page show already."""
 MOST_EVENTS = 200
 
 
 @dataclass(frozen=True)
 class Moment:
-    """One mark on the timeline."""
+    """One event of the timeline."""
 
     time_ns: int
     kind: str
@@ -28,68 +28,34 @@ class Moment:
     text: str
 
 
-@dataclass(frozen=True)
-class EvidenceRow:
-    """One piece of evidence, with its place in the log where there is one."""
-
-    source: str
-    line: str
-    excerpt: Excerpt | None
-
-
-@dataclass(frozen=True)
-class EndRow:
-    """One diagnosed end."""
-
-    trial: str
-    anchor: str
-    model: str
-    failure: str
-    confidence: str
-    orderly: bool
-    expected: bool
-    """The class that the profile asked for."""
-    exit: str
-    signals: list[str]
-    evidence: list[EvidenceRow]
-    ruled_out: list[str]
-    advice: str
-
-
-def ends(run: RunData) -> list[EndRow]:
-    """Every diagnosis of the run: what was not wanted first, orderly ends last."""
+def end_rows(run: RunData) -> list[Row]:
+    """Every diagnosis of the run: unexpected ends first, orderly ends last."""
     rows = [row for trial in run.trials for row in _ends_of(run, trial)]
-    return sorted(rows, key=lambda row: (row.orderly, row.expected))
+    return sorted(rows, key=lambda row: (row["orderly"], row["expected"]))
 
 
-def moments(run: RunData) -> list[Moment]:
-    """Signals, exits and warnings in order of time, each once."""
-    found: dict[tuple[int, str], Moment] = {}
+def event_rows(run: RunData) -> list[Moment]:
+    """Signals, exits, faults and warnings in order of time, each once."""
+    moments: dict[tuple[int, str], Moment] = {}
 
-    def note(time_ns: int, kind: str, trial: str | None, node: str | None, text: str) -> None:
-        found.setdefault((time_ns, kind), Moment(time_ns, kind, trial or "", node or "", text))
+    def add(time_ns: int, kind: str, trial: str | None, node: str | None, text: str) -> None:
+        moments.setdefault((time_ns, kind), Moment(time_ns, kind, trial or "", node or "", text))
 
     for event in run.events:
-        if event.kind not in QUIET:
-            note(event.time_ns, event.kind, event.trial, event.node, _event_text(event))
+        if event.kind not in HIDDEN:
+            add(event.time_ns, event.kind, event.trial, event.node, _event_text(event))
     for trial in run.trials:
         state = trial.coordinator
         injected = trial.details.get("injected_ns")
-        told = any(m.kind == "fault" and m.trial == trial.id for m in found.values())
-        if isinstance(injected, int) and not told:
+        has_event = any(m.kind == "fault" and m.trial == trial.id for m in moments.values())
+        if isinstance(injected, int) and not has_event:
             text = f"{trial.details.get('fault')} injected"
-            note(injected, "fault", trial.id, str(trial.details.get("node") or ""), text)
-        for sent in state.signals if state else []:
-            note(
-                sent.time_ns,
-                "signal",
-                trial.id,
-                None,
-                signal_text(sent.name, sent.reason, sent.requests_in_flight),
-            )
+            add(injected, "fault", trial.id, str(trial.details.get("node") or ""), text)
+        for s in state.signals if state else []:
+            add(s.time_ns, "signal", trial.id, None, signal_text(s.name, s.reason, s.requests_in_flight))
         if state and state.exit:
-            note(state.exit.time_ns, "exit", trial.id, None, exit_text(state.exit))
-    return sorted(found.values(), key=lambda m: m.time_ns)[:MOST_EVENTS]
+            add(state.exit.time_ns, "exit", trial.id, None, exit_text(state.exit))
+    return sorted(moments.values(), key=lambda m: m.time_ns)[:MOST_EVENTS]
 
 
 def exit_text(status: ExitStatus) -> str:
@@ -100,7 +66,7 @@ def exit_text(status: ExitStatus) -> str:
 
 
 def signal_text(name: str, reason: str, busy: int) -> str:
-    """A signal we sent, why, and into what."""
+    """A signal that we sent, its reason, and whether requests were in flight."""
     into = f"{busy} request{'s' if busy != 1 else ''} in flight" if busy else "idle"
     return f"{name}: {reason} ({into})"
 
@@ -125,7 +91,7 @@ def _event_text(event: Event) -> str:
     return str(message) if message else ", ".join(f"{k}: {v}" for k, v in data.items())
 
 
-def _ends_of(run: RunData, trial: Trial) -> list[EndRow]:
+def _ends_of(run: RunData, trial: Trial) -> list[Row]:
     state = trial.coordinator
     own = state.diagnosis if state else None
     first = trial.diagnosis or own
@@ -137,23 +103,43 @@ def _ends_of(run: RunData, trial: Trial) -> list[EndRow]:
     return rows
 
 
-def _end(run: RunData, trial: Trial, diagnosis: Diagnosis, anchor: str) -> EndRow:
+def _end(run: RunData, trial: Trial, diagnosis: Diagnosis, anchor: str) -> Row:
     state = trial.coordinator
+    ended, signals_sent = (state.exit, state.signals) if state else (None, [])
     hints = [h for h in ((state.start_id if state else None), trial.id) if h]
-    return EndRow(
-        trial=trial.id,
-        anchor=anchor,
-        model=trial.model,
-        failure=diagnosis.failure_class.value,
-        confidence=diagnosis.confidence.value,
-        orderly=diagnosis.failure_class in WANTED,
-        expected=trial.expected == diagnosis.failure_class.value,
-        exit=exit_text(state.exit) if state and state.exit else "still running, or not seen to end",
-        signals=[signal_text(s.name, s.reason, s.requests_in_flight) for s in state.signals] if state else [],
-        evidence=[
-            EvidenceRow(e.source, e.line, excerpt(run.folder, e.source, e.line, hints))
-            for e in diagnosis.evidence
-        ],
-        ruled_out=diagnosis.ruled_out,
-        advice=diagnosis.advice,
-    )
+    return {
+        "trial": trial.id,
+        "anchor": anchor,
+        "model": trial.model,
+        "diagnosis": diagnosis,
+        "orderly": diagnosis.failure_class is FailureClass.STOPPED,
+        "expected": trial.expected == diagnosis.failure_class.value,
+        "exit": exit_text(ended) if ended else "still running, or its end was not recorded",
+        "signals": [signal_text(s.name, s.reason, s.requests_in_flight) for s in signals_sent],
+        "evidence": [(e, find_excerpt(run.folder, e.source, e.line, hints)) for e in diagnosis.evidence],
+    }
+
+
+def fault_rows(run: RunData) -> list[Row]:
+    """Fault trials in order."""
+    return [_fault(run, trial) for trial in run.trials if trial.kind == "fault"]
+
+
+def _fault(run: RunData, trial: Trial) -> Row:
+    details = trial.details
+    node = str(details.get("node") or "")
+    missing = "not injected" if trial.outcome is Outcome.SKIPPED else "no diagnosis"
+    times = {key: value for key, value in details.items() if isinstance(value, int)}
+    return {
+        "trial": trial.id,
+        "anchor": slug(trial.id),
+        "mark": outcome_mark(trial.outcome),
+        "fault": details.get("fault") or trial.kind,
+        "node": node,
+        "colour": colour_place(run, node) if node in run.nodes else None,
+        "moment": details.get("moment") or "",
+        "injected_ns": times.get("injected_ns"),
+        "undone_ns": times.get("undone_ns"),
+        "expected": trial.expected or "",
+        "diagnosed": trial.diagnosis.failure_class.value if trial.diagnosis else missing,
+    }

@@ -1,32 +1,17 @@
-"""Section 5: how fast tokens came, as the client saw it and as the server counted it."""
+"""Section 5: speed of the answers by the client's clock and by the server's, soaks and parity."""
 
 from dataclasses import dataclass
+from statistics import median
 
-from harness.contracts.run_records import Request
-from harness.report.data import RunData
-from harness.report.format import centre, quantile, slug
+import numpy as np
+
+from harness.contracts.run_records import Request, Trial
+from harness.report.data import Row, RunData
+from harness.report.format import slug
+from harness.report.sections.cluster import colour_place
+from harness.report.sections.verdict import Mark, detail_dict, outcome_mark
 from harness.runs.metrics import decode_rate, server_decode_rate, stage_rate
 from harness.runs.statistics import Spread, spread
-
-
-@dataclass(frozen=True)
-class RequestRow:
-    """One request."""
-
-    trial: str
-    index: int
-    warmup: bool
-    route: str
-    prompt: int | None
-    completion: int | None
-    ttft_s: float | None
-    tpot_s: float | None
-    itl_median_s: float | None
-    e2e_s: float | None
-    client_rate: float | None
-    server_rate: float | None
-    status: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -37,7 +22,6 @@ class StageRow:
     anchor: str
     """Anchor of its row; the first of a trial has the trial's own."""
     model: str
-    route: str
     prompt: int | None
     concurrency: int
     """Requests in flight at once."""
@@ -48,7 +32,7 @@ class StageRow:
     gaps: list[float]
     """Every gap between tokens, seconds."""
     itl: Spread | None
-    """Of each request's median gap: the gaps within one request hang together, and say less than they are."""
+    """Of each request's median gap: gaps within one request are not independent."""
     itl_p95: float | None
     """95th percentile of the gaps, seconds."""
     tpot: Spread | None
@@ -57,19 +41,19 @@ class StageRow:
     server: Spread | None
     """The same as the server counted it."""
     output_rate: float | None
-    """Output tokens of all requests / wall time from the first sent to the last token."""
+    """Output tokens of all requests / wall time from the first request sent to the last token."""
 
     @property
     def label(self) -> str:
         """Model, prompt length and concurrency, for an axis."""
-        return ", ".join([self.model, *self._told()])
+        return ", ".join([self.model, *self._parameters()])
 
     @property
     def short_label(self) -> str:
-        """The same with what tells the rows apart in front, for a narrow axis."""
-        return ", ".join([*self._told(), self.model])
+        """The same with the model last, for a narrow axis."""
+        return ", ".join([*self._parameters(), self.model])
 
-    def _told(self) -> list[str]:
+    def _parameters(self) -> list[str]:
         length = [f"{self.prompt} in"] if self.prompt else []
         return [*length, f"{self.concurrency} at once"] if self.concurrency > 1 else length
 
@@ -81,25 +65,20 @@ class StageRow:
         return (self.client.median - self.server.median) / self.server.median
 
 
-def stages(run: RunData) -> list[StageRow]:
+def stage_rows(run: RunData) -> list[StageRow]:
     """Requests in groups of the same trial and prompt length; warm-up left out."""
     groups: dict[tuple[str, int | None], list[Request]] = {}
     for request in run.requests:
         if not request.warmup:
             groups.setdefault((request.trial, request.prompt_tokens), []).append(request)
     streams = {t.id: int(t.metrics.get("concurrency", 1)) for t in run.trials}
-    seen: set[str] = set()
+    trials: set[str] = set()
     rows = []
     for (trial, prompt), members in groups.items():
-        anchor = slug(trial) if trial not in seen else f"{slug(trial)}-{prompt}"
-        seen.add(trial)
+        anchor = slug(trial) if trial not in trials else f"{slug(trial)}-{prompt}"
+        trials.add(trial)
         rows.append(_stage(trial, anchor, prompt, streams.get(trial, 1), members))
     return rows
-
-
-def request_rows(run: RunData) -> list[RequestRow]:
-    """Every request, warm-up included."""
-    return [_request(request) for request in run.requests]
 
 
 def _stage(
@@ -111,15 +90,14 @@ def _stage(
         trial=trial,
         anchor=anchor,
         model=requests[0].model,
-        route=requests[0].route,
         prompt=prompt,
         concurrency=concurrency,
         requests=len(requests),
         errors=len(requests) - len(good),
         ttft=spread([r.ttft_s for r in good if r.ttft_s is not None]),
         gaps=gaps,
-        itl=spread([gap for r in good if (gap := centre(r.itl_s)) is not None]),
-        itl_p95=quantile(gaps, 0.95),
+        itl=spread([median(r.itl_s) for r in good if r.itl_s]),
+        itl_p95=float(np.quantile(gaps, 0.95)) if gaps else None,
         tpot=spread([r.tpot_s for r in good if r.tpot_s is not None]),
         client=spread([x for r in good if (x := decode_rate(r)) is not None]),
         server=spread([x for r in good if (x := server_decode_rate(r)) is not None]),
@@ -127,21 +105,94 @@ def _stage(
     )
 
 
-def _request(request: Request) -> RequestRow:
-    status = request.error or (f"HTTP {request.status}" if request.status else "no answer")
-    return RequestRow(
-        trial=request.trial,
-        index=request.index,
-        warmup=request.warmup,
-        route=request.route,
-        prompt=request.prompt_tokens,
-        completion=request.completion_tokens,
-        ttft_s=request.ttft_s,
-        tpot_s=request.tpot_s,
-        itl_median_s=centre(request.itl_s),
-        e2e_s=request.e2e_s,
-        client_rate=decode_rate(request),
-        server_rate=server_decode_rate(request),
-        status=status,
-        text=request.text,
+def request_status(request: Request) -> str:
+    """The request's error, else its HTTP status."""
+    return request.error or (f"HTTP {request.status}" if request.status else "no answer")
+
+
+@dataclass(frozen=True)
+class SoakRow:
+    """One soak."""
+
+    trial: str
+    anchor: str
+    mark: Mark
+    took_s: float
+    requests: int
+    errors: list[tuple[str, int]]
+    """Message and how often."""
+    failed: int
+    restarts: int
+    drifts: list[Row]
+    rates: list[tuple[float, float]]
+    """Seconds since the trial's start, and decode rate by the client's clock."""
+
+
+def soak_rows(run: RunData) -> list[SoakRow]:
+    """Soak trials in order."""
+    return [_soak(run, trial) for trial in run.trials if trial.kind == "soak"]
+
+
+def _soak(run: RunData, trial: Trial) -> SoakRow:
+    requests = [r for r in run.requests if r.trial == trial.id and not r.warmup]
+    rates = [((r.sent_ns - trial.started_ns) / 1e9, rate) for r in requests if (rate := decode_rate(r))]
+    return SoakRow(
+        trial=trial.id,
+        anchor=slug(trial.id),
+        mark=outcome_mark(trial.outcome),
+        took_s=(trial.ended_ns - trial.started_ns) / 1e9,
+        requests=int(trial.metrics.get("requests", len(requests))),
+        errors=list(detail_dict(trial.details, "errors").items()),
+        failed=int(trial.metrics.get("errors", 0)),
+        restarts=int(trial.metrics.get("restarts", 0)),
+        drifts=_drifts(run, trial),
+        rates=rates,
     )
+
+
+def _drifts(run: RunData, trial: Trial) -> list[Row]:
+    """How the rate (per cent of the median) and each node's memory (bytes) moved over a soak, per hour."""
+    rate, memory = (detail_dict(trial.details, key) for key in ("rate_drift", "memory_drift"))
+    rows = [_drift("tokens/s", None, rate, "percent_per_hour")] if rate else []
+    for node in memory:
+        if drift := detail_dict(memory, node):
+            rows.append(_drift(node, colour_place(run, node), drift, "bytes_per_hour"))
+    return rows
+
+
+def _drift(what: str, colour: int | None, drift: Row, key: str) -> Row:
+    numbers = {name: value for name, value in drift.items() if isinstance(value, int | float)}
+    return {
+        "what": what,
+        "colour": colour,
+        "per_hour": numbers.get(key, 0.0),
+        "low": numbers.get("low"),
+        "high": numbers.get("high"),
+        "beyond_noise": bool(drift.get("beyond_noise")),
+    }
+
+
+def parity_rows(run: RunData) -> list[Row]:
+    """Parity trials in order."""
+    return [_parity(trial) for trial in run.trials if trial.kind == "parity"]
+
+
+def _parity(trial: Trial) -> Row:
+    reference, backends = detail_dict(trial.details, "reference"), detail_dict(trial.details, "seen")
+    texts = str(reference.get("text", "")), str(backends.get("text", ""))
+    pairs = zip(*texts, strict=False)
+    compared, equal = trial.metrics.get("tokens_compared"), trial.metrics.get("tokens_equal")
+    return {
+        "trial": trial.id,
+        "anchor": slug(trial.id),
+        "mark": outcome_mark(trial.outcome),
+        "compared": None if compared is None else int(compared),
+        "equal": None if equal is None else int(equal),
+        "gap": trial.metrics.get("largest_logprob_gap"),
+        "reference": texts[0],
+        "reference_where": reference.get("where", "one node"),
+        "backends": texts[1],
+        "backends_where": backends.get("where", "the backends"),
+        # Characters that the two texts share from their beginning.
+        "common": next((n for n, (a, b) in enumerate(pairs) if a != b), min(map(len, texts))),
+    }

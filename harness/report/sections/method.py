@@ -1,18 +1,17 @@
-"""Section 7: how the figures were made, with what, and where the raw data are."""
+"""Section 7: formulas, versions, flags and models of the run, and its raw files."""
 
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.contracts.run_records import RunManifest
-from harness.report.data import RunData
+from harness.report.data import Row, RunData
 from harness.report.format import seconds, size, utc
-from harness.report.sections.memory import peaks
-from harness.report.sections.pressure import PressureRow
-from harness.runs.cautions import Conditions, cautions
+from harness.report.sections.memory import PressureRow, peak_rows
+from harness.runs.cautions import NodeConditions, cautions
+from harness.runs.metrics import SWAP_NOISE_BYTES
 
 FORMULAS = {
     "interval": "95 % interval of the median: percentile bootstrap, seeded; none below three values",
@@ -24,66 +23,38 @@ FORMULAS = {
     "off plan": "(reported - planned) / planned, of model + KV + compute buffers",
     "memory used": "resident anonymous and shared memory; page cache never counts as used",
     "memory available": "min(MemAvailable, limit - resident - shared)",
-    "swap began": "first sample with 4 MiB more swap than the first sample of the run",
+    "rpc-server swap": f"VmSwap of rpc-server at its peak; up to {size(SWAP_NOISE_BYTES)} counts as none",
+    "node swap": "SwapUsed of the node above the first sample of the run, at its peak; up to "
+    f"{size(SWAP_NOISE_BYTES)} counts as none",
 }
-"""What the page itself computes; the run brings the formulas of its own figures."""
+"""Figures that only the page computes; those of the run's own figures are in its run.json."""
 LONGEST_GAP_S = 5.0
+MOST_FILES = 300
 
 
-@dataclass(frozen=True)
-class ModelRow:
-    """One model of the run."""
-
-    name: str
-    real: str
-    """``real``, ``synthetic``, or empty where it is not known."""
-    details: list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Method:
-    """What somebody needs to judge the figures or to make them again."""
-
-    command: str
-    formulas: list[tuple[str, str]]
-    versions: list[tuple[str, str]]
-    models: list[ModelRow]
-    warnings: list[str]
-    files: list[tuple[str, str]]
-    """Path relative to the run folder, and size."""
-    profile_text: str
-    estimate: str
-    ran: list[tuple[str, str]]
-    """How the trials were run: order, repeats, what was left out."""
-    flags: list[tuple[str, str]]
-    """Trial and command line of each coordinator that it started."""
-    manifest_text: str
-
-
-def method(run: RunData, pressures: Sequence[PressureRow] = ()) -> Method:
+def method_section(run: RunData, pressures: Sequence[PressureRow] = ()) -> Row:
     """Formulas, order, versions, flags, models, warnings and files of a run.
 
     Args:
         run: the run.
-        pressures: the worst of each node, as section 4 tells it.
+        pressures: the worst of each node, as in section 4.
     """
     manifest = run.manifest
     harness = manifest.harness_version
     if manifest.harness_commit:
         harness += f" ({manifest.harness_commit[:12]})"
-    return Method(
-        command=_command(manifest),
-        formulas=list((manifest.formulas | FORMULAS).items()),
-        versions=[("llama-harness", harness), *sorted(manifest.versions.items())],
-        models=[_model(name, facts) for name, facts in manifest.models.items()],
-        warnings=_warnings(run, pressures),
-        files=_files(run.folder),
-        profile_text=manifest.profile_text,
-        estimate=_estimate(run),
-        ran=_ran(run),
-        flags=_flags(run),
-        manifest_text=manifest.model_dump_json(indent=1, exclude={"profile_text", "formulas"}),
-    )
+    return {
+        "command": _command(manifest),
+        "formulas": list((manifest.formulas | FORMULAS).items()),
+        "versions": [("llama-harness", harness), *sorted(manifest.versions.items())],
+        "models": [_model(name, facts) for name, facts in manifest.models.items()],
+        "warnings": _warnings(run, pressures),
+        "files": _files(run.folder),
+        "estimate": _estimate(run),
+        "ran": _ran(run),
+        "flags": _flags(run),
+        "manifest_text": manifest.model_dump_json(indent=1, exclude={"profile_text", "formulas"}),
+    }
 
 
 def _command(manifest: RunManifest) -> str:
@@ -95,40 +66,42 @@ def _command(manifest: RunManifest) -> str:
 
 
 def _ran(run: RunData) -> list[tuple[str, str]]:
+    """How the trials were run: order, repeats, what was left out."""
     manifest = run.manifest
     seed = manifest.seed
     order = "in the profile's order" if seed is None else f"shuffled with seed {seed}"
     measured = Counter(r.trial for r in run.requests if not r.warmup)
     warm = sum(r.warmup for r in run.requests)
     repeats = sorted(set(measured.values()))
-    told = [("Order", order), ("Trials", f"{len(run.trials)} ended")]
+    rows = [("Order", order), ("Trials", f"{len(run.trials)} ended")]
     if repeats:
         spread = str(repeats[0]) if len(repeats) == 1 else f"{repeats[0]} to {repeats[-1]}"
-        told.append(
+        rows.append(
             ("Repeats", f"{spread} measured requests a trial; {warm} warm-ups and canaries are left out")
         )
     if manifest.stopped:
-        told.append(("Left out", manifest.stopped))
+        rows.append(("Left out", manifest.stopped))
     if manifest.resumed_ns:
-        told.append(("Taken up again", ", ".join(utc(moment) for moment in manifest.resumed_ns)))
-    return told
+        rows.append(("Resumed", ", ".join(utc(moment) for moment in manifest.resumed_ns)))
+    return rows
 
 
 def _flags(run: RunData) -> list[tuple[str, str]]:
-    """Each coordinator once, by its start."""
-    seen: dict[str, tuple[str, str]] = {}
+    """Trial and command line of each coordinator, once for each start."""
+    flags: dict[str, tuple[str, str]] = {}
     for trial in run.trials:
         state = trial.coordinator
         if state and state.argv:
-            seen.setdefault(state.start_id or trial.id, (trial.id, shlex.join(state.argv)))
-    return list(seen.values())
+            flags.setdefault(state.start_id or trial.id, (trial.id, shlex.join(state.argv)))
+    return list(flags.values())
 
 
-def _model(name: str, facts: dict[str, Any]) -> ModelRow:
-    # Unknown of a model whose file the router does not see, as one that only the pool has.
+def _model(name: str, facts: dict[str, Any]) -> Row:
+    # Not recorded for a model whose file the router does not see, such as one that only the pool has.
     synthetic = facts.get("synthetic")
     real = "" if synthetic is None else "synthetic" if synthetic else "real"
-    return ModelRow(name, real, [(key, _fact(key, value)) for key, value in facts.items()])
+    details = [(key, _fact(key, value)) for key, value in facts.items()]
+    return {"name": name, "real": real, "details": details}
 
 
 def _fact(key: str, value: object) -> str:
@@ -139,35 +112,34 @@ def _fact(key: str, value: object) -> str:
 
 def _warnings(run: RunData, pressures: Sequence[PressureRow]) -> list[str]:
     conditions = [
-        Conditions(row.node, row.cpus, row.load1, row.memory_full, row.clock_offset) for row in pressures
+        NodeConditions(row.node, row.cpus, row.highest["load1"], row.highest["memory_full"], row.clock_offset)
+        for row in pressures
     ]
-    found = [*run.warnings, *cautions(run.trials, run.requests, conditions)]
+    warnings = [*run.warnings, *cautions(run.trials, run.requests, conditions)]
     for event in run.events:
         if event.kind == "warning":
             message = event.data.get("message") or event.data.get("text") or event.data
-            found.append(f"{event.node}: {message}" if event.node else str(message))
-    synthetic = [
-        m.name for m in (_model(n, f) for n, f in run.manifest.models.items()) if m.real == "synthetic"
-    ]
+            warnings.append(f"{event.node}: {message}" if event.node else str(message))
+    synthetic = [name for name, facts in run.manifest.models.items() if facts.get("synthetic")]
     if synthetic:
-        found.append(
+        warnings.append(
             f"{', '.join(synthetic)}: random weights in the real model's shape. Memory, transfer and "
             "arithmetic cost the same as the real one's; the text they write means nothing."
         )
-    for row in peaks(run):
+    for row in peak_rows(run):
         if row.longest_gap_s > LONGEST_GAP_S:
-            found.append(
-                f"{row.node}: {seconds(row.longest_gap_s)} without a sample; a peak in it would not be seen"
+            warnings.append(
+                f"{row.node}: {seconds(row.longest_gap_s)} without a sample; a peak in that time is missing"
             )
     if not run.samples:
-        found.append("no node samples were recorded: nothing is known about memory and swap over time")
-    return list(dict.fromkeys(found))
+        warnings.append("no node samples were recorded: memory and swap over time are unknown")
+    return list(dict.fromkeys(warnings))
 
 
 def _files(folder: Path) -> list[tuple[str, str]]:
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "report.html"]
-    shown = [(p.relative_to(folder).as_posix(), size(p.stat().st_size)) for p in files]
-    return [f for f in shown if not f[0].endswith(".tmp")][:300]
+    names = [(p.relative_to(folder).as_posix(), size(p.stat().st_size)) for p in files]
+    return [row for row in names if not row[0].endswith(".tmp")][:MOST_FILES]
 
 
 def _estimate(run: RunData) -> str:

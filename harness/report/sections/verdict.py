@@ -1,11 +1,13 @@
 """Section 1: the run's questions and their answers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from harness.contracts.run_records import Outcome, Question, Trial
 from harness.contracts.run_records import Verdict as Answer
-from harness.report.data import RunData
-from harness.report.format import rate, seconds, size, slug
+from harness.report.data import Row, RunData
+from harness.report.format import rate, seconds, size, slug, swap
+from harness.runs.metrics import most_backend_swap
 
 MARKS = {
     Outcome.PASSED: ("✓", "passed"),
@@ -18,86 +20,56 @@ ANSWERS = {Answer.YES: "✓", Answer.NO: "✕", Answer.PARTLY: "◐", Answer.UNK
 
 @dataclass(frozen=True)
 class Mark:
-    """An outcome for eyes that see no colour: a symbol and a word."""
+    """An outcome that is readable without colour: a symbol and a word."""
 
     outcome: str
     symbol: str
     word: str
 
 
-@dataclass(frozen=True)
-class VerdictRow:
-    """One trial's question and answer."""
-
-    number: int
-    trial: str
-    anchor: str
-    question: str
-    answer: str
-    mark: Mark
-    expected: str | None
-    figures: list[tuple[str, str]]
-    evidence: list[tuple[str, str]]
-    """Text and anchor of each place in the page that holds the evidence."""
+def verdict_section(run: RunData) -> Row:
+    """The run in one sentence, its questions, and the question and answer of each trial."""
+    return {
+        "mark": outcome_mark(run.manifest.outcome or Outcome.INTERRUPTED),
+        "headline": _headline(run),
+        "questions": [_question_row(run, number, q) for number, q in enumerate(run.manifest.questions, 1)],
+        "rows": [_row(run, number, trial) for number, trial in enumerate(run.trials, 1)],
+    }
 
 
-@dataclass(frozen=True)
-class QuestionRow:
-    """One of the run's questions."""
-
-    anchor: str
-    text: str
-    answer: str
-    mark: Mark
-    evidence: list[tuple[str, str | None]]
-    """Name of each trial that answers it, and the anchor where this run holds that trial."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The whole run in one sentence, then question by question, then trial by trial."""
-
-    mark: Mark
-    headline: str
-    questions: list[QuestionRow]
-    rows: list[VerdictRow]
-
-
-def verdict(run: RunData) -> Verdict:
-    """What the run was asked and what it answers."""
-    rows = [_row(run, number, trial) for number, trial in enumerate(run.trials, 1)]
-    counts = {outcome: sum(t.outcome is outcome for t in run.trials) for outcome in Outcome}
-    overall = run.manifest.outcome or Outcome.INTERRUPTED
-    asked = [_question_row(run, number, one) for number, one in enumerate(run.manifest.questions, 1)]
-    return Verdict(mark(overall), _headline(run, counts), asked, rows)
-
-
-def mark(outcome: Outcome) -> Mark:
+def outcome_mark(outcome: Outcome) -> Mark:
     """Symbol and word of an outcome."""
-    symbol, word = MARKS[outcome]
-    return Mark(outcome.value, symbol, word)
+    return Mark(outcome.value, *MARKS[outcome])
 
 
-def _question_row(run: RunData, number: int, one: Question) -> QuestionRow:
-    known = {trial.id for trial in run.trials}
-    return QuestionRow(
-        anchor=f"question-{number}",
-        text=one.text,
-        answer=one.answer,
-        mark=Mark(f"answer-{one.verdict.value}", ANSWERS[one.verdict], one.verdict.value),
-        evidence=[(trial, f"trial-{slug(trial)}" if trial in known else None) for trial in one.trials],
-    )
+def outcome_counts(trials: list[Trial]) -> list[str]:
+    """``9 passed``, ``1 failed``: how many trials ended in each way."""
+    counts = {outcome: sum(t.outcome is outcome for t in trials) for outcome in Outcome}
+    return [f"{count} {MARKS[outcome][1]}" for outcome, count in counts.items() if count]
 
 
-def _headline(run: RunData, counts: dict[Outcome, int]) -> str:
-    total = len(run.trials)
+def _question_row(run: RunData, number: int, question: Question) -> Row:
+    trials = {trial.id for trial in run.trials}
+    return {
+        "anchor": f"question-{number}",
+        "text": question.text,
+        "answer": question.answer,
+        "mark": Mark(f"answer-{question.verdict.value}", ANSWERS[question.verdict], question.verdict.value),
+        # Trials that answer it; those of another run, which this page does not show, have no anchor.
+        "evidence": [(name, f"trial-{slug(name)}" if name in trials else None) for name in question.trials],
+    }
+
+
+def _headline(run: RunData) -> str:
+    total, counts = len(run.trials), outcome_counts(run.trials)
     if not total:
         return "No trial ended in this run."
-    if counts[Outcome.PASSED] == total:
-        text = f"All {total} trials passed" if total > 1 else "The one trial passed"
+    if total == 1:
+        text = f"The one trial {MARKS[run.trials[0].outcome][1]}"
+    elif len(counts) == 1 and run.trials[0].outcome is Outcome.PASSED:
+        text = f"All {total} trials passed"
     else:
-        parts = [f"{counts[o]} {MARKS[o][1]}" for o in Outcome if counts[o]]
-        text = f"Of {total} trials, {', '.join(parts)}" if total > 1 else f"The one trial {parts[0][2:]}"
+        text = f"Of {total} trials, {', '.join(counts)}"
     if run.manifest.outcome is None:
         text += "; the run has no recorded end: it was killed or is still going on"
     elif run.manifest.outcome is Outcome.INTERRUPTED:
@@ -105,40 +77,38 @@ def _headline(run: RunData, counts: dict[Outcome, int]) -> str:
     return text + "."
 
 
-def _row(run: RunData, number: int, trial: Trial) -> VerdictRow:
-    return VerdictRow(
-        number=number,
-        trial=trial.id,
-        anchor=slug(trial.id),
-        question=question(trial, _prompt_length(run, trial)),
-        answer=trial.answer,
-        mark=mark(trial.outcome),
-        expected=trial.expected,
-        figures=_figures(trial),
-        evidence=_evidence(run, trial),
-    )
+def _row(run: RunData, number: int, trial: Trial) -> Row:
+    lengths = {r.prompt_tokens for r in run.requests if r.trial == trial.id and not r.warmup}
+    return {
+        "number": number,
+        "anchor": slug(trial.id),
+        "question": trial_question(trial, lengths.pop() if len(lengths) == 1 else None),
+        "answer": trial.answer,
+        "mark": outcome_mark(trial.outcome),
+        "expected": trial.expected,
+        "figures": _figures(trial),
+        "evidence": _evidence(run, trial),
+    }
 
 
-def question(trial: Trial, prompt_tokens: int | None = None) -> str:
+def trial_question(trial: Trial, prompt_tokens: int | None = None) -> str:
     """The question that a trial of this kind asks."""
+    model = trial.model
     if trial.kind == "load":
         return _load_question(trial)
+    if trial.kind == "fault":
+        fault, node = trial.details.get("fault", "a fault"), trial.details.get("node")
+        return f"Does the diagnosis name {fault}{f' on {node}' if node else ''}?"
     length = f" prompts of {prompt_tokens} tokens" if prompt_tokens else ""
-    streams = int(trial.metrics.get("concurrency", 1))
-    length += f", {streams} at once," if streams > 1 else ""
+    concurrency = int(trial.metrics.get("concurrency", 1))
+    length += f", {concurrency} at once," if concurrency > 1 else ""
     return {
-        "pool": f"Does the pool answer with {trial.model}, and how fast?",
-        "inference": f"How fast does {trial.model} answer{length} over the backends?",
-        "unload": f"Does the coordinator of {trial.model} end when asked?",
-        "parity": f"Does {trial.model} say the same over the backends as on one node?",
-        "soak": f"Does {trial.model} keep answering, at the same speed and in the same memory?",
-        "fault": _fault_question(trial),
-    }.get(trial.kind, f"{trial.model}: {trial.kind}")
-
-
-def _fault_question(trial: Trial) -> str:
-    fault, node = trial.details.get("fault", "a fault"), trial.details.get("node")
-    return f"Is {fault}{f' on {node}' if node else ''} told for what it is?"
+        "pool": f"Does the pool answer with {model}, and how fast?",
+        "inference": f"How fast does {model} answer{length} over the backends?",
+        "unload": f"Does the coordinator of {model} end when asked?",
+        "parity": f"Does {model} answer the same over the backends as on one node?",
+        "soak": f"Does {model} keep answering, at the same speed and in the same memory?",
+    }.get(trial.kind, f"{model}: {trial.kind}")
 
 
 def _load_question(trial: Trial) -> str:
@@ -146,42 +116,50 @@ def _load_question(trial: Trial) -> str:
     nodes = trial.details.get("nodes")
     count = len(nodes) if isinstance(nodes, list) else len(plan.shares) if plan else 0
     over = f"{count} backend{'s' if count != 1 else ''}" if count else "the backends"
-    heat = heat_of(trial)
-    after = f", from {heat} caches" if heat else ""
-    starved = trial.details.get("starved")
-    if isinstance(starved, dict):
-        after += f", with {starved.get('node')} held to {starved.get('memory')}"
+    state = cache_state(trial)
+    conditions = f", from {state} caches" if state else ""
+    if starved := detail_dict(trial.details, "starved"):
+        limit = starved.get("memory")
+        limit = size(limit) if isinstance(limit, int) else limit
+        conditions += f", with {starved.get('node')} limited to {limit}"
     if plan and plan.n_gpu_layers == 0:
-        return f"What does {trial.model} take where no layer is offloaded (-ngl 0{after})?"
-    return f"Does {trial.model} load over {over}{after}?"
+        return f"What does {trial.model} need where no layer is offloaded (-ngl 0{conditions})?"
+    return f"Does {trial.model} load over {over}{conditions}?"
 
 
-def heat_of(trial: Trial) -> str:
+def cache_state(trial: Trial) -> str:
     """``cold`` or ``warm`` for a load; empty where neither is claimed."""
-    # A load that broke off early has no details: its name tells.
-    said = (trial.details.get("cache"), *trial.id.split("-"))
-    return next((heat for heat in ("cold", "warm") if heat in said), "")
+    # A load that broke off early has no details: its name says it.
+    words = (trial.details.get("cache"), *trial.id.split("-"))
+    return next((state for state in ("cold", "warm") if state in words), "")
 
 
-def _prompt_length(run: RunData, trial: Trial) -> int | None:
-    lengths = {r.prompt_tokens for r in run.requests if r.trial == trial.id and not r.warmup}
-    return lengths.pop() if len(lengths) == 1 else None
+def detail_dict(details: dict[str, Any], key: str) -> dict[str, Any]:
+    """A detail that is a table; empty where it is missing or something else."""
+    value = details.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _figures(trial: Trial) -> list[tuple[str, str]]:
-    shown: list[tuple[str, str]] = []
-    for key, name in (("load_s", "load"), ("ttft_s_median", "TTFT"), ("tpot_s_median", "TPOT")):
-        if key in trial.metrics:
-            shown.append((name, seconds(trial.metrics[key])))
-    if "decode_tokens_per_s_median" in trial.metrics:
-        shown.append(("decode", rate(trial.metrics["decode_tokens_per_s_median"])))
-    swapped = max((p.get("swap_bytes", 0) for p in trial.peak.values()), default=None)
-    if swapped is not None and trial.kind != "unload":
-        shown.append(("peak swap", size(swapped) if swapped else "none"))
-    return shown
+    metrics = trial.metrics
+    figures = [
+        (label, form(metrics[key]))
+        for key, label, form in (
+            ("load_s", "load", seconds),
+            ("ttft_s_median", "TTFT", seconds),
+            ("tpot_s_median", "TPOT", seconds),
+            ("decode_tokens_per_s_median", "decode", rate),
+        )
+        if key in metrics
+    ]
+    swap_bytes = most_backend_swap([trial])
+    if swap_bytes is not None and trial.kind != "unload":
+        figures.append(("rpc-server swap", swap(swap_bytes)))
+    return figures
 
 
 def _evidence(run: RunData, trial: Trial) -> list[tuple[str, str]]:
+    """Text and anchor of each place in the page that holds evidence."""
     anchor = slug(trial.id)
     links: list[tuple[str, str]] = []
     if trial.kind == "load" and trial.coordinator:

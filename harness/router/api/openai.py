@@ -1,34 +1,35 @@
-"""The OpenAI API, ``/v1``: what every server here speaks itself, so bytes in and bytes out."""
+"""The OpenAI API, ``/v1``: every server here speaks it, so bytes in and bytes out."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from harness.router.errors import RouterError
+from harness.router.http.disconnect import read_body, while_connected
 from harness.router.http.json_body import Json, dump, model_of, parse_answer, parse_object, respond
 from harness.router.models.catalogue import Catalogue
-from harness.router.proxy.errors import clients_mistake
-from harness.router.proxy.proxy import Answer, Call, Exchange, HeldStream
-from harness.router.proxy.upstream import read_body, while_connected, whole_lines
+from harness.router.proxy.proxy import Proxy
+from harness.router.proxy.stream import RelayedStream, whole_lines
+from harness.router.proxy.upstream import UpstreamRequest, UpstreamResponse, client_error
 
 _SSE = "text/event-stream"
 _OWNER = "llama-harness"
 
 
+@dataclass(eq=False)
 class OpenAiApi:
     """Handlers of ``/v1``."""
 
-    def __init__(self, exchange: Exchange, catalogue: Catalogue, *, body_limit_bytes: int) -> None:
-        self._exchange = exchange
-        self._catalogue = catalogue
-        self._body_limit_bytes = body_limit_bytes
+    proxy: Proxy
+    catalogue: Catalogue
+    body_limit_bytes: int
 
     @property
     def routes(self) -> list[Route]:
-        """Paths and their handlers."""
         return [
             Route("/v1/chat/completions", self.forward, methods=["POST"]),
             Route("/v1/completions", self.forward, methods=["POST"]),
@@ -38,54 +39,48 @@ class OpenAiApi:
         ]
 
     async def forward(self, request: Request) -> Response:
-        """Completions and embeddings: bytes in, bytes out; only a server's 5xx is looked into."""
-        body = await read_body(request, self._body_limit_bytes)
+        """Completions and embeddings: bytes in, bytes out; only a server's 5xx is parsed."""
+        body = await read_body(request, self.body_limit_bytes)
         model = model_of(parse_object(body))
-        return await while_connected(request, self._answered(request, model, body))
+        return await while_connected(request, self._respond(request, model, body))
 
-    async def _answered(self, request: Request, model: str, body: bytes) -> Response:
-        call = await self._exchange.open(request, model)
+    async def _respond(self, request: Request, model: str, body: bytes) -> Response:
+        call = await self.proxy.open(request, model)
         async with AsyncExitStack() as stack:
-            stack.push_async_exit(call.held)
-            answer = await self._exchange.send(call, request.scope["path"], body, stack)
+            stack.push_async_exit(call.resources)
+            answer = await self.proxy.send(call, request.scope["path"], body, stack)
             media_type = answer.headers.get("content-type", "application/json")
             if not media_type.startswith(_SSE):
-                whole = await self._exchange.whole(call, answer)
-                _raise_mistake(answer.status, whole, model)
+                whole = await self.proxy.read_all(call, answer)
+                if answer.status >= 500 and (
+                    error := client_error(answer.status, parse_answer(whole), model=model)
+                ):
+                    raise error
                 return Response(whole, answer.status, call.headers, media_type)
             stream = self._relay(call, answer)
-            return HeldStream(stream, answer.status, call.headers, media_type, held=stack.pop_all())
+            return RelayedStream(stream, answer.status, call.headers, media_type, resources=stack.pop_all())
 
-    async def _relay(self, call: Call, answer: Answer) -> AsyncIterator[bytes]:
+    async def _relay(self, call: UpstreamRequest, answer: UpstreamResponse) -> AsyncIterator[bytes]:
         try:
-            async for piece in whole_lines(self._exchange.relay(call, answer)):
+            async for piece in whole_lines(self.proxy.relay(call, answer)):
                 yield piece
         except RouterError as error:
             # The empty line first ends an event that the server began.
             yield b"\ndata: " + dump(error.body()) + b"\n\n"
 
     async def models(self, request: Request) -> Response:
-        """``/v1/models``."""
-        return respond({"object": "list", "data": self._models()})
+        return respond({"object": "list", "data": await self._models()})
 
     async def model(self, request: Request) -> Response:
-        """``/v1/models/{id}``."""
         name = request.path_params["model"]
-        await self._exchange.decide(name)
-        known = next((entry for entry in self._models() if entry["id"] == name), None)
-        return respond(known or _entry(name, 0))
+        await self.proxy.resolver.decide(name, record=False)
+        entries = {entry["id"]: entry for entry in await self._models()}
+        return respond(entries.get(name) or _entry(name, 0))
 
-    def _models(self) -> list[Json]:
-        created = {file.name: file.modified_ns // 10**9 for file in self._catalogue.files()}
-        return [_entry(name, created.get(name, 0)) for name in self._exchange.models()]
+    async def _models(self) -> list[Json]:
+        created = {file.name: file.modified_ns // 10**9 for file in await self.catalogue.list_files()}
+        return [_entry(name, created.get(name, 0)) for name in await self.proxy.resolver.models()]
 
 
 def _entry(name: str, created_s: int) -> Json:
     return {"id": name, "object": "model", "created": created_s, "owned_by": _OWNER}
-
-
-def _raise_mistake(status: int, body: bytes, model: str) -> None:
-    if status < 500:
-        return
-    if mistake := clients_mistake(status, parse_answer(body), model=model):
-        raise mistake

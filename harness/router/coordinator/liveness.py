@@ -1,29 +1,27 @@
-"""Slow or stalled? Told apart by what moves, never by how long an answer takes.
+"""Slow or stalled? Decided by what makes progress, never by how long an answer takes.
 
 A stalled backend leaves llama-server in one ``recv`` for ever: its main thread does not wake, no token comes,
-a canary gets none, and no backend's rpc-server uses CPU time. A slow one shows at least one of these.
+a request for one token gets none, and no backend's rpc-server uses CPU time. A slow one shows at least one of
+these.
 """
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-
-import aiohttp
 
 from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, FailureClass
-from harness.diagnosis.rules import STOPPED_BY_SOMEBODY
+from harness.diagnosis.rules import STOPPED_BY_OTHERS
 from harness.monitor.backend_state import State, backend_state
 from harness.monitor.sample import Sample
 from harness.router.config import RouterConfig
-from harness.router.coordinator.canary import canary
-from harness.router.coordinator.readiness import wait_ended
-from harness.router.coordinator.start import Start
-from harness.router.coordinator.steps import Steps
-from harness.router.nodes.probe import BackendWatch, cpu_seconds
+from harness.router.coordinator.engine import Engine, LoadError
+from harness.router.coordinator.instance import CoordinatorInstance
+from harness.router.json_log import log_debug
+from harness.router.nodes.backends import BackendWatch, cpu_seconds
 
-_LOOK_S = 1.0
+_SNAPSHOT_S = 1.0
 _ADVICE = (
     "See on each backend's node that rpc-server runs and is not stopped (ps, state T), that the node is up "
     "and its link passes traffic."
@@ -31,15 +29,15 @@ _ADVICE = (
 
 
 @dataclass(frozen=True)
-class Look:
+class Progress:
     """Counters of which at least one grows while a coordinator works."""
 
-    moved_at: float
+    progress_s: float
     """When a byte of an answer last came, or a request was last sent; monotonic seconds."""
-    awake: int
+    main_thread_switches: int
     """How often llama-server's main thread has slept and woken."""
     samples: Mapping[str, Sample]
-    """Newest sample of each backend's node that is heard of: it has the CPU time of its rpc-server."""
+    """Newest sample of each backend's node that publishes: it has the CPU time of its rpc-server."""
 
 
 def stalled(
@@ -48,16 +46,16 @@ def stalled(
     nodes: frozenset[str],
     *,
     now_ns: int,
-    seen_s: float,
-    unseen_s: float,
+    sampled_limit_s: float,
+    unsampled_limit_s: float,
 ) -> Diagnosis | None:
-    """The diagnosis of a coordinator of which nothing has moved for ``still_s``; None while it may be slow.
+    """The diagnosis of a coordinator without any progress for ``still_s``; None while it may be slow.
 
     Args:
-        samples: newest samples of the backends' nodes, where they are heard of.
+        samples: newest samples of the backends' nodes, where there are any.
         nodes: nodes of the plan.
-        seen_s: enough stillness where every node is heard of, or one says that its backend is gone.
-        unseen_s: enough where nodes say nothing.
+        sampled_limit_s: enough where every node has a sample, or one says that its backend is gone.
+        unsampled_limit_s: enough where nodes publish nothing.
     """
     gone = {
         node: state.reason
@@ -65,9 +63,9 @@ def stalled(
         if (state := backend_state(sample, now_ns)).state in (State.DOWN, State.STARTING)
     }
     decided = bool(gone) or nodes <= samples.keys()
-    if still_s < (seen_s if decided else unseen_s):
+    if still_s < (sampled_limit_s if decided else unsampled_limit_s):
         return None
-    still = f"for {still_s:.0f} s no token, no wake-up of llama-server's main thread; a canary got none"
+    still = f"for {still_s:.0f} s no token, no wake-up of llama-server's main thread, no answer to a canary"
     lines = [Evidence(source="router", line=still)]
     lines += [Evidence(source=f"samples {node}", line=reason) for node, reason in gone.items()]
     if decided and not gone:
@@ -81,129 +79,123 @@ def stalled(
 
 
 def broken_off(still_s: float) -> Diagnosis:
-    """The diagnosis of a llama-server that broke off a request, and for ``still_s`` neither moves nor ends.
+    """The diagnosis of a llama-server that broke off a request, and since then neither works nor ends.
 
-    Builds since 11434 do that for ever when a SIGTERM finds a request in flight.
+    Builds since 11434 do that for ever when a SIGTERM comes while a request is in flight.
     """
-    line = f"llama-server broke off a request for one token, then nothing moved for {still_s:.0f} s"
+    line = f"llama-server broke off a request for one token, then made no progress for {still_s:.0f} s"
     return Diagnosis(
         failure_class=FailureClass.STOPPED_BUSY,
         evidence=[Evidence(source="router", line=line)],
         confidence=Confidence.LIKELY,
-        advice=STOPPED_BY_SOMEBODY,
+        advice=STOPPED_BY_OTHERS,
     )
 
 
-class Watcher:
-    """Looks at a coordinator whose requests have gone without a byte for long."""
+class Liveness:
+    """Watches a coordinator whose requests have had no byte for long, and proves a new one with one token."""
 
-    def __init__(
-        self,
-        config: RouterConfig,
-        session: aiohttp.ClientSession,
-        url: str,
-        backends: BackendWatch,
-        steps: Steps,
-    ) -> None:
+    def __init__(self, config: RouterConfig, engine: Engine, backends: BackendWatch) -> None:
         self._config = config
-        self._session = session
-        self._url = url
+        self._engine = engine
         self._backends = backends
-        self._steps = steps
 
-    async def prove(self, start: Start) -> Diagnosis | None:
-        """Ask for one token; None once it came. Given up only when nothing moves: then the diagnosis."""
-        if not self._config.canary_deadline_s:
-            return None
-        asked = asyncio.create_task(canary(self._session, self._url))
-        try:
-            await asyncio.wait({asked}, timeout=self._config.canary_deadline_s)
-            while not asked.done():
-                if found := await self._examine(start, asked):
-                    return found
-        finally:
-            asked.cancel()
-            await asyncio.gather(asked, return_exceptions=True)
-        if asked.result():
-            start.timings.canary_ns = time.time_ns()
-            self._steps("canary answered", start=start.id)
-        return None
+    async def verify_token(self, instance: CoordinatorInstance) -> None:
+        """Have a new coordinator give one token, however slowly.
 
-    async def run(self, start: Start) -> Diagnosis | None:
-        """Watch until the start has ended (None) or nothing of it moves any more (the diagnosis)."""
-        while not start.ended.is_set():
-            await start.busy_or_ended()
-            if (quiet_s := start.quiet_s) < self._config.suspect_s:
-                await wait_ended(start, self._config.suspect_s - quiet_s)
-            elif await self._moves(start):
-                await wait_ended(start, self._config.suspect_s)
+        Raises:
+            LoadError: it makes no progress, or ended.
+        """
+        if self._config.canary_deadline_s:
+            async with self._canary() as canary:
+                await asyncio.wait({canary}, timeout=self._config.canary_deadline_s)
+                while not canary.done():
+                    if diagnosis := await self._examine(instance, canary):
+                        instance.state.diagnosis = diagnosis
+                        raise LoadError(diagnosis.failure_class, diagnosis.evidence[0].line)
+                if canary.result():
+                    instance.timings.canary_ns = time.time_ns()
+                    log_debug("canary_answered", start=instance.id)
+        if instance.process and instance.process.exit:
+            raise LoadError(FailureClass.UNKNOWN, "llama-server ended at the first request for a token")
+
+    async def watch(self, instance: CoordinatorInstance) -> Diagnosis | None:
+        """Watch until the instance has ended (None) or it makes no progress any more (the diagnosis)."""
+        suspect_s = self._config.suspect_s
+        while not instance.ended.is_set():
+            await instance.busy_or_ended()
+            if (quiet_s := instance.quiet_s) < suspect_s:
+                await instance.ended_within(suspect_s - quiet_s)
+            elif await self._progresses(instance):
+                await instance.ended_within(suspect_s)
             else:
-                asked = asyncio.create_task(canary(self._session, self._url))
-                try:
-                    if found := await self._examine(start, asked):
-                        return found
-                finally:
-                    asked.cancel()
-                    await asyncio.gather(asked, return_exceptions=True)
+                async with self._canary() as canary:
+                    if diagnosis := await self._examine(instance, canary):
+                        return diagnosis
         return None
 
-    async def _moves(self, start: Start) -> bool:
-        before = await self._look(start)
-        await wait_ended(start, _LOOK_S)
-        signs = signs_of_life(before, await self._look(start))
-        self._steps("no byte for long", start=start.id, signs=signs)
+    @asynccontextmanager
+    async def _canary(self) -> AsyncIterator[asyncio.Task[bool]]:
+        canary = asyncio.create_task(self._engine.generate_token())
+        try:
+            yield canary
+        finally:
+            canary.cancel()
+            await asyncio.gather(canary, return_exceptions=True)
+
+    async def _progresses(self, instance: CoordinatorInstance) -> bool:
+        before = await self._snapshot(instance)
+        await instance.ended_within(_SNAPSHOT_S)
+        signs = signs_of_life(before, await self._snapshot(instance))
+        log_debug("no_byte_for_long", start=instance.id, signs=signs)
         return bool(signs)
 
-    async def _examine(self, start: Start, asked: asyncio.Task[bool]) -> Diagnosis | None:
-        """Look again and again: None at the first sign of life, the diagnosis once there has been none."""
-        began, nodes = time.monotonic(), frozenset(share.node for share in start.plan.shares)
-        before = await self._look(start)
-        while not start.ended.is_set():
-            await wait_ended(start, _LOOK_S) if asked.done() else await asyncio.wait({asked}, timeout=_LOOK_S)
-            now = await self._look(start)
-            refused = asked.done() and not asked.result()
+    async def _examine(self, instance: CoordinatorInstance, canary: asyncio.Task[bool]) -> Diagnosis | None:
+        """Compare snapshots: None at the first sign of life, the diagnosis after too long without one."""
+        began, nodes = time.monotonic(), frozenset(share.node for share in instance.plan.shares)
+        before = await self._snapshot(instance)
+        while not instance.ended.is_set():
+            if canary.done():
+                await instance.ended_within(_SNAPSHOT_S)
+            else:
+                await asyncio.wait({canary}, timeout=_SNAPSHOT_S)
+            now = await self._snapshot(instance)
+            refused = canary.done() and not canary.result()
             signs = signs_of_life(before, now)
-            if signs or (asked.done() and not refused):
-                self._steps("it moves", start=start.id, signs=signs or ["canary"])
+            if signs or (canary.done() and not refused):
+                log_debug("progress_seen", start=instance.id, signs=signs or ["canary"])
                 return None
             still_s = time.monotonic() - began
             if refused:
-                found = broken_off(still_s) if still_s >= self._config.suspect_s else None
+                diagnosis = broken_off(still_s) if still_s >= self._config.suspect_s else None
             else:
-                found = stalled(
+                diagnosis = stalled(
                     still_s,
                     now.samples,
                     nodes,
                     now_ns=time.time_ns(),
-                    seen_s=self._config.suspect_s,
-                    unseen_s=self._config.stall_deadline_s,
+                    sampled_limit_s=self._config.suspect_s,
+                    unsampled_limit_s=self._config.stall_deadline_s,
                 )
-            if found and not start.ended.is_set():
-                self._steps("stalled", start=start.id, evidence=[e.line for e in found.evidence])
-                return found
+            if diagnosis and not instance.ended.is_set():
+                evidence = [line.line for line in diagnosis.evidence]
+                log_debug("coordinator_stalled", start=instance.id, evidence=evidence)
+                return diagnosis
         return None
 
-    async def _look(self, start: Start) -> Look:
-        samples = await self._backends.samples([share.node for share in start.plan.shares])
-        return Look(start.moved_at, thread_wakes(start.state.pid or 0), samples)
+    async def _snapshot(self, instance: CoordinatorInstance) -> Progress:
+        samples = await self._backends.samples([share.node for share in instance.plan.shares])
+        switches = self._engine.main_thread_switches(instance.process) if instance.process else 0
+        return Progress(instance.progress_s, switches, samples)
 
 
-def signs_of_life(before: Look, now: Look) -> list[str]:
-    """What has moved between two looks."""
+def signs_of_life(before: Progress, now: Progress) -> list[str]:
+    """What has grown between two snapshots."""
     signs = []
-    if now.moved_at != before.moved_at:
+    if now.progress_s != before.progress_s:
         signs.append("bytes")
-    if now.awake != before.awake:
+    if now.main_thread_switches != before.main_thread_switches:
         signs.append("main thread")
-    worked = cpu_seconds(before.samples), cpu_seconds(now.samples)
-    signs += [f"cpu of {node}" for node in worked[0] if worked[1].get(node, 0) > worked[0][node]]
+    cpu_before_s, cpu_now_s = cpu_seconds(before.samples), cpu_seconds(now.samples)
+    signs += [f"cpu of {node}" for node in cpu_before_s if cpu_now_s.get(node, 0) > cpu_before_s[node]]
     return signs
-
-
-def thread_wakes(pid: int) -> int:
-    """How often the main thread of a process has slept, or has been put off by others; 0 once it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/task/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return sum(int(line.split()[1]) for line in status.splitlines() if "ctxt_switches" in line)

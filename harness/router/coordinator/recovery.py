@@ -1,195 +1,225 @@
-"""How a model comes back after its coordinator was lost: pause, look at the backends, plan again, start."""
+"""Loads for requests, through failures: back-off, a restart budget, and backends that may be missing."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from harness.contracts.diagnosis import FailureClass
-from harness.contracts.load_request import LoadRequest
-from harness.contracts.plan import Plan
+from pydantic import BaseModel, Field
+
+from harness.common.sockets import connected_endpoints
+from harness.contracts.diagnosis import Diagnosis, FailureClass
+from harness.contracts.plan import LoadRequest, Plan
 from harness.router.config import Backend, RouterConfig
-from harness.router.coordinator.restarts import Failure, RestartBudget, pause_s
-from harness.router.coordinator.start import Start
-from harness.router.coordinator.steps import Steps
+from harness.router.coordinator.instance import CoordinatorInstance
+from harness.router.coordinator.scheduler import retry_seconds
 from harness.router.errors import RouterError
 from harness.router.http.metrics import Metrics
-from harness.router.nodes.probe import BackendWatch
-from harness.router.nodes.sockets import connected
-from harness.router.nodes.stale_connections import Forgotten
+from harness.router.json_log import log_debug
+from harness.router.nodes.backends import BackendWatch, StaleConnections
 
-T = TypeVar("T")
-
-Loader = Callable[[LoadRequest], Awaitable[Start]]
-
-_ANOTHER_TRY = frozenset(
+_KEPT_FAILURES = 100
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 30.0
+_RETRIED = frozenset(
     {
         FailureClass.BACKEND_LOST,
         FailureClass.BACKEND_UNREACHABLE,
         FailureClass.BACKEND_STALLED,
         FailureClass.SEGFAULT,
         FailureClass.SIGPIPE,
+        FailureClass.STOPPED,
+        FailureClass.STOPPED_BUSY,
         FailureClass.UNKNOWN,
     }
 )
-"""Failures of a load after which another start may go better; the others would only fail again."""
+"""Failures of a load after which another start may succeed; the others would only come again.
+
+A stop by another program meant that process alone.
+"""
 
 
-_CALLED_OFF = 409
-"""Status of a load that was ended because somebody asked us for it."""
+class Failure(BaseModel):
+    """A coordinator that ended unexpectedly, or did not become ready."""
+
+    time_ns: int = Field(default_factory=time.time_ns)
+    start_id: str | None = None
+    model: str
+    failure_class: str
+    message: str
+    diagnosis: Diagnosis | None = None
+
+
+def pause_s(failures_in_a_row: int) -> float:
+    """How long to wait before the next start: nothing after the first failure, then 1, 2, 4 ... 30 s."""
+    if failures_in_a_row < 2:
+        return 0.0
+    return min(_FIRST_PAUSE_S * 2.0 ** (failures_in_a_row - 2), _LONGEST_PAUSE_S)
+
+
+class RestartBudget:
+    """Counts failures within a window of time.
+
+    Args:
+        limit: failures within the window after which nothing is started any more.
+        window_s: how long a failure counts, in seconds.
+    """
+
+    def __init__(self, limit: int, window_s: float) -> None:
+        self._limit = limit
+        self._window_ns = int(window_s * 1e9)
+        self.history: deque[Failure] = deque(maxlen=_KEPT_FAILURES)
+        """The last failures, oldest first."""
+        self.in_a_row = 0
+        """Failures since the last answer."""
+        self._counted_from_ns = 0
+
+    def record_failure(self, failure: Failure) -> None:
+        self.history.append(failure)
+        self.in_a_row += 1
+        log_debug("failure_counted", **failure.model_dump(exclude={"time_ns"}, mode="json"))
+
+    def record_answer(self) -> None:
+        """A request was answered: the next failure is the first of its row again."""
+        self.in_a_row = 0
+
+    def reset(self, now_ns: int) -> None:
+        """Count nothing from before: an administrator asks for a load."""
+        self.in_a_row = 0
+        self._counted_from_ns = now_ns
+
+    def check(self, now_ns: int) -> None:
+        """Refuse another start once the budget is spent.
+
+        Raises:
+            RouterError: 503 with the last diagnosis and the time after which a start is possible again.
+        """
+        since_ns = max(now_ns - self._window_ns, self._counted_from_ns)
+        recent = [failure for failure in self.history if failure.time_ns > since_ns]
+        if len(recent) < self._limit:
+            return
+        last, window_s = recent[-1], self._window_ns / 1e9
+        advice = last.diagnosis.advice if last.diagnosis else last.message
+        raise RouterError(
+            503,
+            "restart_budget_spent",
+            f"the coordinator failed {len(recent)} times within {window_s:g} s, "
+            f"last with {last.failure_class}: {advice}",
+            diagnosis=last.diagnosis,
+            retry_after_s=retry_seconds((recent[-self._limit].time_ns + self._window_ns - now_ns) / 1e9),
+        )
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try of a load, on the backends that answer."""
+
+    request: LoadRequest
+    missing: dict[str, str] = field(default_factory=dict)
+    """By node, what was seen of a backend that does not answer."""
 
 
 class Recovery:
-    """Loads for requests, through failures, as far as the budget of restarts allows."""
+    """Prepares each attempt of a load for requests, and says whether a failure is worth another one."""
 
     def __init__(
-        self,
-        config: RouterConfig,
-        backends: BackendWatch,
-        forgotten: Forgotten,
-        steps: Steps,
-        metrics: Metrics,
+        self, config: RouterConfig, backends: BackendWatch, stale: StaleConnections, metrics: Metrics
     ) -> None:
         self._config = config
         self._backends = backends
-        self._forgotten = forgotten
-        self._steps = steps
+        self._stale = stale
         self._metrics = metrics
+        self._retry_after_s = round(config.backend_wait_s) or 1
         self.budget = RestartBudget(config.restart_budget, config.restart_window_s)
-        self._pausing: asyncio.Future[str] | None = None
 
-    def failed(self, start: Start) -> None:
-        """A coordinator ended while it was lent."""
-        self._count(
+    async def prepare(self, request: LoadRequest) -> Attempt:
+        """Wait for the back-off and for the backends; without those that do not come back.
+
+        Raises:
+            RouterError: the budget is spent (503), or no backend answers (503).
+        """
+        self.budget.check(time.time_ns())
+        await asyncio.sleep(pause_s(self.budget.in_a_row))
+        missing = await self._missing(self._chosen(request.nodes))
+        log_debug("backends_checked", model=request.model, missing=missing)
+        if self.budget.in_a_row:
+            self._metrics.coordinator_restarted(self.budget.history[-1].diagnosis)
+        if not missing:
+            return Attempt(request)
+        nodes = request.nodes or [backend.node for backend in self._config.backends]
+        present = [node for node in nodes if node not in missing]
+        if not present:
+            raise self._unreachable(missing, "there is no other backend")
+        log_debug("planned_without_missing", model=request.model, nodes=present)
+        return Attempt(request.model_copy(update={"nodes": present, "plan": None}), missing)
+
+    def record_failed_load(self, attempt: Attempt, error: RouterError) -> None:
+        """Count a failure that another attempt may mend.
+
+        Raises:
+            RouterError: another attempt would fail again.
+        """
+        if attempt.missing and error.error_class == "does_not_fit":
+            raise self._unreachable(attempt.missing, f"without them: {error.message}") from None
+        if error.error_class not in _RETRIED:
+            raise error
+        self.budget.record_failure(
             Failure(
-                time_ns=time.time_ns(),
-                start_id=start.id,
-                model=start.plan.model,
-                failure_class=start.failure,
-                message="it ended while it served",
-                diagnosis=start.state.diagnosis,
+                start_id=error.state.start_id if error.state else None,
+                model=attempt.request.model,
+                failure_class=error.error_class,
+                message=error.message,
+                diagnosis=error.diagnosis,
             )
         )
 
-    def interrupt(self, why: str) -> bool:
-        """Give up a recovery that waits for something; whether there was one."""
-        if self._pausing is None or self._pausing.done():
-            return False
-        self._pausing.set_result(why)
-        return True
+    def record_death(self, instance: CoordinatorInstance) -> None:
+        """Count a coordinator that ended while it was ready."""
+        self.budget.record_failure(
+            Failure(
+                start_id=instance.id,
+                model=instance.model,
+                failure_class=instance.failure,
+                message="it ended while it was ready",
+                diagnosis=instance.state.diagnosis,
+            )
+        )
 
-    async def load(self, request: LoadRequest, load: Loader) -> Start:
-        """Load with the backends that are there; again after a failure that another start may mend.
-
-        Raises:
-            RouterError: the budget is spent (503), backends are missing and the model does not fit without
-                them (503), somebody asked for an end (409), or a failure that would only come again.
-        """
-        while True:
-            self.budget.check(time.time_ns())
-            await self._pause(asyncio.sleep(pause_s(self.budget.in_a_row)))
-            absent = await self._pause(self._absent(request))
-            if self.budget.in_a_row:
-                self._metrics.coordinator_restarted(self.budget.history[-1].diagnosis)
-            possible = self._without(request, absent)
-            try:
-                return await load(possible)
-            except RouterError as error:
-                if absent and error.error_class == "does_not_fit":
-                    raise self._missing(absent, f"without them: {error.message}") from None
-                if not _may_go_better(error):
-                    raise
-                self._count(
-                    Failure(
-                        time_ns=time.time_ns(),
-                        start_id=error.state.start_id if error.state else None,
-                        model=request.model,
-                        failure_class=error.error_class,
-                        message=error.message,
-                        diagnosis=error.diagnosis,
-                    )
-                )
-
-    def _count(self, failure: Failure) -> None:
-        self.budget.failed(failure)
-        self._steps("failure", **failure.model_dump(exclude={"time_ns"}, mode="json"))
-
-    async def _absent(self, request: LoadRequest) -> dict[str, str]:
-        wanted = request.nodes or [backend.node for backend in self._config.backends]
-        backends = [backend for backend in self._config.backends if backend.node in wanted]
-        self._leased(backends)
-        absent = await self._forgotten.among(backends)
-        others = [backend for backend in backends if backend.node not in absent]
-        absent |= await self._backends.absent(others, self._config.backend_wait_s)
-        self._steps("backends", model=request.model, absent=absent)
-        return absent
-
-    async def check(self, plan: Plan) -> None:
-        """Refuse a load that would wait behind a connection which nobody has any more.
+    async def check_plan(self, plan: Plan) -> None:
+        """Refuse a load that would wait behind a connection which the head node no longer has.
 
         Raises:
             RouterError: a backend of the plan serves one (503).
         """
-        planned = {share.node for share in plan.shares if share.layers}
-        backends = [backend for backend in self._config.backends if backend.node in planned]
-        if found := await self._forgotten.among(backends):
-            raise self._missing(found, "then load again")
+        nodes = {share.node for share in plan.shares if share.layers}
+        if stale := await self._stale.find(self._chosen(list(nodes))):
+            raise self._unreachable(stale, "then load again")
 
-    def _leased(self, backends: list[Backend]) -> None:
-        """Refuse backends that something else on this machine is connected to.
+    def _chosen(self, nodes: Sequence[str] | None) -> list[Backend]:
+        return [backend for backend in self._config.backends if nodes is None or backend.node in nodes]
 
-        Raises:
-            RouterError: they are in use (503).
-        """
-        if used := connected([backend.endpoint for backend in backends]):
+    async def _missing(self, backends: Sequence[Backend]) -> dict[str, str]:
+        self._check_unused(backends)
+        missing = await self._stale.find(backends)
+        others = [backend for backend in backends if backend.node not in missing]
+        return missing | await self._backends.absent(others, self._config.backend_wait_s)
+
+    def _check_unused(self, backends: Sequence[Backend]) -> None:
+        in_use = connected_endpoints()
+        if used := [backend.endpoint for backend in backends if backend.endpoint in in_use]:
             raise RouterError(
                 503,
                 "backends_leased",
                 f"another program of this machine is connected to {', '.join(used)}; "
                 "find it with 'ss -Htnp' and stop it",
-                retry_after_s=round(self._config.backend_wait_s) or 1,
+                retry_after_s=self._retry_after_s,
             )
 
-    def _without(self, request: LoadRequest, absent: dict[str, str]) -> LoadRequest:
-        """The same load on the backends that are there; a plan that was given goes with the others."""
-        if not absent:
-            return request
-        wanted = request.nodes or [backend.node for backend in self._config.backends]
-        present = [node for node in wanted if node not in absent]
-        if not present:
-            raise self._missing(absent, "there is no other backend")
-        self._steps("planned again", model=request.model, nodes=present)
-        return request.model_copy(update={"nodes": present, "plan": None})
-
-    def _missing(self, absent: dict[str, str], rest: str) -> RouterError:
+    def _unreachable(self, missing: dict[str, str], rest: str) -> RouterError:
         return RouterError(
             503,
             str(FailureClass.BACKEND_UNREACHABLE),
-            f"backends do not answer: {'; '.join(absent.values())}; {rest}",
-            retry_after_s=round(self._config.backend_wait_s) or 1,
+            f"backends do not answer: {'; '.join(missing.values())}; {rest}",
+            retry_after_s=self._retry_after_s,
         )
-
-    async def _pause(self, work: Awaitable[T]) -> T:
-        """Wait for ``work``, unless somebody asks for an end first."""
-        task = asyncio.ensure_future(work)
-        self._pausing = asyncio.get_running_loop().create_future()
-        try:
-            both: set[asyncio.Future[Any]] = {task, self._pausing}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise RouterError(409, str(FailureClass.STOPPED), self._pausing.result())
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            self._pausing.cancel()
-            self._pausing = None
-
-
-def _may_go_better(error: RouterError) -> bool:
-    """Whether another start is worth it; a stop that was not asked of us was meant for that process alone."""
-    by_others = error.status != _CALLED_OFF and error.error_class in (
-        FailureClass.STOPPED,
-        FailureClass.STOPPED_BUSY,
-    )
-    return by_others or error.error_class in _ANOTHER_TRY

@@ -1,1 +1,1 @@
-"""``/dashboard``: what the router sees and does, live, on one page."""
+"""``/dashboard``: the router's state, live, on one page."""

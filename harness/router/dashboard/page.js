@@ -3,8 +3,8 @@
 (() => {
   const SILENT_MS = 5000, AGAIN_MS = 2000;
   const byId = (id) => document.getElementById(id);
-  const shown = new Map();
-  let source = null, heard = 0, taken = 0, state = "", timer = 0;
+  const drawn = new Map();
+  let source = null, lastEventMs = 0, snapshotMs = 0, state = "", timer = 0;
 
   function make(tag, text, kind) {
     const node = document.createElement(tag);
@@ -12,9 +12,9 @@
     if (kind) node.className = kind;
     return node;
   }
-  const known = (value) => value !== null && value !== undefined;
-  const gib = (bytes) => known(bytes) ? (bytes / 2 ** 30).toFixed(bytes < 2 ** 30 ? 2 : 1) + " GiB" : "not known";
-  const seconds = (s) => !known(s) ? "" : s < 90 ? s.toFixed(s < 10 ? 1 : 0) + " s" : Math.round(s / 60) + " min";
+  const isSet = (value) => value !== null && value !== undefined;
+  const gib = (bytes) => isSet(bytes) ? (bytes / 2 ** 30).toFixed(bytes < 2 ** 30 ? 2 : 1) + " GiB" : "not known";
+  const seconds = (s) => !isSet(s) ? "" : s < 90 ? s.toFixed(s < 10 ? 1 : 0) + " s" : Math.round(s / 60) + " min";
   const clock = (ms) => new Date(ms).toLocaleTimeString();
 
   function table(id, columns, rows, empty) {
@@ -42,7 +42,7 @@
 
   function bar(card, label, used, total) {
     card.append(make("p", label + ": " + gib(used) + " of " + gib(total)));
-    if (!known(used) || !total) return;
+    if (!isSet(used) || !total) return;
     const made = make("progress");
     made.max = total;
     made.value = used;
@@ -51,31 +51,31 @@
   }
 
   const STATES = ["idle", "busy", "starting", "down", "silent", "unknown"];
-  function backend(one) {
+  function backend(row) {
     const card = make("li"), name = make("p");
-    name.append(make("strong", one.node), " ", make("span", one.state, "state " + (STATES.includes(one.state) ? one.state : "")));
-    card.append(name, make("p", one.reason, "muted"), make("p", one.endpoint, "muted"));
-    if (known(one.layers)) card.append(make("p", one.layers + " layers of the coordinator's model"));
-    if (one.memory) {
-      bar(card, "Memory", one.memory.used_bytes, one.memory.total_bytes);
-      bar(card, "Swap", one.memory.swap_used_bytes, one.memory.swap_total_bytes);
+    name.append(make("strong", row.node), " ", make("span", row.state, "state " + (STATES.includes(row.state) ? row.state : "")));
+    card.append(name, make("p", row.reason, "muted"), make("p", row.endpoint, "muted"));
+    if (isSet(row.layers)) card.append(make("p", row.layers + " layers of the coordinator's model"));
+    if (row.memory) {
+      bar(card, "Memory", row.memory.used_bytes, row.memory.total_bytes);
+      bar(card, "Swap", row.memory.swap_used_bytes, row.memory.swap_total_bytes);
     } else card.append(make("p", "Memory and swap: not known, no sample", "muted"));
-    for (const gpu of one.gpus) {
+    for (const gpu of row.gpus) {
       card.append(make("p", "GPU " + gpu.index + ": " + gpu.name));
       if (gpu.problem) card.append(make("p", gpu.problem, "bad"));
       bar(card, "GPU memory", gpu.memory_used_bytes, gpu.memory_total_bytes);
-      if (known(gpu.use_percent)) card.append(make("p", "in use " + gpu.use_percent.toFixed(0) + " %"));
-      if (known(gpu.temperature_c)) card.append(make("p", gpu.temperature_c.toFixed(0) + " °C"));
+      if (isSet(gpu.use_percent)) card.append(make("p", "in use " + gpu.use_percent.toFixed(0) + " %"));
+      if (isSet(gpu.temperature_c)) card.append(make("p", gpu.temperature_c.toFixed(0) + " °C"));
     }
     return card;
   }
-  function failure(one) {
+  function failure(row) {
     const card = make("li"), name = make("p");
-    name.append(make("strong", one.class, "bad"), " ", one.model + ", " + clock(one.time_ms));
-    card.append(name, make("p", one.message));
-    for (const line of one.evidence) card.append(make("p", line, "muted"));
-    if (one.advice && one.advice !== one.message) card.append(make("p", one.advice));
-    card.append(make("p", one.outcome, "outcome"));
+    name.append(make("strong", row.class, "bad"), " ", row.model + ", " + clock(row.time_ms));
+    card.append(name, make("p", row.message));
+    for (const line of row.evidence) card.append(make("p", line, "muted"));
+    if (row.advice && row.advice !== row.message) card.append(make("p", row.advice));
+    card.append(make("p", row.outcome, "outcome"));
     return card;
   }
   function cards(id, rows, build, empty) {
@@ -89,7 +89,7 @@
     requests_in_flight: (n) => { byId("requests-count").textContent = n + " in flight"; },
     requests: (rows) => table("requests", [["Request", (r) => r.id], ["Model", (r) => r.model || "not read yet"],
       ["API", (r) => r.api], ["Route", (r) => r.route || "waits for its answer"], ["Age", (r) => seconds(r.age_s), 1],
-      ["Tokens", (r) => r.tokens, 1], ["Tokens/s", (r) => known(r.tokens_per_s) ? r.tokens_per_s : "–", 1]],
+      ["Tokens", (r) => r.tokens, 1], ["Tokens/s", (r) => isSet(r.tokens_per_s) ? r.tokens_per_s : "–", 1]],
       rows, "nothing is being answered"),
     queue_length: (n) => { byId("queue-count").textContent = n + " waiting"; },
     queue: (rows) => table("queue", [["Place", (r) => r.position, 1], ["Model", (r) => r.model],
@@ -114,43 +114,43 @@
   function show(snapshot) {
     for (const [name, draw] of Object.entries(SECTIONS)) {
       const text = JSON.stringify(snapshot[name]);
-      if (shown.get(name) === text) continue;
+      if (drawn.get(name) === text) continue;
       draw(snapshot[name]);
-      shown.set(name, text);
+      drawn.set(name, text);
     }
   }
 
-  function say(kind, text) {
+  function setStatus(kind, text) {
     if (state === text) return;  // a screen reader hears changes, not every second
     state = text;
     byId("connection").textContent = text;
     byId("connection").className = "state " + kind;
   }
-  function tellAge() {
-    const old = taken ? Math.round((performance.now() - taken) / 1000) : 0;
-    byId("age").textContent = !taken ? "nothing seen yet" : "what is shown is " + old + " s old";
+  function showAge() {
+    const old = snapshotMs ? Math.round((performance.now() - snapshotMs) / 1000) : 0;
+    byId("age").textContent = !snapshotMs ? "nothing seen yet" : "what is shown is " + old + " s old";
   }
   function open() {
     clearTimeout(timer);
     timer = 0;
     if (source) source.close();
-    heard = performance.now();
+    lastEventMs = performance.now();
     source = new EventSource("/dashboard/events");
     source.onmessage = (event) => {
       show(JSON.parse(event.data));
-      heard = taken = performance.now();
-      say("live", "Live");
-      tellAge();
+      lastEventMs = snapshotMs = performance.now();
+      setStatus("live", "Live");
+      showAge();
     };
     source.onerror = lost;
   }
   function lost() {
     if (source) source.close();
     source = null;
-    say("lost", "Connection lost; trying again");
-    if (!timer) timer = setTimeout(again, AGAIN_MS);
+    setStatus("lost", "Connection lost; trying again");
+    if (!timer) timer = setTimeout(reconnect, AGAIN_MS);
   }
-  async function again() {
+  async function reconnect() {
     timer = 0;
     try {
       const answer = await fetch("/dashboard/session", { cache: "no-store", signal: AbortSignal.timeout(SILENT_MS) });
@@ -159,8 +159,8 @@
     } catch { lost(); }
   }
   setInterval(() => {
-    tellAge();
-    if (source && performance.now() - heard > SILENT_MS) lost();
+    showAge();
+    if (source && performance.now() - lastEventMs > SILENT_MS) lost();
   }, 1000);
   open();
 })();

@@ -1,138 +1,176 @@
-"""What the dashboard shows of one moment, gathered from the router's parts. Nothing is connected to."""
+"""One snapshot of the router for the dashboard, gathered from its parts. Nothing is connected to."""
 
 import asyncio
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.llama.ollama_storage import same_model
-from harness.monitor.backend_state import BackendState, age_s
+from harness.monitor.backend_state import age_s, state_without_redis
 from harness.monitor.sample import Sample
 from harness.router.config import RouterConfig
-from harness.router.coordinator.coordinator import Coordinator
-from harness.router.coordinator.restarts import Failure
-from harness.router.dashboard.outcome import outcome
-from harness.router.dashboard.tail import log_tail
-from harness.router.errors import RouterError
+from harness.router.coordinator.manager import CoordinatorManager
+from harness.router.coordinator.recovery import Failure
 from harness.router.http.metrics import Metrics
-from harness.router.http.stream_stats import Observed
-from harness.router.models.catalogue import Catalogue
+from harness.router.http.stream_stats import RequestStats
 from harness.router.nodes.samples import NodeSamples
 from harness.router.pool.pool import Pool
-from harness.router.routing.resolver import Decider
+from harness.router.routing.resolver import ListedModel, RouteResolver
 
 _DECISIONS = 20
 _FAILURES = 10
-_SHOWN = 100
-"""Requests, and waiting requests, that one page lists; it says how many there are."""
+_REQUESTS = 100
+"""Requests, and waiting requests, that are listed; their number is given beside."""
 _MODELS_EVERY_S = 5.0
 _UP = (CoordinatorPhase.STARTING, CoordinatorPhase.READY)
+_LOG_BYTES, _LOG_LINES, _LOG_LINE_CHARACTERS = 16 * 1024, 40, 400
+_MEMORY = {"total_bytes", "available_bytes", "used_bytes", "swap_total_bytes", "swap_used_bytes"}
+_GPU = {
+    *("index", "name", "problem", "memory_total_bytes", "memory_used_bytes", "use_percent", "temperature_c")
+}
 
 
-@dataclass(frozen=True)
-class Sources:
-    """The parts of the router that are looked at."""
+@dataclass(eq=False)
+class Snapshots:
+    """Takes snapshots; the list of models, which reads the disk, is renewed every few seconds."""
 
     config: RouterConfig
-    catalogue: Catalogue
-    decider: Decider
+    resolver: RouteResolver
     pool: Pool
-    coordinator: Coordinator
+    coordinator: CoordinatorManager
     metrics: Metrics
     nodes: NodeSamples
-
-
-class Snapshots:
-    """Takes snapshots; the list of models, which costs a look at the disk, every few seconds."""
-
-    def __init__(self, sources: Sources) -> None:
-        self._from = sources
-        self._models: list[dict[str, Any]] = []
-        self._models_s = -_MODELS_EVERY_S
+    _models: list[ListedModel] = field(default_factory=list, init=False)
+    _models_s: float = field(default=-_MODELS_EVERY_S, init=False)
 
     async def take(self) -> str:
         """One snapshot as JSON in one line. Sizes in bytes, ages in seconds, times in UTC milliseconds."""
-        coordinator, now = self._from.coordinator, time.monotonic()
+        coordinator, now = self.coordinator, time.monotonic()
         state = coordinator.state
         if now - self._models_s >= _MODELS_EVERY_S:
-            self._models, self._models_s = await self._list_models(), now
-        live = sorted(self._from.metrics.live, key=lambda one: one.started_s)
+            self._models, self._models_s = await self.resolver.listing(), now
+        live = sorted(self.metrics.live, key=lambda stats: stats.started_s)
         queue = coordinator.queue
         log_path = coordinator.log_path(state.start_id) if state.start_id else None
-        shown = {
+        snapshot = {
             "time_ms": time.time_ns() // 1_000_000,
-            "coordinator": _coordinator(state),
-            "models": [model | {"where": self._where(model["name"], state)} for model in self._models],
-            "queue": [entry.model_dump() for entry in queue[:_SHOWN]],
+            "coordinator": {
+                "phase": state.phase.value,
+                "model": state.model,
+                "start": state.start_id,
+                "pid": state.pid,
+                "in_flight": state.requests_in_flight,
+            },
+            "models": [
+                {
+                    "name": model.name,
+                    "file_bytes": model.file.file_bytes if model.file else None,
+                    "route": model.route,
+                    "reason": model.reason,
+                    "where": self._places(model.name, state),
+                }
+                for model in self._models
+            ],
+            "queue": [entry.model_dump() for entry in queue[:_REQUESTS]],
             "queue_length": len(queue),
-            "requests": [_request(one, now) for one in live[:_SHOWN]],
+            "requests": [_request(stats, now) for stats in live[:_REQUESTS]],
             "requests_in_flight": len(live),
             "backends": await self._backends(state),
-            "pool": self._from.pool.state,
-            "decisions": [_decision(one) for one in self._from.decider.last[: -_DECISIONS - 1 : -1]],
+            "pool": self.pool.state,
+            "decisions": [
+                {key: entry[key] for key in ("model", "route", "reason")}
+                | {"time_ms": entry["time_ns"] // 1_000_000}
+                for entry in self.resolver.last[: -_DECISIONS - 1 : -1]
+            ],
             "failures": [
-                _failure(one) | {"outcome": outcome(one, coordinator.starts)}
-                for one in coordinator.failures[: -_FAILURES - 1 : -1]
+                _failure(failure, coordinator.starts)
+                for failure in coordinator.failures[: -_FAILURES - 1 : -1]
             ],
             "log": {"start": state.start_id, "lines": await asyncio.to_thread(log_tail, log_path)},
         }
-        return json.dumps(shown, separators=(",", ":"))
+        return json.dumps(snapshot, separators=(",", ":"))
 
-    async def _list_models(self) -> list[dict[str, Any]]:
-        files = {file.name: file.file_bytes for file in await asyncio.to_thread(self._from.catalogue.files)}
-        listed = []
-        for name in self._from.decider.models():
-            entry: dict[str, Any] = {"name": name, "file_bytes": files.get(name)}
-            try:
-                chosen = await self._from.decider.decide(name, record=False)
-            except RouterError as error:
-                entry |= {"route": None, "reason": error.message}
-            else:
-                entry |= {"route": chosen.route.value, "reason": chosen.reason}
-            listed.append(entry)
-        return listed
-
-    def _where(self, name: str, state: CoordinatorState) -> list[str]:
+    def _places(self, name: str, state: CoordinatorState) -> list[str]:
         places = []
         if state.model == name and state.phase in _UP and state.plan:
             layers = ", ".join(f"{share.node} ({share.layers} layers)" for share in state.plan.shares)
             places.append(f"{'loaded' if state.phase is CoordinatorPhase.READY else 'loading'}: {layers}")
-        for server in self._from.pool.state:
+        for server in self.pool.state:
             if same_model(name) in map(same_model, server["models"]):
-                places.append(f"pool of {server['node']}{_held(server, name)}")
+                places.append(f"pool of {server['node']}{_memory_note(server, name)}")
         return places or ["disk of the head node"]
 
     async def _backends(self, state: CoordinatorState) -> list[dict[str, Any]]:
-        names = [backend.node for backend in self._from.config.backends]
-        samples = await self._from.nodes.heard(names)
-        states = self._from.nodes.states(names)
-        held = {share.endpoint: share.layers for share in state.plan.shares} if state.plan else {}
-        if state.phase not in _UP:
-            held = {}
+        backends = self.config.backends
+        nodes = [backend.node for backend in backends]
+        samples = await self.nodes.latest(nodes)
+        states = self.nodes.states(nodes)
+        shares = state.plan.shares if state.plan and state.phase in _UP else []
+        layers = {share.endpoint: share.layers for share in shares}
         return [
             {
                 "node": backend.node,
                 "endpoint": backend.endpoint,
-                "layers": held.get(backend.endpoint),
-                **shown_state(states.get(backend.node), backend.endpoint in held),
+                "layers": layers.get(backend.endpoint),
+                "state": current.state.value,
+                "reason": current.reason,
                 **_figures(samples.get(backend.node)),
             }
-            for backend in self._from.config.backends
+            for backend in backends
+            for current in [
+                states.get(backend.node) or state_without_redis(leased=backend.endpoint in layers)
+            ]
         ]
 
 
-def shown_state(seen: BackendState | None, held: bool) -> dict[str, str]:
-    """State of a backend; without a monitor only what the router itself knows: busy, or unknown."""
-    if seen is not None:
-        return {"state": seen.state.value, "reason": seen.reason}
-    if held:
-        return {"state": "busy", "reason": "leased to our coordinator; no Redis to ask for more"}
-    return {"state": "unknown", "reason": "no Redis to ask; a backend is never connected to for this"}
+def outcome(failure: Failure, starts: Sequence[CoordinatorState]) -> str:
+    """Whether the model was started again after a failure, and how that went.
+
+    Args:
+        starts: the last starts of all models, oldest first.
+    """
+    for start in starts:
+        if start.model != failure.model or not start.timings:
+            continue
+        if start.timings.requested_ns <= failure.time_ns:
+            continue
+        if start.timings.ready_ns:
+            ready_s = (start.timings.ready_ns - failure.time_ns) / 1e9
+            return f"started again: ready {ready_s:.1f} s after the failure"
+        if start.phase is CoordinatorPhase.STARTING:
+            return "is being started again"
+        reason = start.diagnosis.failure_class if start.diagnosis else "unknown"
+        return f"started again: failed ({reason})"
+    return "not started again since"
 
 
-def _held(server: dict[str, Any], name: str) -> str:
+def log_tail(path: Path | None) -> list[str]:
+    """The last lines of a log, oldest first: at most 40 of 400 characters. Empty where there is no file.
+
+    Control characters become U+FFFD.
+    """
+    if path is None:
+        return []
+    try:
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, 2) - _LOG_BYTES)
+            file.seek(start)
+            data = file.read(_LOG_BYTES)
+    except OSError:
+        return []
+    lines = data.decode(errors="replace").splitlines()[1 if start else 0 :]
+    return [_printable(line[:_LOG_LINE_CHARACTERS]) for line in lines[-_LOG_LINES:]]
+
+
+def _printable(line: str) -> str:
+    return "".join(c if c == "\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+
+
+def _memory_note(server: dict[str, Any], name: str) -> str:
     """Only an Ollama says which of its models are in memory."""
     if not server["seen"]:
         return " (not seen yet)"
@@ -144,64 +182,36 @@ def _held(server: dict[str, Any], name: str) -> str:
 def _figures(sample: Sample | None) -> dict[str, Any]:
     if sample is None:
         return {"memory": None, "gpus": []}
-    wanted = {"total_bytes", "available_bytes", "used_bytes", "swap_total_bytes", "swap_used_bytes"}
-    about = {
-        "index",
-        "name",
-        "problem",
-        "memory_total_bytes",
-        "memory_used_bytes",
-        "use_percent",
-        "temperature_c",
-    }
     return {
         "age_s": round(age_s(sample, time.time_ns()), 1),
-        "memory": sample.memory.model_dump(include=wanted),
-        "gpus": [gpu.model_dump(include=about) for gpu in sample.gpus],
+        "memory": sample.memory.model_dump(include=_MEMORY),
+        "gpus": [gpu.model_dump(include=_GPU) for gpu in sample.gpus],
     }
 
 
-def _coordinator(state: CoordinatorState) -> dict[str, Any]:
+def _request(stats: RequestStats, now: float) -> dict[str, Any]:
+    decoding_s = now - stats.first_s if stats.first_s is not None else 0.0
+    rate = (stats.tokens - 1) / decoding_s if stats.tokens > 1 and decoding_s > 0 else None
     return {
-        "phase": state.phase.value,
-        "model": state.model,
-        "start": state.start_id,
-        "pid": state.pid,
-        "in_flight": state.requests_in_flight,
+        "id": stats.request_id,
+        "api": stats.api,
+        "model": stats.model,
+        "route": stats.route if stats.route != "none" else None,
+        "age_s": round(now - stats.started_s, 1),
+        "tokens": stats.tokens,
+        "tokens_per_s": None if rate is None else round(rate, 1),
     }
 
 
-def _request(one: Observed, now: float) -> dict[str, Any]:
-    decoding_s = now - one.first_s if one.first_s is not None else 0.0
-    return {
-        "id": one.request_id,
-        "api": one.api,
-        "model": one.model,
-        "route": one.route if one.route != "none" else None,
-        "age_s": round(now - one.started_s, 1),
-        "tokens": one.tokens,
-        "tokens_per_s": round((one.tokens - 1) / decoding_s, 1)
-        if one.tokens > 1 and decoding_s > 0
-        else None,
-    }
-
-
-def _decision(entry: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "time_ms": entry["time_ns"] // 1_000_000,
-        "model": entry["model"],
-        "route": entry["route"],
-        "reason": entry["reason"],
-    }
-
-
-def _failure(failure: Failure) -> dict[str, Any]:
-    found = failure.diagnosis
+def _failure(failure: Failure, starts: Sequence[CoordinatorState]) -> dict[str, Any]:
+    diagnosis = failure.diagnosis
+    evidence = diagnosis.evidence[:3] if diagnosis else []
     return {
         "time_ms": failure.time_ns // 1_000_000,
         "model": failure.model,
-        "class": str(found.failure_class) if found else failure.failure_class,
+        "class": str(diagnosis.failure_class) if diagnosis else failure.failure_class,
         "message": failure.message,
-        "evidence": [f"{one.source}: {one.line}" for one in found.evidence[:3]] if found else [],
-        "advice": found.advice if found else "",
+        "evidence": [f"{line.source}: {line.line}" for line in evidence],
+        "advice": diagnosis.advice if diagnosis else "",
+        "outcome": outcome(failure, starts),
     }

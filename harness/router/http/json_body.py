@@ -1,4 +1,4 @@
-"""JSON as it comes from clients and goes to them: what cannot be written back is refused or replaced here."""
+"""JSON bodies of requests and responses; text that is no valid UTF-8 is refused or replaced."""
 
 import json
 from typing import Any, NoReturn
@@ -11,20 +11,20 @@ Json = dict[str, Any]
 
 
 def parse_object(body: bytes) -> Json:
-    """The JSON object that a request's body is.
+    """The JSON object in a request's body.
 
     Raises:
-        RouterError: it is something else (400).
+        RouterError: the body is something else (400).
     """
     try:
-        asked = _decode(body.decode("utf-8", "surrogatepass"))
+        value = _decode(body.decode("utf-8", "surrogatepass"))
     except ValueError as error:
         raise RouterError(400, "bad_request", f"the body is not JSON: {error}") from None
     except RecursionError:
         raise RouterError(400, "bad_request", "the body is nested too deeply") from None
-    if not isinstance(asked, dict):
+    if not isinstance(value, dict):
         raise RouterError(400, "bad_request", "the body is not a JSON object")
-    return asked
+    return value
 
 
 def _no_number(name: str) -> NoReturn:
@@ -35,13 +35,13 @@ _decode = json.JSONDecoder(parse_constant=_no_number).decode
 """Made once: ``json.loads`` would make a decoder for every request."""
 
 
-def model_of(asked: Json) -> str:
+def model_of(body: Json) -> str:
     """The model that a request's body names.
 
     Raises:
-        RouterError: it names none, or it is no text (400).
+        RouterError: it names none, or the name is no text (400).
     """
-    model = asked.get("model") or asked.get("name")
+    model = body.get("model") or body.get("name")
     if not isinstance(model, str):
         raise RouterError(400, "bad_request", "the body names no model")
     if not _encodable(model):
@@ -50,22 +50,22 @@ def model_of(asked: Json) -> str:
 
 
 def parse_answer(body: bytes) -> Json:
-    """The JSON object that a server answered with.
+    """The JSON object in a server's response.
 
     Raises:
-        RouterError: it is something else (502).
+        RouterError: the response is something else (502).
     """
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
-        raise RouterError(502, "upstream", f"the server's answer is not JSON: {body[:80]!r}") from None
+        answer = None
     if not isinstance(answer, dict):
         raise RouterError(502, "upstream", f"the server's answer is not a JSON object: {body[:80]!r}")
     return answer
 
 
 def dump(value: Any) -> bytes:
-    """JSON in UTF-8. Half a surrogate pair has no place there and becomes U+FFFD, as in Ollama."""
+    """JSON in UTF-8. Half a surrogate pair is not allowed there and becomes U+FFFD, as in Ollama."""
     text = json.dumps(value, ensure_ascii=False)
     if _encodable(text):
         return text.encode()
@@ -78,8 +78,14 @@ def line(value: Any) -> bytes:
 
 
 def respond(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """An answer of one JSON value."""
+    """A response of one JSON value."""
     return Response(dump(value), status, headers, "application/json")
+
+
+def respond_error(error: RouterError, path: str, headers: dict[str, str]) -> Response:
+    """The response for an error, in the form of the API that ``path`` belongs to."""
+    body = error.ollama_body() if path.startswith("/api/") else error.body()
+    return respond(body, error.status, error.headers | headers)
 
 
 def _encodable(text: str) -> bool:

@@ -1,19 +1,22 @@
 """Models on the head node's disk: the ``*.gguf`` files of one folder by their stems, and Ollama's storage."""
 
+import asyncio
 import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.contracts.diagnosis import FailureClass
 from harness.errors import HarnessError
 from harness.llama.gguf import GgufModel, read_gguf
 from harness.llama.ollama_storage import find_model, list_models, parse_name
+from harness.router.errors import UNKNOWN_MODEL, RouterError
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One file; its size is a fact, its contents are read when asked for."""
+    """One file; its contents are read by ``Catalogue.header``."""
 
     name: str
     path: Path
@@ -22,40 +25,39 @@ class ModelFile:
 
 
 class Catalogue:
-    """Finds models by name; headers are read once per version of a file."""
+    """Finds models by name; the header of each file is read once per version of the file.
+
+    Args:
+        folder: GGUF files.
+        ollama: Ollama's models, as ``OLLAMA_MODELS`` names them; None for none.
+    """
 
     def __init__(self, folder: Path, ollama: Path | None = None) -> None:
-        """Look at nothing yet.
-
-        Args:
-            folder: GGUF files.
-            ollama: Ollama's models, as ``OLLAMA_MODELS`` names them; None for none.
-        """
         self._folder = folder
         self._ollama = ollama
-        self._headers: dict[ModelFile, GgufModel] = {}
+        self._headers: dict[Path, tuple[int, int, GgufModel]] = {}
+        """By path: the size and the time of the version that was read, and its header."""
+        self._walk: asyncio.Task[list[ModelFile]] | None = None
 
     def files(self) -> list[ModelFile]:
-        """Every model file, by name, those of the folder first.
+        """Every model file, by name, those of the folder first. Reads every manifest of Ollama's storage.
 
-        A folder that is not there holds none; a link to nothing is none; Ollama's models that cannot be read
-        are none.
+        A folder that does not exist holds none; broken links, and Ollama models that cannot be read, are
+        left out.
         """
-        return [*self._in_folder(), *self._in_ollama()]
-
-    def _in_ollama(self) -> list[ModelFile]:
-        found = []
+        ollama = []
         if self._ollama:
             with suppress(HarnessError):
-                found = list_models(self._ollama)
-        files = (_model_file(model.name.short, model.blob) for model in found)
+                ollama = list_models(self._ollama)
+        files = [_model_file(path.stem, path) for path in sorted(self._folder.glob("*.gguf"))]
+        files += [_model_file(model.name.short, model.blob) for model in ollama]
         return [file for file in files if file]
 
-    def _in_folder(self) -> list[ModelFile]:
-        if not self._folder.is_dir():
-            return []
-        found = (_model_file(path.stem, path) for path in sorted(self._folder.glob("*.gguf")))
-        return [file for file in found if file]
+    async def list_files(self) -> list[ModelFile]:
+        """``files``, read in a thread; requests of the same moment share one walk over the disk."""
+        if self._walk is None or self._walk.done():
+            self._walk = asyncio.create_task(asyncio.to_thread(self.files))
+        return await asyncio.shield(self._walk)
 
     def find(self, name: str) -> ModelFile | None:
         """The file of the model called ``name``, under the name that ``files`` gives it.
@@ -65,12 +67,12 @@ class Catalogue:
         One look at the disk, for every request asks this; two or three where Ollama's storage is looked at.
 
         Raises:
-            HarnessError: Ollama has it, and its blob is missing, cut or not ours to read.
+            HarnessError: Ollama has it, and its blob is missing, cut or not readable.
         """
         if "\0" in name:
             return None
-        if "/" not in name and (found := _model_file(name, f"{self._folder}/{name}.gguf")):
-            return found
+        if "/" not in name and (file := _model_file(name, f"{self._folder}/{name}.gguf")):
+            return file
         full = parse_name(name) if self._ollama else None
         model = find_model(full, [self._ollama]) if full and self._ollama else None
         return _model_file(model.name.short, model.blob) if model else None
@@ -81,16 +83,34 @@ class Catalogue:
         Raises:
             HarnessError: it is not a whole GGUF file.
         """
-        if file not in self._headers:
-            self._headers[file] = read_gguf(file.path)
-        return self._headers[file]
+        version = (file.file_bytes, file.modified_ns)
+        cached = self._headers.get(file.path)
+        if cached and cached[:2] == version:
+            return cached[2]
+        header = read_gguf(file.path)
+        self._headers[file.path] = (*version, header)
+        return header
+
+    async def read(self, name: str) -> tuple[ModelFile, GgufModel]:
+        """The file of the model called ``name``, and its header.
+
+        Raises:
+            RouterError: the model is unknown (404) or cannot be read (422).
+        """
+        try:
+            if file := self.find(name):
+                return file, await asyncio.to_thread(self.header, file)
+        except HarnessError as error:
+            raise RouterError(422, FailureClass.MODEL_INVALID, str(error)) from None
+        names = ", ".join(file.name for file in await self.list_files()) or "none"
+        raise RouterError(404, UNKNOWN_MODEL, f"no model '{name}' on the head node; it has: {names}")
 
 
 def _model_file(name: str, path: str | Path) -> ModelFile | None:
     try:
-        seen = os.stat(path)  # noqa: PTH116 - half the price of Path.stat, once for every request
+        status = os.stat(path)  # noqa: PTH116 - half the price of Path.stat, once for every request
     except OSError:  # a link to nothing; a name longer than a file's may be
         return None
-    if not stat.S_ISREG(seen.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return None
-    return ModelFile(name, Path(path), seen.st_size, seen.st_mtime_ns)
+    return ModelFile(name, Path(path), status.st_size, status.st_mtime_ns)

@@ -1,14 +1,14 @@
-"""A plan as llama-server's command line, and what its log must say once the plan is carried out."""
+"""A plan as llama-server's command line, and the check of its log against the plan."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.contracts.load_report import LoadReport
+from harness.contracts.coordinator_state import LoadReport, distribution_gap
 from harness.contracts.plan import Plan
-from harness.llama.load_log import missing_backends
-from harness.llama.releases.installed import installed_release
+from harness.llama.releases.catalogue import installed_release
+from harness.router.errors import RouterError
 
-_OURS = frozenset(
+_RESERVED = frozenset(
     {
         "-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo", "-dr", "--docker-repo",
         "-a", "--alias", "--rpc", "-dev", "--device", "-ngl", "--gpu-layers", "--n-gpu-layers",
@@ -24,16 +24,22 @@ _HTTP_THREADS = 32
 """A request that waits for its turn holds one of llama-server's threads; health must still be answered."""
 
 
-def refused_flags(flags: Sequence[str]) -> list[str]:
-    """Flags that nobody may pass: the plan or the router sets them, or they write files or are unsafe."""
-    return [flag for flag in flags if flag.split("=", 1)[0] in _OURS]
+def check_flags(flags: Sequence[str]) -> None:
+    """Refuse flags of a request that the plan or the router sets, that write files or are unsafe.
+
+    Raises:
+        RouterError: there is one (400).
+    """
+    if refused := [flag for flag in flags if flag.split("=", 1)[0] in _RESERVED]:
+        text = f"flags that the plan or the router sets: {', '.join(refused)}"
+        raise RouterError(400, "bad_arguments", text)
 
 
 def release_args(llama_server: Path) -> list[str]:
-    """What the installed release is always given, by its manifest and the catalogue of releases.
+    """Arguments of every start, by the installed release's manifest and the catalogue of releases.
 
-    A build without a manifest, or one that the catalogue does not know, is given
-    what every release since 6743 knows.
+    A build without a manifest, or one that the catalogue does not have, gets those that every release since
+    6743 knows.
     """
     release = installed_release(llama_server)
     return list(release.server_args) if release else ["--cache-ram", "0"]
@@ -68,15 +74,12 @@ def _cache_type(kv_type: str) -> list[str]:
     return ["--cache-type-k", kv_type, "--cache-type-v", kv_type, "--flash-attn", "on"]
 
 
-def disagreements(plan: Plan, report: LoadReport) -> list[str]:
-    """Where the log of a load contradicts its plan; empty where it was carried out."""
+def contradiction(plan: Plan, report: LoadReport) -> str | None:
+    """How the log of a load contradicts its plan; None where they agree."""
     if report.offloaded is None:
-        return ["the log has no 'offloaded' line"]
-    found = []
+        return distribution_gap(report)
     expected = min(plan.n_gpu_layers, plan.layers_total)
     if report.offloaded != expected or report.layers_total != plan.layers_total:
-        seen = f"offloaded {report.offloaded}/{report.layers_total} layers"
-        found.append(f"{seen}, planned {expected}/{plan.layers_total}")
-    if plan.distributed and (missing := missing_backends(report, plan)):
-        found.append(f"no part of the model on {', '.join(missing)}")
-    return found
+        actual = f"offloaded {report.offloaded}/{report.layers_total} layers"
+        return f"{actual}, planned {expected}/{plan.layers_total}"
+    return distribution_gap(report, plan) if plan.distributed else None

@@ -1,17 +1,19 @@
-"""What the router has learned and keeps over restarts: buffers, speeds, and the splits that were used."""
+"""What the router keeps over restarts: learned compute buffers, calibrated speeds, and the splits in use."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness.common.files import write_atomic
 from harness.contracts.plan import Plan
+from harness.errors import HarnessError
 from harness.llama.gguf import GgufModel
-from harness.planner.calibration import Calibration
-from harness.planner.device_capacity import BackendMemory
-from harness.planner.learned import Learned
-from harness.router.logs import log
+from harness.planner.device_capacity import Calibration, DeviceCapacity
+from harness.planner.memory import Learned
+from harness.router.json_log import log
 
 _FILE = "planning.json"
 _KEPT_PLANS = 64
@@ -26,11 +28,11 @@ class _Content(BaseModel):
     plans: dict[str, Plan] = {}
 
 
-class Knowledge:
-    """One file of the router's own.
+class PlanStore:
+    """One JSON file, read once and written after each change.
 
     Args:
-        folder: where it is; None keeps everything in memory only.
+        folder: where the file is; None keeps everything in memory only.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -39,36 +41,31 @@ class Knowledge:
 
     @property
     def learned(self) -> Learned:
-        """Compute buffers of earlier loads."""
+        """Compute buffers of earlier loads, bytes."""
         return self._content.learned
 
     @property
     def calibration(self) -> Calibration:
-        """Speeds of the nodes."""
         return self._content.calibration
 
     def calibrate(self, calibration: Calibration) -> None:
-        """Keep other speeds."""
+        """Replace the speeds; without any, also drop all splits that were made from them."""
         self._content.calibration = calibration
-        self._write()
-
-    def forget_speeds(self) -> None:
-        """Know no speeds, and keep no split that was made by them."""
-        self._content.calibration = Calibration()
-        plans = self._content.plans.items()
-        self._content.plans = {key: plan for key, plan in plans if plan.token_s is None}
+        if not calibration.nodes:
+            plans = self._content.plans.items()
+            self._content.plans = {key: plan for key, plan in plans if plan.token_s is None}
         self._write()
 
     def remember(self, key: str | None, plan: Plan, learned: Learned) -> None:
-        """Keep what the log of a load that came up taught, and its split where ``key`` names it."""
+        """Keep what a successful load taught, and its split under ``key``; None keeps no split."""
         if key is not None:
             plans = {name: kept for name, kept in self._content.plans.items() if name != key}
             self._content.plans = dict([*plans.items(), (key, plan)][-_KEPT_PLANS:])
         self._content.learned = learned
         self._write()
 
-    def settled(self, key: str, fresh: Plan, devices: Sequence[BackendMemory]) -> Plan:
-        """The split that this model had before, if it still fits and the fresh one is not clearly faster.
+    def sticky_plan(self, key: str, fresh: Plan, devices: Sequence[DeviceCapacity]) -> Plan:
+        """The split that this load had before, if it still fits and the fresh one is not clearly faster.
 
         A split that follows every megabyte would change from load to load, and each change misses the tensor
         caches of the nodes whose layers moved.
@@ -90,22 +87,19 @@ class Knowledge:
     def _write(self) -> None:
         if self._path is None:
             return
-        draft = self._path.with_suffix(".tmp")
         try:
-            draft.write_text(self._content.model_dump_json())
-            draft.replace(self._path)
-        except OSError as error:
-            draft.unlink(missing_ok=True)
-            log("what was learned is not kept", path=str(self._path), error=str(error))
+            write_atomic(self._path, self._content.model_dump_json(), sync=False)
+        except HarnessError as error:
+            log("plan_store_not_written", level=logging.WARNING, error=str(error))
 
 
-def plan_key(model: GgufModel, endpoints: Sequence[str], *asked: object) -> str:
-    """Names a load that should be split as it was before: the same file, backends and request."""
-    parts = (str(model.path), model.file_bytes, list(endpoints), *asked)
+def plan_key(model: GgufModel, endpoints: Sequence[str], *settings: object) -> str:
+    """Key of a load that should be split as before: the same file, backends and settings."""
+    parts = (str(model.path), model.file_bytes, list(endpoints), *settings)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _fits(plan: Plan, devices: Sequence[BackendMemory]) -> bool:
+def _fits(plan: Plan, devices: Sequence[DeviceCapacity]) -> bool:
     usable = {(device.endpoint, device.device): device.usable_bytes for device in devices}
     return all(share.total_bytes <= usable.get((share.endpoint, share.device), -1) for share in plan.shares)
 
@@ -116,5 +110,5 @@ def _read(path: Path | None) -> _Content:
     try:
         return _Content.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        log("what was learned cannot be read: begun anew", path=str(path), error=str(error))
+        log("plan_store_unreadable", level=logging.WARNING, path=str(path), error=str(error))
         return _Content()

@@ -1,45 +1,43 @@
-"""The pool: servers for small models, each asked as much as it can bear and left alone while it fails."""
+"""The pool: servers for small models. A request goes to the least busy one that does not fail."""
 
 import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import aiohttp
 
 from harness.errors import HarnessError
 from harness.planner.memory import compute_bytes, kv_bytes
-from harness.router.config import PoolServer, read_key
+from harness.router.config import PoolServer, read_keys
 from harness.router.errors import RouterError
-from harness.router.logs import log
-from harness.router.pool.probe import LookError, look
-from harness.router.pool.server import PoolModel, PoolTarget, ServerState
-from harness.router.routing.rule import Need, Offer
+from harness.router.json_log import log
+from harness.router.pool.server import Need, PoolOffer, PoolTarget, ProbeError, ServerState, probe
+from harness.router.supervisor import TaskSupervisor
 
-CHECK_S = 15.0
-"""Between two looks at a server that is well; a fifth more or less, so that they do not come together."""
+_CHECK_S = 15.0
+"""Between two probes of a healthy server; a fifth more or less, so that probes do not coincide."""
 
 
 class Pool:
-    """Knows which server has which model, and which one to ask."""
+    """Knows which server has which model, and chooses the server for a request. ``supervisor`` probes."""
 
-    def __init__(self, servers: Sequence[PoolServer], *, check_s: float = CHECK_S) -> None:
+    def __init__(self, servers: Sequence[PoolServer], supervisor: TaskSupervisor | None = None) -> None:
         self._servers = [
-            ServerState(server, read_key(server.key_file) if server.key_file else None) for server in servers
+            ServerState(server, read_keys(server.key_file)[0] if server.key_file else None)
+            for server in servers
         ]
-        self._check_s = check_s
-        self._tasks: list[asyncio.Task[None]] = []
+        self._supervisor = supervisor or TaskSupervisor()
 
     @property
     def models(self) -> list[str]:
-        """Names of the models that some server has."""
         return list(dict.fromkeys(name for server in self._servers for name in server.models))
 
     @property
     def nodes(self) -> list[str]:
-        """Nodes of the servers."""
         return list(dict.fromkeys(server.config.node for server in self._servers))
 
     @property
@@ -52,28 +50,24 @@ class Pool:
                 "url": server.target.url,
                 "kind": server.config.kind,
                 "models": server.models,
-                "in_memory": sorted(server.seen.loaded) if server.seen else [],
+                "in_memory": sorted(server.snapshot.loaded) if server.snapshot else [],
                 "in_flight": server.in_flight,
-                "seen": server.seen is not None,
-                "set_aside_s": round(max(0.0, server.aside_until - now), 1),
+                "seen": server.snapshot is not None,
+                "set_aside_s": round(max(0.0, server.cooling_until - now), 1),
                 "last_failure": server.last_failure,
             }
             for server in self._servers
         ]
 
-    def description(self, model: str) -> PoolModel | None:
-        """What a server says of ``model``."""
-        return next((found for server in self._servers if (found := server.model(model))), None)
-
-    def offers(self, model: str, available: Callable[[str], int | None]) -> tuple[Offer, ...]:
-        """The servers that have ``model``, and what each can give.
+    def offers(self, model: str, available: Callable[[str], int | None]) -> tuple[PoolOffer, ...]:
+        """The servers that have ``model``, and the memory that each can give it.
 
         Args:
             model: as the client named it.
             available: memory left on a node by its name, bytes; None where it is not known.
         """
         return tuple(
-            Offer(
+            PoolOffer(
                 server.target.url,
                 server.config.node,
                 server.certain(model),
@@ -84,49 +78,42 @@ class Pool:
         )
 
     def need(self, model: str, context: int) -> Need | None:
-        """What ``model`` takes, from the servers' own descriptions; None where they do not tell its size."""
-        found = self.description(model)
-        if found is None or found.size_bytes is None:
+        """Memory that ``model`` takes, by the servers' descriptions; None where they do not give its size."""
+        described = next(filter(None, (server.model(model) for server in self._servers)), None)
+        if described is None or described.size_bytes is None:
             return None
-        if found.header is None:
-            return Need(found.size_bytes)
+        size_bytes, header = described.size_bytes, described.header
+        if header is None:
+            return Need(size_bytes)
         try:
-            layers = found.header.block_count + 1
-            cache = sum(kv_bytes(found.header, context))
-            return Need(
-                found.size_bytes + cache + compute_bytes(found.header, context, 1, True, False), layers
-            )
+            runtime_bytes = sum(kv_bytes(header, context)) + compute_bytes(header, context, 1, True, False)
+            return Need(size_bytes + runtime_bytes, header.block_count + 1)
         except HarnessError:
-            return Need(found.size_bytes)
+            return Need(size_bytes)
 
-    def pick(self, model: str, servers: Sequence[str] = (), *, but: str | None = None) -> PoolTarget | None:
-        """The server to ask: not set aside, then with the model in memory, then with the fewest requests.
+    def pick(
+        self, model: str, servers: Sequence[str] = (), *, exclude: str | None = None
+    ) -> PoolTarget | None:
+        """The server for a request: not cooling down, then with the model in memory, then the least busy.
 
         Args:
             model: it must be one that some server has.
-            servers: URLs of those that may be asked; all where empty.
-            but: one that has just failed.
+            servers: URLs of those that may be chosen; all where empty.
+            exclude: URL of one that has just failed.
         """
         now = time.monotonic()
-        able = [
-            server
-            for server in self._servers
-            if server.has(model)
-            and server.target.url != but
-            and (not servers or server.target.url in servers)
-        ]
-        if not able:
-            return None
 
-        def burden(server: ServerState) -> tuple[float, bool, int]:
-            aside = server.aside_until if server.aside(now) else 0.0
-            return aside, not server.has_in_memory(model), server.in_flight
+        def rank(server: ServerState) -> tuple[float, bool, int]:
+            cooling_until = server.cooling_until if server.cooling_until > now else 0.0
+            return cooling_until, not server.has_in_memory(model), server.in_flight
 
-        return min(able, key=burden).target
+        able = (s for s in self._servers if s.has(model) and s.target.url != exclude)
+        chosen = min((s for s in able if not servers or s.target.url in servers), key=rank, default=None)
+        return chosen.target if chosen else None
 
     @contextmanager
     def use(self, target: PoolTarget) -> Iterator[None]:
-        """Count one request to a server."""
+        """Count a request to a server while it runs."""
         server = self._server(target)
         server.in_flight += 1
         try:
@@ -135,58 +122,52 @@ class Pool:
             server.in_flight -= 1
 
     def succeeded(self, target: PoolTarget) -> None:
-        """The server answered a request."""
         self._server(target).succeeded()
 
-    def failed(self, target: PoolTarget, seen: str) -> None:
-        """The server did not answer: others are asked first for a while."""
+    def failed(self, target: PoolTarget, reason: str) -> None:
+        """The server did not answer: others are preferred for a while."""
         server = self._server(target)
-        server.failed(time.monotonic(), seen)
-        log("pool server set aside", node=target.node, url=target.url, failures=server.failures, seen=seen)
+        server.failed(time.monotonic(), reason)
+        failures = server.failures
+        log("pool_server_failed", node=target.node, url=target.url, failures=failures, reason=reason)
 
     async def start(self, session: aiohttp.ClientSession, patience_s: float = 1.0) -> None:
-        """Look at every server, for ``patience_s`` before this returns, then again and again."""
-        looks = {asyncio.create_task(self._look(session, server)): server for server in self._servers}
-        if looks:
-            await asyncio.wait(looks, timeout=patience_s)
-        self._tasks = [
-            asyncio.create_task(self._check(session, server, first)) for first, server in looks.items()
-        ]
+        """Probe every server until ``close``; returns once all have been probed, or after ``patience_s``."""
+        first = [asyncio.Event() for _ in self._servers]
+        for server, probed in zip(self._servers, first, strict=True):
+            self._supervisor.keep_running("pool_probe", partial(self._check, session, server, probed))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await asyncio.gather(*(probed.wait() for probed in first))
 
     async def close(self) -> None:
-        """Stop looking."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._supervisor.close()
 
     async def _check(
-        self, session: aiohttp.ClientSession, server: ServerState, first: asyncio.Task[None]
+        self, session: aiohttp.ClientSession, server: ServerState, probed: asyncio.Event
     ) -> None:
-        await first
         while True:
-            left = server.aside_until - time.monotonic()
-            pause = left if left > 0 else self._check_s
-            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
-            await self._look(session, server)
-
-    async def _look(self, session: aiohttp.ClientSession, server: ServerState) -> None:
-        try:
-            server.seen = await look(session, server.target, server.seen)
-        except LookError as error:
-            self.failed(server.target, str(error))
-        else:
-            server.succeeded()
+            try:
+                server.snapshot = await probe(session, server.target, server.snapshot)
+            except ProbeError as error:
+                self.failed(server.target, str(error))
+            else:
+                server.succeeded()
+            probed.set()
+            left_s = server.cooling_until - time.monotonic()
+            pause_s = left_s if left_s > 0 else _CHECK_S
+            await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
     def _server(self, target: PoolTarget) -> ServerState:
-        return next(server for server in self._servers if server.target is target or server.target == target)
+        return next(server for server in self._servers if server.target == target)
 
 
-def unreachable(target: PoolTarget, model: str, seen: str) -> RouterError:
+def unreachable(target: PoolTarget, model: str, reason: str) -> RouterError:
     """The error for a pool server that does not answer."""
     unit = "ollama" if target.kind == "ollama" else "llama-pool-server"
     return RouterError(
         502,
         "pool_unreachable",
-        f"pool server of {target.node} ({target.url}) broke off for {model}: {seen}; "
+        f"pool server of {target.node} ({target.url}) broke off for {model}: {reason}; "
         f"see 'systemctl status {unit}' there",
     )

@@ -1,18 +1,55 @@
-"""One server of the pool: what it has, what it has in memory, how busy it is, and whether it is set aside."""
+"""One server of the pool: its models, those in memory, its load, its cool-down after a failure, its probe.
 
+Ollama's API: https://github.com/ollama/ollama/blob/main/docs/api.md.
+"""
+
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import aiohttp
+
+from harness.common.text import gib
 from harness.llama.gguf import GgufModel
 from harness.llama.ollama_storage import same_model
 from harness.router.config import PoolServer
 
 Kind = Literal["openai", "ollama"]
 
-FIRST_ASIDE_S = 1.0
-LONGEST_ASIDE_S = 60.0
+FIRST_COOL_DOWN_S = 1.0
+LONGEST_COOL_DOWN_S = 60.0
+_PROBE_S = 5.0
+_LARGEST_BYTES = 8 << 20
+"""Of an answer to a probe."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a model takes on one machine: weights, KV cache and compute buffers, in bytes."""
+
+    bytes: int
+    layers: int | None = None
+    """Repeating layers and the output."""
+
+    def __str__(self) -> str:
+        layers = f" ({self.layers} layers)" if self.layers else ""
+        return f"{gib(self.bytes, 2)}{layers}"
+
+
+@dataclass(frozen=True)
+class PoolOffer:
+    """A pool server that has the model."""
+
+    server: str
+    """Its URL."""
+    node: str
+    certain: str | None = None
+    """Why it can hold the model whatever its size: lists it, serves it, has it in memory; else None."""
+    capacity_bytes: int | None = None
+    """Memory that it can give a model; None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +71,12 @@ class PoolModel:
     size_bytes: int | None = None
     digest: str = ""
     header: GgufModel | None = None
-    """What ``/api/show`` says, in the shape of a GGUF header without tensors."""
+    """The answer of ``/api/show`` in the shape of a GGUF header without tensors."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One look at a server: the models it has, and the memory that those in use take."""
+class PoolSnapshot:
+    """One probe of a server: its models, those in memory, and the memory that they take."""
 
     models: tuple[PoolModel, ...]
     loaded: frozenset[str] = frozenset()
@@ -47,22 +84,22 @@ class Seen:
 
 
 def canonical(kind: Kind, name: str) -> str:
-    """Ollama's ``smollm2`` is ``smollm2:latest``; elsewhere a name is a name."""
+    """A name to compare by: Ollama's ``smollm2`` is ``smollm2:latest``, elsewhere names are exact."""
     return same_model(name) if kind == "ollama" else name
 
 
 @dataclass
 class ServerState:
-    """All that the router knows of one server."""
+    """The state of one server."""
 
     config: PoolServer
     key: str | None
-    seen: Seen | None = None
-    """None until it has answered once."""
+    snapshot: PoolSnapshot | None = None
+    """None until the first probe has succeeded."""
     in_flight: int = 0
     failures: int = 0
     """In a row."""
-    aside_until: float = 0.0
+    cooling_until: float = 0.0
     """On the monotonic clock."""
     last_failure: str = ""
     target: PoolTarget = field(init=False)
@@ -74,31 +111,30 @@ class ServerState:
 
     @property
     def models(self) -> list[str]:
-        """Names that can be asked for: those of the configuration, else what the server says it has."""
+        """Names that a request can use: those of the configuration, else those that the server lists."""
         if self.config.models is not None:
             return self.config.models
-        return [model.name for model in self.seen.models] if self.seen else []
+        return [model.name for model in self.snapshot.models] if self.snapshot else []
 
     def model(self, name: str) -> PoolModel | None:
-        """What the server says of one of its models."""
+        """The server's description of one of its models."""
         wanted = canonical(self.config.kind, name)
-        found = self.seen.models if self.seen else ()
-        return next((model for model in found if canonical(self.config.kind, model.name) == wanted), None)
+        models = self.snapshot.models if self.snapshot else ()
+        return next((model for model in models if canonical(self.config.kind, model.name) == wanted), None)
 
     def has(self, name: str) -> bool:
-        """Whether it can be asked for ``name``."""
+        """Whether a request for ``name`` can be sent to it."""
         wanted = canonical(self.config.kind, name)
         return any(canonical(self.config.kind, model) == wanted for model in self.models)
 
     def has_in_memory(self, name: str) -> bool:
-        """Whether the answer can begin without a load. A llama-server always holds its model."""
-        if self.config.kind == "openai":
-            return self.seen is not None and self.has(name)
-        wanted = canonical("ollama", name)
-        return self.seen is not None and wanted in {canonical("ollama", one) for one in self.seen.loaded}
+        """Whether the answer can begin without a load. A llama-server always has its model loaded."""
+        if self.snapshot is None or self.config.kind == "openai":
+            return self.snapshot is not None and self.has(name)
+        return same_model(name) in map(same_model, self.snapshot.loaded)
 
     def certain(self, name: str) -> str | None:
-        """Why it can surely hold a model, whatever it weighs; None where its size decides."""
+        """Why it can hold a model whatever its size; None where the size decides."""
         if self.config.models is not None:
             return "lists it"
         if self.config.kind == "openai":
@@ -106,26 +142,89 @@ class ServerState:
         return "has it in memory" if self.has_in_memory(name) else None
 
     def capacity_bytes(self, available: int | None) -> int | None:
-        """Memory that it can give one model: as configured, else what its node has left and its models hold.
+        """Memory that it can give one model: as configured, else what its node has free and its models use.
 
         Args:
-            available: what the node's monitor says, bytes.
+            available: by the node's monitor, bytes.
         """
         if self.config.memory_bytes is not None:
             return self.config.memory_bytes
-        return None if available is None else available + (self.seen.loaded_bytes if self.seen else 0)
-
-    def aside(self, now: float) -> bool:
-        """Whether it failed lately, so that others are asked first."""
-        return now < self.aside_until
+        return None if available is None else available + (self.snapshot.loaded_bytes if self.snapshot else 0)
 
     def succeeded(self) -> None:
-        """It answered."""
-        self.failures, self.aside_until, self.last_failure = 0, 0.0, ""
+        self.failures, self.cooling_until, self.last_failure = 0, 0.0, ""
 
-    def failed(self, now: float, seen: str, jitter: Callable[[], float] = random.random) -> None:
-        """It did not: set it aside, each time twice as long, up to a minute."""
+    def failed(self, now: float, reason: str, jitter: Callable[[], float] = random.random) -> None:
+        """It did not answer: cool down, each time twice as long, up to a minute."""
         self.failures += 1
-        self.last_failure = seen
-        pause = min(LONGEST_ASIDE_S, FIRST_ASIDE_S * 2 ** (self.failures - 1))
-        self.aside_until = now + pause * (1 + 0.2 * jitter())
+        self.last_failure = reason
+        pause = min(LONGEST_COOL_DOWN_S, FIRST_COOL_DOWN_S * 2 ** (self.failures - 1))
+        self.cooling_until = now + pause * (1 + 0.2 * jitter())
+
+
+class ProbeError(Exception):
+    """A probe failed; the message says what the server did instead."""
+
+
+async def probe(
+    session: aiohttp.ClientSession, target: PoolTarget, previous: PoolSnapshot | None = None
+) -> PoolSnapshot:
+    """The models of a server now, and those in its memory.
+
+    Args:
+        previous: the last snapshot, whose descriptions of unchanged models are kept.
+
+    Raises:
+        ProbeError: it cannot be reached, or answers something else.
+    """
+    try:
+        if target.kind == "openai":
+            listing = await _ask(session, target, "/v1/models")
+            return PoolSnapshot(tuple(PoolModel(str(entry["id"])) for entry in listing["data"]))
+        tags = await _ask(session, target, "/api/tags")
+        running = await _ask(session, target, "/api/ps")
+        models = [await _described(session, target, entry, previous) for entry in tags["models"]]
+        loaded = running["models"]
+        return PoolSnapshot(
+            tuple(models),
+            frozenset(str(entry["name"]) for entry in loaded),
+            sum(int(entry.get("size", 0)) for entry in loaded),
+        )
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise ProbeError(repr(error)) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ProbeError(f"unexpected answer: {error!r}") from None
+
+
+async def _described(
+    session: aiohttp.ClientSession, target: PoolTarget, entry: Any, previous: PoolSnapshot | None
+) -> PoolModel:
+    name, digest = str(entry["name"]), str(entry.get("digest", ""))
+    for model in previous.models if previous else ():
+        if (model.name, model.digest) == (name, digest):
+            return model
+    size = int(entry["size"]) if entry.get("size") else None
+    description = await _ask(session, target, "/api/show", {"model": name})
+    info = description.get("model_info") if isinstance(description, dict) else None
+    header = None
+    if isinstance(info, dict) and "general.architecture" in info and size:
+        header = GgufModel(Path(name), size, info, ())
+    return PoolModel(name, size, digest, header)
+
+
+async def _ask(
+    session: aiohttp.ClientSession, target: PoolTarget, path: str, body: dict[str, Any] | None = None
+) -> Any:
+    headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
+    if not target.keep_alive:
+        headers["connection"] = "close"
+    timeout, method = aiohttp.ClientTimeout(total=_PROBE_S), "POST" if body else "GET"
+    async with session.request(
+        method, target.url + path, json=body, headers=headers, timeout=timeout
+    ) as answer:
+        text = await answer.content.read(_LARGEST_BYTES)
+        while not answer.content.at_eof() and len(text) < _LARGEST_BYTES:
+            text += await answer.content.read(_LARGEST_BYTES - len(text))
+        if answer.status != 200:
+            raise ProbeError(f"{path}: status {answer.status}")
+        return json.loads(text)

@@ -1,35 +1,39 @@
-"""Gathers the facts that decide which way a model goes, and keeps the last decisions with their reasons."""
+"""Resolves the route of each request from facts, and keeps the last decisions with their reasons."""
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from harness.common.text import gib
 from harness.contracts.diagnosis import FailureClass
-from harness.contracts.load_request import LoadRequest
+from harness.contracts.plan import LoadRequest
 from harness.errors import HarnessError
 from harness.llama.gguf import GgufModel
 from harness.llama.ollama_storage import same_model
 from harness.planner.memory import compute_bytes, kv_bytes, weights
-from harness.router.config import RouterConfig
+from harness.router.config import Route, RouterConfig
 from harness.router.errors import UNKNOWN_MODEL, RouterError
-from harness.router.logs import log, request_id
+from harness.router.json_log import log, request_id
 from harness.router.models.catalogue import Catalogue, ModelFile
 from harness.router.models.planner import Planner
 from harness.router.nodes.samples import NodeSamples
 from harness.router.pool.pool import Pool
-from harness.router.routing.rule import Decision, Facts, Need, Refusal, Rule, Sharded, choose_route, gib
+from harness.router.pool.server import Need
+from harness.router.routing.rule import Decision, Facts, Refusal, Sharded, choose_route
 
-_KEPT = 200
+_KEPT_DECISIONS = 200
+_CACHED_ROUTES = 256
+"""A client may spell an Ollama name in any case: 2^n spellings of one model must not fill the memory."""
 _FRESH_S = 1.0
-"""A route that was found is good for so long: what it is made from is not looked at more often either."""
+"""How long a route is used again: the facts behind it are not read more often either."""
 
 
 @dataclass(frozen=True)
-class _Made:
-    """A route, and what is kept of each request that takes it."""
+class _CachedRoute:
+    """A route, and the log entry for each request that takes it."""
 
     decision: Decision
     entry: dict[str, Any]
@@ -40,68 +44,88 @@ class _Made:
 
 
 @dataclass(frozen=True)
-class _Sized:
-    """What the planner makes of one file; the same until the file changes."""
+class _Footprint:
+    """Memory that one file takes, on one machine and over the backends; the same until the file changes."""
 
+    file: ModelFile
     need: Need | None
     sharded: Sharded
 
 
-class Decider:
-    """Decides for each request, from the catalogue, the pool, the planner and the nodes' samples."""
+@dataclass(frozen=True)
+class ListedModel:
+    """A model and the route that a request for it would take."""
 
-    def __init__(
-        self,
-        config: RouterConfig,
-        catalogue: Catalogue,
-        pool: Pool,
-        nodes: NodeSamples,
-        planner: Planner,
-        loaded: Callable[[], str | None],
-    ) -> None:
-        """Know nothing yet.
+    name: str
+    file: ModelFile | None
+    """On the head node; None where only pool servers have it."""
+    route: Route | None
+    """None where a request would be refused; ``reason`` says why."""
+    reason: str
 
-        Args:
-            loaded: the model that the coordinator can answer for at this moment.
-        """
-        self._config = config
-        self._catalogue = catalogue
-        self._pool = pool
-        self._nodes = nodes
-        self._planner = planner
-        self._loaded = loaded
-        self._rules = [Rule(rule.pattern, rule.route) for rule in config.routes]
-        self._sized: dict[ModelFile, _Sized] = {}
-        self._made: dict[str, _Made] = {}
-        """By the name that was asked for; a refusal is never in it."""
-        self._last: deque[dict[str, Any]] = deque(maxlen=_KEPT)
+
+@dataclass(eq=False)
+class RouteResolver:
+    """Resolves routes from the catalogue, the pool, the planner and the nodes' samples."""
+
+    config: RouterConfig
+    catalogue: Catalogue
+    pool: Pool
+    nodes: NodeSamples
+    planner: Planner
+    loaded: Callable[[], str | None]
+    """Gives the model that the coordinator can answer for at this moment."""
+    _footprints: dict[str, _Footprint] = field(default_factory=dict, init=False)
+    """By name of the file."""
+    _routes: dict[str, _CachedRoute] = field(default_factory=dict, init=False)
+    """By the name in the request; refusals are not cached."""
+    _last: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_KEPT_DECISIONS), init=False)
 
     @property
     def last(self) -> list[dict[str, Any]]:
         """The last decisions, oldest first."""
         return list(self._last)
 
-    def models(self) -> list[str]:
-        """Every model that can be asked for, each once, as the head node calls it where it has its file."""
-        here = [file.name for file in self._catalogue.files()]
-        known = {same_model(name) for name in here}
-        return sorted({*here, *(name for name in self._pool.models if same_model(name) not in known)})
+    async def models(self) -> list[str]:
+        """Names of all models, each once, as the head node calls it where it has its file."""
+        return self._names(await self.catalogue.list_files())
+
+    async def listing(self) -> list[ListedModel]:
+        """All models with their routes, by name. Nothing is recorded."""
+        files = {file.name: file for file in await self.catalogue.list_files()}
+        models = []
+        for name in self._names(files.values()):
+            route: Route | None = None
+            try:
+                decision = await self.decide(name, record=False)
+                route, reason = decision.route, decision.reason
+            except RouterError as error:
+                reason = error.message
+            models.append(ListedModel(name, files.get(name), route, reason))
+        return models
+
+    def _names(self, files: Iterable[ModelFile]) -> list[str]:
+        names = {file.name for file in files}
+        here = {same_model(name) for name in names}
+        return sorted(names | {name for name in self.pool.models if same_model(name) not in here})
 
     async def facts(self, model: str) -> Facts:
-        """What is known of a model now."""
-        await self._nodes.refresh(self._pool.nodes)
-        offers = self._pool.offers(model, self._nodes.available_bytes)
+        """The facts about a model now."""
+        await self.nodes.refresh(self.pool.nodes)
+        offers = self.pool.offers(model, self.nodes.available_bytes)
         try:
-            file = self._catalogue.find(model)
+            file = self.catalogue.find(model)
         except HarnessError as error:
             if not offers:
                 raise RouterError(422, FailureClass.MODEL_INVALID, str(error)) from None
             file = None
         if file is None:
-            return Facts(model, need=self._pool.need(model, self._config.context), offers=offers)
-        sized = await self._size(file)
-        loaded = self._loaded() == file.name
-        return Facts(model, file.file_bytes, sized.need, offers, sized.sharded, file.name, loaded)
+            return Facts(model, need=self.pool.need(model, self.config.context), offers=offers)
+        footprint = self._footprints.get(file.name)
+        if footprint is None or footprint.file != file:
+            footprint = self._footprints[file.name] = await asyncio.to_thread(self._footprint, file)
+        loaded = self.loaded() == file.name
+        return Facts(model, file.file_bytes, footprint.need, offers, footprint.sharded, file.name, loaded)
 
     async def decide(self, model: str, *, record: bool = True) -> Decision:
         """Which way a model goes.
@@ -113,64 +137,57 @@ class Decider:
         Raises:
             RouterError: nobody has it (404), or it fits nowhere (507).
         """
-        made = self._made.get(model)
-        if made is None or made.loaded != self._loaded() or time.monotonic() > made.until_s:
-            made = await self._make(model, record)
+        cached = self._routes.get(model)
+        if cached is None or cached.loaded != self.loaded() or time.monotonic() > cached.until_s:
+            cached = await self._resolve(model, record)
         if record:
-            self._keep(made.entry)
-        return made.decision
+            self._keep(cached.entry)
+        return cached.decision
 
-    async def _make(self, model: str, record: bool) -> _Made:
-        self._made.pop(model, None)
-        loaded = self._loaded()
+    async def _resolve(self, model: str, record: bool) -> _CachedRoute:
+        self._routes.pop(model, None)
+        loaded = self.loaded()
         facts = await self.facts(model)
-        chosen = choose_route(facts, self._rules, large_model_bytes=self._config.large_model_bytes)
+        chosen = choose_route(facts, self.config.routes, large_model_bytes=self.config.large_model_bytes)
         entry = _entry(facts, chosen)
         if isinstance(chosen, Refusal):
             if record:
-                log("not routed", **{name: entry[name] for name in ("model", "route", "reason")})
+                log("request_not_routed", **{name: entry[name] for name in ("model", "route", "reason")})
                 if facts.file_bytes is not None or facts.offers:
-                    self._keep(entry)  # else nobody's model, anybody's text: it would push out the rest
-            raise self._refused(model, chosen)
+                    self._keep(entry)  # the name of an unknown model is any text: it would push out the rest
+            if chosen.status != 404:
+                raise RouterError(chosen.status, chosen.error_class, chosen.message)
+            hint = f"there are: {', '.join(await self.models()) or 'none'}"
+            raise RouterError(404, UNKNOWN_MODEL, f"model '{model}' not found", hint=hint)
         chosen = replace(chosen, model=facts.name or model)
-        made = self._made[model] = _Made(chosen, entry, time.monotonic() + _FRESH_S, loaded)
-        return made
+        cached = self._routes[model] = _CachedRoute(chosen, entry, time.monotonic() + _FRESH_S, loaded)
+        while len(self._routes) > _CACHED_ROUTES:
+            del self._routes[next(iter(self._routes))]
+        return cached
 
     def _keep(self, entry: dict[str, Any]) -> None:
         self._last.append(entry | {"time_ns": time.time_ns(), "request_id": request_id.get()})
 
-    def _refused(self, model: str, refusal: Refusal) -> RouterError:
-        if refusal.status != 404:
-            return RouterError(refusal.status, refusal.error_class, refusal.message)
-        known = ", ".join(self.models()) or "none"
-        return RouterError(404, UNKNOWN_MODEL, f"model '{model}' not found", hint=f"there are: {known}")
-
-    async def _size(self, file: ModelFile) -> _Sized:
-        if file not in self._sized:
-            self._sized[file] = await asyncio.to_thread(self._plan, file)
-        return self._sized[file]
-
-    def _plan(self, file: ModelFile) -> _Sized:
+    def _footprint(self, file: ModelFile) -> _Footprint:
         try:
-            header = self._catalogue.header(file)
-            need = Need(bytes_on_one_machine(header, self._config.context), header.block_count + 1)
+            header = self.catalogue.header(file)
+            need = Need(bytes_on_one_machine(header, self.config.context), header.block_count + 1)
         except HarnessError as error:
-            return _Sized(None, Sharded(None, f"cannot be sized: {error}"))
+            return _Footprint(file, None, Sharded(None, f"cannot be sized: {error}"))
         try:
-            # By what the nodes have, not by what is left beside the coordinator of the moment.
-            plan = self._planner.plan(LoadRequest(model=file.name), header, {})
+            # By the memory that the nodes have, not by what is left beside the running coordinator.
+            plan = self.planner.plan(LoadRequest(model=file.name), header, {})
         except RouterError as error:
-            return _Sized(need, Sharded(False, error.message))
-        held = sum(share.total_bytes for share in plan.shares)
-        room = sum(share.available_bytes for share in plan.shares)
-        count = len(plan.shares)
-        over = f"{count} backend{'s' if count > 1 else ''} of {gib(room)}"
-        text = f"{header.block_count + 1} layers and {gib(held)} over {over}"
-        return _Sized(need, Sharded(True, text))
+            return _Footprint(file, need, Sharded(False, error.message))
+        used = gib(sum(share.total_bytes for share in plan.shares), 2)
+        available = gib(sum(share.available_bytes for share in plan.shares), 2)
+        count = f"{len(plan.shares)} backend{'s' if len(plan.shares) > 1 else ''}"
+        text = f"{header.block_count + 1} layers and {used} over {count} of {available}"
+        return _Footprint(file, need, Sharded(True, text))
 
 
 def _entry(facts: Facts, chosen: Decision | Refusal) -> dict[str, Any]:
-    """What ``/router/decisions`` shows of it, but for the request."""
+    """An entry of ``/router/decisions``, without the request."""
     return {
         "model": facts.model,
         "route": None if isinstance(chosen, Refusal) else chosen.route.value,
@@ -179,8 +196,8 @@ def _entry(facts: Facts, chosen: Decision | Refusal) -> dict[str, Any]:
         "need_bytes": facts.need.bytes if facts.need else None,
         "layers": facts.need.layers if facts.need else None,
         "pool": [
-            {"node": one.node, "certain": one.certain, "capacity_bytes": one.capacity_bytes}
-            for one in facts.offers
+            {"node": offer.node, "certain": offer.certain, "capacity_bytes": offer.capacity_bytes}
+            for offer in facts.offers
         ],
         "backends_fit": facts.sharded.fits if facts.sharded else None,
     }

@@ -6,11 +6,17 @@ from harness.contracts.diagnosis import FailureClass
 from harness.errors import HarnessError
 from harness.lab.spec import LabSpec
 from harness.trials.faults.fault import Fault
-from harness.trials.faults.files import SmallCacheDisk
 from harness.trials.faults.links import CutLink, SlowLink
-from harness.trials.faults.memory import SqueezeMemory, StarveIntoSwap
-from harness.trials.faults.processes import FreezeBackend, KillBackend, KillCoordinator
-from harness.trials.faults.starts import ClosedPort, OtherBuild, TakenPort, WrongFlag
+from harness.trials.faults.processes import (
+    ClosedPort,
+    FreezeBackend,
+    KillBackend,
+    KillCoordinator,
+    OtherBuild,
+    TakenPort,
+    WrongFlag,
+)
+from harness.trials.faults.resources import SmallCacheDisk, SqueezeMemory, StarveIntoSwap
 from harness.trials.profile.steps import FaultStep
 
 STARVED_BYTES = 120 << 20

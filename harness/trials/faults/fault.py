@@ -1,11 +1,11 @@
-"""What every fault has in common: injected, recorded with its time, and always undone."""
+"""The base of all faults: injected, recorded with its time, and always undone."""
 
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from harness.cluster.inventory import Node
@@ -25,7 +25,7 @@ done
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Injected:
     """One fault that was caused: what, where and when."""
 
@@ -38,7 +38,8 @@ class Injected:
     expected: FailureClass
     """The class that a diagnosis must come to."""
     signals: tuple[Signal, ...] = ()
-    """Signals that were sent; a diagnosis counts them among our own."""
+    """Signals that were sent to the coordinator; a diagnosis counts them among our own."""
+    undone_ns: int | None = None
 
 
 @dataclass
@@ -49,6 +50,8 @@ class Fault(ABC):
     expected: ClassVar[FailureClass]
 
     node: Node
+    signals: tuple[Signal, ...] = field(default=(), init=False)
+    """Those that the injection sent to the coordinator: the router does not know of them."""
 
     @abstractmethod
     async def inject(self) -> str:
@@ -62,47 +65,31 @@ class Fault(ABC):
     async def undo(self) -> None:
         """Put everything right, also after an injection that came half way; a second time changes nothing."""
 
-    def signals(self) -> tuple[Signal, ...]:
-        """Signals that the injection sent."""
-        return ()
-
-
-Tell = Callable[[Injected], None]
-
 
 @asynccontextmanager
-async def injected(
-    fault: Fault, tell: Tell | None = None, undone: Callable[[], None] | None = None
-) -> AsyncIterator[Injected]:
+async def injected(fault: Fault) -> AsyncIterator[Injected]:
     """Cause a fault for as long as the block runs.
 
     The count of its unit's starts is forgotten first: repeated faults would use up ``StartLimit*``, and the
     unit would stay down for that and not for the fault.
 
-    Args:
-        fault: what to cause, and where.
-        tell: called with the record once it is caused.
-        undone: called once it is undone.
-
     Raises:
         HarnessError: it cannot be caused, or it cannot be undone.
     """
     await reset_failed(fault.node)
-    begun_ns = time.time_ns()
+    begun_ns, record = time.time_ns(), None
     try:
-        what = await to_the_end(fault.inject())
-        record = Injected(fault.kind, fault.node.name, what, begun_ns, fault.expected, fault.signals())
-        if tell:
-            tell(record)
+        what = await run_to_completion(fault.inject())
+        record = Injected(fault.kind, fault.node.name, what, begun_ns, fault.expected, fault.signals)
         yield record
     finally:
-        # Whoever is cancelled here, and however often, leaves the node as it was all the same.
-        await to_the_end(fault.undo())
-        if undone:
-            undone()
+        # A caller that is cancelled, however often, still leaves the node as it was.
+        await run_to_completion(fault.undo())
+        if record:
+            record.undone_ns = time.time_ns()
 
 
-async def to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+async def run_to_completion(work: Coroutine[Any, Any, ResultT]) -> ResultT:
     """Await ``work`` until it is done, whatever cancels the caller meanwhile; the cancel comes after it."""
     task = asyncio.create_task(work)
     cancelled = False
@@ -116,16 +103,18 @@ async def to_the_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
     return task.result()
 
 
-async def on(node: Node, *argv: str, stdin: str = "", deadline_s: float = 60) -> str:
+async def run_as_root(node: Node, *argv: str, stdin: str = "", deadline_s: float = 60) -> str:
     """Standard output of a command that must succeed, run as the superuser.
 
     Raises:
-        HarnessError: it failed, or the node cannot be reached.
+        HarnessError: it failed, or the node is unreachable.
     """
     done = await run_on(node, *argv, stdin=stdin, deadline_s=deadline_s, root=True)
-    if done.code != 0:
-        said = " ".join((done.stderr or done.stdout).split()) or "nothing"
-        raise HarnessError(f"{node.name}: '{' '.join(argv[:3])}' ended with {done.code} and said: {said}")
+    if done.returncode != 0:
+        output = " ".join((done.stderr or done.stdout).split()) or "no output"
+        raise HarnessError(
+            f"{node.name}: '{' '.join(argv[:3])}' failed with exit status {done.returncode}: {output}"
+        )
     return done.stdout
 
 
@@ -140,24 +129,25 @@ async def main_pid(node: Node, unit: str = RPC_UNIT) -> int:
     Raises:
         HarnessError: the unit does not run.
     """
-    pid = int((await on(node, "systemctl", "show", "--property=MainPID", "--value", unit)).strip() or 0)
+    shown = await run_as_root(node, "systemctl", "show", "--property=MainPID", "--value", unit)
+    pid = int(shown.strip() or 0)
     if pid == 0:
         raise HarnessError(f"{node.name}: {unit} does not run; see 'systemctl status {unit}' there")
     return pid
 
 
-async def serve_again(node: Node) -> None:
+async def ensure_serving(node: Node) -> None:
     """Have the node's backend up and listening.
 
     Raises:
         HarnessError: it does not come up.
     """
     await reset_failed(node)
-    await on(node, "systemctl", "start", RPC_UNIT)
+    await run_as_root(node, "systemctl", "start", RPC_UNIT)
     port = node.rpc_endpoint.rpartition(":")[2]
     script = ("sh", "-s", "--", port, RPC_UNIT, str(_SERVES_WITHIN_S * 5))
     done = await run_on(node, *script, stdin=_UNTIL_IT_SERVES, deadline_s=_SERVES_WITHIN_S * 2, root=True)
-    if done.code != 0:
+    if done.returncode != 0:
         raise HarnessError(
             f"{node.name}: {RPC_UNIT} does not listen on {node.rpc_endpoint} {_SERVES_WITHIN_S} s after "
             f"its start: see 'journalctl -u {RPC_UNIT}' there"

@@ -1,16 +1,17 @@
-"""What a run that was killed amid a fault left on the nodes: looked for there, and undone."""
+"""Finds and undoes what a run that was killed amid a fault left on the nodes."""
 
 import asyncio
 from collections.abc import Callable, Iterable
 
 from harness.cluster.inventory import Node
-from harness.lab import cable, disk
+from harness.lab import running
+from harness.lab.machine import Machine
 from harness.lab.spec import LabSpec
 from harness.monitor.backend_state import RPC_UNIT
-from harness.trials.faults.fault import on, serve_again
-from harness.trials.faults.files import CACHE, IMAGE
+from harness.trials.faults.fault import ensure_serving, run_as_root
 from harness.trials.faults.links import GUARD, TABLE
-from harness.trials.faults.starts import DROP_IN, HOLDER_UNIT
+from harness.trials.faults.processes import DROP_IN, HOLDER_UNIT
+from harness.trials.faults.resources import CACHE, IMAGE
 
 _UNDO = r"""
 unit=$1 drop_in=$2 holder=$3 table=$4 guard=$5 cache=$6 image=$7 stopped=$8
@@ -37,7 +38,7 @@ fi
 if [ "$restart" ]; then systemctl daemon-reload; systemctl stop "$unit"; fi
 if ! systemctl is-active --quiet "$unit"; then [ "$stopped$restart" ] || echo "no rpc-server"; fi
 """
-"""Prints a line for each thing that it found, and undid."""
+"""Prints a line for each thing that it undid."""
 
 
 async def undo_leftovers(nodes: Iterable[Node], lab: LabSpec | None, say: Callable[[str], None]) -> None:
@@ -45,34 +46,30 @@ async def undo_leftovers(nodes: Iterable[Node], lab: LabSpec | None, say: Callab
 
     Another build than the rest's is not put back: it is refused later, with the way out.
 
-    Args:
-        lab: the lab that the nodes are machines of, if they are.
-        say: called with a line on each node where something was found.
-
     Raises:
-        HarnessError: a node cannot be reached, or its backend does not come up.
+        HarnessError: a node is unreachable, or its backend does not come up.
     """
     backends = list(nodes)
-    found = await asyncio.gather(*(_undone(node, lab) for node in backends))
-    for node, left in zip(backends, found, strict=True):
+    leftovers = await asyncio.gather(*(_undo(node, lab) for node in backends))
+    for node, left in zip(backends, leftovers, strict=True):
         if left:
             say(f"{node.name}: undid what a run that was killed left there: {', '.join(left)}")
 
 
-async def _undone(node: Node, lab: LabSpec | None) -> list[str]:
+async def _undo(node: Node, lab: LabSpec | None) -> list[str]:
     left = []
     if lab:
-        await asyncio.to_thread(cable.full_speed, lab, node.name)
-        if await asyncio.to_thread(cable.mend, lab, node.name):
+        await asyncio.to_thread(running.restore_rate, lab, node.name)
+        if await asyncio.to_thread(running.plug_cable, lab, node.name):
             left.append("a pulled cable")
-        if disk.attached(lab, node.name):
+        if Machine(lab, node.name).disk_image.exists():
             left.append("a small cache disk")
     if left:  # What was cut off waits for a peer that is gone, for ever.
-        await on(node, "systemctl", "stop", RPC_UNIT)
+        await run_as_root(node, "systemctl", "stop", RPC_UNIT)
     if lab:
-        await asyncio.to_thread(disk.detach, lab, node.name, CACHE)
+        await asyncio.to_thread(running.detach_disk, lab, node.name, CACHE)
     words = (RPC_UNIT, DROP_IN, HOLDER_UNIT, TABLE, GUARD, str(CACHE), IMAGE, "stopped" if left else "")
-    left += (await on(node, "sh", "-s", "--", *words, stdin=_UNDO)).splitlines()
+    left += (await run_as_root(node, "sh", "-s", "--", *words, stdin=_UNDO)).splitlines()
     if left:
-        await serve_again(node)
+        await ensure_serving(node)
     return left

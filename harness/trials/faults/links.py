@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from harness.cluster.inventory import Node
 from harness.cluster.ssh import run_on
 from harness.contracts.diagnosis import FailureClass
-from harness.lab import cable
+from harness.lab import running
 from harness.lab.spec import LabSpec
-from harness.trials.faults.fault import Fault, on
+from harness.trials.faults.fault import Fault, run_as_root
 
 TABLE = "llama_fault"
 GUARD = "llama-fault-undo"
@@ -29,13 +29,13 @@ class CutLink(Fault):
 
     async def inject(self) -> str:
         if self.lab is not None:
-            await _in_thread(cable.cut, self.lab, self.node.name)
+            await asyncio.to_thread(running.unplug_cable, self.lab, self.node.name)
             return f"cable of {self.node.name} pulled"
         await _drop(self.node, self.head, "drop")
         return f"packets between {self.head.name} and {self.node.rpc_endpoint} dropped"
 
     async def undo(self) -> None:
-        await _lift(self.node, self.lab, cable.mend)
+        await _lift(self.node, self.lab, running.plug_cable)
 
 
 @dataclass
@@ -44,7 +44,7 @@ class SlowLink(Fault):
 
     kind = "slow-link"
     expected = FailureClass.UNKNOWN
-    """Slow is no failure: whoever injects it looks at the load's floors."""
+    """Slow is no failure: the load's lower bounds show it."""
 
     head: Node
     bytes_per_s: int = 12_500_000
@@ -52,18 +52,15 @@ class SlowLink(Fault):
 
     async def inject(self) -> str:
         if self.lab is not None:
-            await _in_thread(cable.slow, self.lab, self.node.name, f"{self.bytes_per_s * 8 // 1000}kbit")
+            rate = f"{self.bytes_per_s * 8 // 1000}kbit"
+            await asyncio.to_thread(running.limit_rate, self.lab, self.node.name, rate)
         else:
             kilobytes = max(1, self.bytes_per_s // 1024)
             await _drop(self.node, self.head, f"limit rate over {kilobytes} kbytes/second drop")
         return f"link of {self.node.name} held to {self.bytes_per_s / 1e6:g} MB/s"
 
     async def undo(self) -> None:
-        await _lift(self.node, self.lab, cable.full_speed)
-
-
-async def _in_thread(step: Callable[..., None], *arguments: object) -> None:
-    await asyncio.to_thread(step, *arguments)
+        await _lift(self.node, self.lab, running.restore_rate)
 
 
 async def _drop(node: Node, head: Node, verdict: str) -> None:
@@ -87,8 +84,8 @@ table inet {TABLE} {{
 }}
 """
     guard = ("systemd-run", "--quiet", "--collect", f"--unit={GUARD}", f"--on-active={GUARD_S}")
-    await on(node, *guard, "nft", "delete", "table", "inet", TABLE)
-    await on(node, "nft", "-f", "-", stdin=ruleset)
+    await run_as_root(node, *guard, "nft", "delete", "table", "inet", TABLE)
+    await run_as_root(node, "nft", "-f", "-", stdin=ruleset)
 
 
 async def _lift(node: Node, lab: LabSpec | None, mend: Callable[[LabSpec, str], object]) -> None:

@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable
 
 from harness.cluster.inventory import Inventory, Node
-from harness.cluster.ssh import read_state
+from harness.cluster.node_inspection import read_state
 from harness.contracts.coordinator_state import CoordinatorState
-from harness.contracts.run_records import NodeFacts
+from harness.contracts.plan import LoadRequest
 from harness.errors import HarnessError
-from harness.planner.calibration import Calibration, NodeSpeed
+from harness.planner.device_capacity import Calibration, NodeSpeed
 from harness.router_client.chat_stream import ChatRequest
-from harness.router_client.client import LoadRequest, RouterClient
+from harness.router_client.client import RouterClient
 from harness.runs.metrics import server_decode_rate
 
 TOKENS = 16
@@ -30,7 +30,7 @@ async def calibrate(
     """Measure backends one after the other and tell the router, which plans by it from then on.
 
     A token reads every weight once, so that a node's speed is the model's bytes on it over its time per token
-    (llama.cpp's own clock, the fastest of three requests after a warm-up: whatever else a node does meanwhile
+    (llama.cpp's own clock, the fastest of three requests after a warm-up: other work of a node
     can only slow it). It holds for the measured build.
 
     Args:
@@ -54,9 +54,12 @@ async def calibrate(
 
 
 async def _smallest(router: RouterClient) -> str:
-    listed = await router.models()
-    large = {name: entry for name, entry in listed.items() if entry.get("route") == "coordinator"}
-    sizes = {name: int(entry["file_bytes"]) for name, entry in large.items() if entry.get("file_bytes")}
+    models = await router.models()
+    sizes = {
+        name: int(entry["file_bytes"])
+        for name, entry in models.items()
+        if entry.get("route") == "coordinator" and entry.get("file_bytes")
+    }
     if not sizes:
         raise HarnessError(
             f"no model of the router at {router.address.url} goes over the backends; bring one there "
@@ -66,16 +69,18 @@ async def _smallest(router: RouterClient) -> str:
 
 
 async def _measure(router: RouterClient, node: Node, model: str) -> NodeSpeed:
-    # One plan for one node: whatever was calibrated before has no say in it.
-    state = await router.load(LoadRequest(model, nodes=[node.name], context=_CONTEXT, deadline_s=_DEADLINE_S))
+    # A plan for one node: earlier calibration does not change it.
+    state = await router.load(
+        LoadRequest(model=model, nodes=[node.name], context=_CONTEXT, deadline_s=_DEADLINE_S)
+    )
     facts = (await read_state(node)).facts
     rates = [rate for index in range(REPEATS + 1) if (rate := await _rate(router, node, model, index))]
     return NodeSpeed(
         node=node.name,
-        bytes_per_s=_held(state) * max(rates[1:]),
+        bytes_per_s=_backend_bytes(state) * max(rates[1:]),
         build=facts.build,
         sha256=facts.binaries.get("rpc-server"),
-        hardware=_hardware(facts),
+        hardware=f"{facts.cpu or 'unknown processor'}, {facts.cpus or '?'} cores, {facts.accelerator}",
         model=model,
         measured_ns=time.time_ns(),
         tokens_per_s=rates[1:],
@@ -90,13 +95,8 @@ async def _rate(router: RouterClient, node: Node, model: str, index: int) -> flo
     return rate
 
 
-def _held(state: CoordinatorState) -> int:
-    report = state.report
-    held = sum(b.model_bytes for b in report.buffers if b.device.startswith("RPC")) if report else 0
-    if not held:
+def _backend_bytes(state: CoordinatorState) -> int:
+    size = sum(buffer.model_bytes for buffer in state.report.rpc_buffers) if state.report else 0
+    if not size:
         raise HarnessError("the router's load report names no bytes on the backend; deploy the router again")
-    return held
-
-
-def _hardware(facts: NodeFacts) -> str:
-    return f"{facts.cpu or 'unknown processor'}, {facts.cpus or '?'} cores, {facts.accelerator}"
+    return size

@@ -1,29 +1,49 @@
-"""Steps around the coordinator that several trials share: stopping it, keeping its log, reading its end."""
+"""The unload trial, and what several trials do with the coordinator: stop it, keep its log, read its end."""
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Sequence
 
 from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, FailureClass
-from harness.contracts.run_records import Request
+from harness.contracts.run_records import Outcome, Request
 from harness.errors import HarnessError
-from harness.trials.context import Context
+from harness.trials.context import Context, TrialResult, grade
 from harness.trials.kinds.diagnosis_inputs import diagnose_waiting, diagnose_with_nodes
-from harness.trials.lab import lab_memory_limit
+from harness.trials.profile.steps import UnloadStep
 
 DIAGNOSED_WITHIN_S = 8.0
 
 
+async def run_unload(ctx: Context, trial: str, step: UnloadStep) -> TrialResult:
+    """Unload; passes when the coordinator ended in the class expected (``stopped`` unless said otherwise)."""
+    state = await stop(ctx, trial, step.deadline_s)
+    if state is None:
+        return TrialResult(Outcome.SKIPPED, "no coordinator was up")
+    metrics = {}
+    if state.exit and state.signals:
+        metrics["stop_s"] = (state.exit.time_ns - state.signals[0].time_ns) / 1e9
+    return grade(_describe_end(state), step.expected, state.diagnosis, state, metrics)
+
+
+def _describe_end(state: CoordinatorState) -> str:
+    if state.exit is None:
+        return f"{state.model}: phase {state.phase}, no exit status"
+    signals = ", ".join(f"{s.name} with {s.requests_in_flight} in flight" for s in state.signals)
+    return f"exit status {state.exit.shell}" + (f" after {signals}" if signals else ", no signal sent")
+
+
 async def stop(ctx: Context, trial: str | None, deadline_s: float = 60) -> CoordinatorState | None:
-    """Stop the coordinator that is up, or read the end of the one that was; None if there was none."""
+    """Stop the coordinator that is up, or read the end of the last one; None if there was none.
+
+    Args:
+        deadline_s: how long requests in flight may still take.
+    """
     state = await ctx.router.unload(deadline_s)
-    if state.phase is CoordinatorPhase.ABSENT:
-        was = ctx.loaded
-        state = (await ctx.router.start(was.start_id) if was else None) or state
+    if state.phase is CoordinatorPhase.ABSENT and ctx.loaded:
+        state = await ctx.router.start(ctx.loaded.start_id) or state
     ctx.loaded = None
-    feed_again(ctx)
+    ctx.restore_memory()
     if state.phase is CoordinatorPhase.ABSENT:
         return None
     await keep_log(ctx, state)
@@ -32,19 +52,8 @@ async def stop(ctx: Context, trial: str | None, deadline_s: float = 60) -> Coord
     return state
 
 
-def feed_again(ctx: Context) -> None:
-    """Give every starved machine its memory back; one that cannot have it is a warning of the run."""
-    for node in sorted(ctx.starved):
-        try:
-            if ctx.lab is not None:
-                lab_memory_limit(ctx.lab, node, None)
-        except HarnessError as error:
-            ctx.event(time.time_ns(), "warning", None, node, message=f"still starved: {error}")
-    ctx.starved.clear()
-
-
 async def keep_log(ctx: Context, state: CoordinatorState | None) -> None:
-    """Copy a start's log into the run; a router that does not have it is no reason to fail."""
+    """Copy a start's log into the run; a router without that log is no error."""
     if state is None or state.start_id is None:
         return
     with contextlib.suppress(HarnessError):
@@ -53,36 +62,22 @@ async def keep_log(ctx: Context, state: CoordinatorState | None) -> None:
 
 def record_end(ctx: Context, trial: str | None, state: CoordinatorState) -> None:
     """Put the signals and the exit of one start into the run's events."""
+    head, start_id = ctx.inventory.head.name, state.start_id
     for signal in state.signals:
-        ctx.event(
-            signal.time_ns,
-            "signal",
-            trial,
-            ctx.inventory.head.name,
-            signal=signal.name,
-            reason=signal.reason,
-            requests_in_flight=signal.requests_in_flight,
-            start_id=state.start_id,
-        )
-    if state.exit:
-        diagnosis = state.diagnosis
-        ctx.event(
-            state.exit.time_ns,
-            "exit",
-            trial,
-            ctx.inventory.head.name,
-            code=state.exit.code,
-            signal=state.exit.signal,
-            start_id=state.start_id,
-            diagnosis=diagnosis.failure_class.value if diagnosis else None,
-        )
+        data = {"reason": signal.reason, "requests_in_flight": signal.requests_in_flight}
+        ctx.event(signal.time_ns, "signal", trial, head, signal=signal.name, **data, start_id=start_id)
+    if ended := state.exit:
+        diagnosis = state.diagnosis.failure_class.value if state.diagnosis else None
+        data = {"code": ended.code, "signal": ended.signal, "start_id": start_id}
+        ctx.event(ended.time_ns, "exit", trial, head, **data, diagnosis=diagnosis)
 
 
 async def ended_state(ctx: Context, *, late: bool = False) -> CoordinatorState | None:
     """State of the loaded start after something went wrong; waits a little for its end and diagnosis.
 
     Args:
-        late: a request had no end by its deadline: if it still runs, the nodes are asked what it waits for.
+        late: a request did not end by its deadline; of a coordinator that still runs, the nodes say what it
+            waits for.
     """
     if ctx.loaded is None:
         return None

@@ -1,11 +1,11 @@
-"""The fault trial: cause one failure at a chosen moment, and hold the diagnosis against the cause."""
+"""The fault trial: cause one failure at a chosen moment, and compare the diagnosis with the cause."""
 
 import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.cluster.inventory import Node
@@ -13,278 +13,272 @@ from harness.cluster.ssh import run_on
 from harness.cluster.unit_inspection import diagnose_units
 from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.contracts.diagnosis import Diagnosis, FailureClass, Signal
-from harness.contracts.run_records import Outcome, Request
+from harness.contracts.plan import LoadRequest
+from harness.contracts.run_records import Outcome
 from harness.diagnosis.classify import classify
-from harness.diagnosis.evidence import Inputs
+from harness.diagnosis.inputs import Inputs
 from harness.errors import HarnessError
 from harness.monitor.backend_state import RPC_UNIT
 from harness.router_client.chat_stream import ChatRequest
-from harness.router_client.client import LoadRequest, RouterRefusedError
-from harness.trials.context import Context, Finding, Loaded, judge
+from harness.router_client.client import RouterRefusedError
+from harness.trials.context import Context, Loaded, TrialResult, grade
 from harness.trials.faults.catalogue import cause_of, make_fault
-from harness.trials.faults.fault import Injected, injected, serve_again, to_the_end
-from harness.trials.faults.processes import KillCoordinator
+from harness.trials.faults.fault import Injected, ensure_serving, injected, run_to_completion
 from harness.trials.kinds.coordinator_steps import keep_log, stop
 from harness.trials.kinds.diagnosis_inputs import diagnose_ready, diagnose_waiting, diagnose_with_nodes
-from harness.trials.load_generator.prompts import words
+from harness.trials.load_generator.requests import words
 from harness.trials.profile.steps import FaultStep
 
 LONG_ANSWER = 4000
-"""Tokens of the request that is under way: more than come before the fault is found."""
+"""Tokens of the request in flight: more than come before the fault is diagnosed."""
 LONG_PROMPT = 1500
 """Words: its prompt is still being computed when the fault comes."""
-TRANSFERS = "model buffer size"
-"""What llama-server prints once its buffers are there, just before it fills them."""
-LOOK_EVERY_S = 1.0
+OBSERVE_EVERY_S = 1.0
+_POLL_S = 0.1
+_INCONCLUSIVE = (FailureClass.UNKNOWN, FailureClass.STOPPED)
 
 
-@dataclass
-class Seen:
-    """What there is to say of the coordinator, and of the node's backend, after a fault."""
+@dataclass(frozen=True)
+class Observation:
+    """One observation; a diagnosis that says nothing of a failure is None."""
 
     state: CoordinatorState | None = None
     coordinator: Diagnosis | None = None
     backend: Diagnosis | None = None
 
-    def take(self, other: "Seen") -> None:
-        """Be what was seen last: at a deadline it is all there is to say."""
-        self.state, self.coordinator, self.backend = other.state, other.coordinator, other.backend
-
-    def best(self, wanted: FailureClass | None) -> Diagnosis | None:
-        """The diagnosis that names the cause, where one does; else the coordinator's, else the backend's."""
-        told = [one for one in (self.coordinator, self.backend) if one]
-        return next((one for one in told if one.failure_class == wanted), told[0] if told else None)
+    def best(self, cause: FailureClass | None) -> Diagnosis | None:
+        """The diagnosis that names the cause, if one does; else the coordinator's, else the backend's."""
+        diagnoses = [one for one in (self.coordinator, self.backend) if one]
+        return next((one for one in diagnoses if one.failure_class == cause), next(iter(diagnoses), None))
 
 
-@dataclass
-class Attempt:
-    """One fault trial while it runs: what it was asked, what it did, and what was seen last."""
-
-    ctx: Context
-    trial: str
-    step: FaultStep
-    request: LoadRequest
-    details: dict[str, Any]
-    seen: Seen = field(default_factory=Seen)
-
-    @property
-    def node(self) -> Node:
-        return self.ctx.inventory.node(self.step.node)
-
-    def fault(self, state: CoordinatorState | None = None) -> AbstractAsyncContextManager[Injected]:
-        """Cause the fault for as long as the block runs, and write both moments down."""
-        made = make_fault(self.step, self.node, self.ctx.inventory.head, self.ctx.lab, state)
-        return injected(made, self._tell, self._undone)
-
-    def _tell(self, record: Injected) -> None:
-        self.details.update(injected_ns=record.time_ns, what=record.what)
-        told = {"fault": record.kind, "what": record.what}
-        self.ctx.event(record.time_ns, "fault", self.trial, record.node, **told)
-
-    def _undone(self) -> None:
-        self.details["undone_ns"] = now_ns = time.time_ns()
-        if "injected_ns" in self.details:
-            self.ctx.event(now_ns, "fault_undone", self.trial, self.node.name, fault=self.step.fault)
-
-
-async def run_fault(ctx: Context, trial: str, step: FaultStep) -> Finding:
-    """Inject, look until the diagnosis is the cause or the time is over, undo; passes if they are the same.
+async def run_fault(ctx: Context, trial: str, step: FaultStep) -> TrialResult:
+    """Inject, observe until the diagnosis is the cause or the time is over, undo; passes if it is the cause.
 
     The fault is undone whatever happens, Ctrl-C included, and the backend serves again before the trial ends.
     The model is split as it would be without the fault.
     """
     await stop(ctx, trial)
     request = LoadRequest(model=step.model, context=step.context, deadline_s=step.deadline_s)
-    request = replace(request, plan=(await ctx.router.plan(request)).plan)
+    request = request.model_copy(update={"plan": (await ctx.router.plan(request)).plan})
     details: dict[str, Any] = {"fault": step.fault, "node": step.node, "moment": step.moment}
-    attempt = Attempt(ctx, trial, step, request, details)
+    attempt = Attempt(ctx, trial, step, ctx.inventory.node(step.node), request, details)
     begun_s = time.monotonic()
     try:
         async with asyncio.timeout(step.deadline_s):
-            await _acted(attempt)
+            await attempt.run()
     except TimeoutError:
         details["deadline_passed"] = True
     finally:
-        # Whoever is cancelled waits for what the fault has left, too; and stays cancelled if that fails.
-        unserved = await to_the_end(_forget_peer(ctx, step, attempt.node))
-    if unserved:
-        raise unserved
+        # A cancelled caller waits for the cleanup too, and stays cancelled if that fails.
+        failed_cleanup = await run_to_completion(attempt.clean_up())
+    if failed_cleanup:
+        raise failed_cleanup
     metrics = {"fault_s": time.monotonic() - begun_s}
     if injected_ns := details.get("injected_ns"):
         metrics["found_after_s"] = (details.get("found_ns", details["undone_ns"]) - injected_ns) / 1e9
     cause = cause_of(step)
-    diagnosis = attempt.seen.best(cause)
-    outcome, answer = judge(diagnosis, cause, _answer(step, details, diagnosis))
+    diagnosis = attempt.observation.best(cause)
+    answer, state = _answer(step, details, diagnosis), attempt.observation.state
+    result = grade(answer, cause, diagnosis, state, metrics, details)
     if "injected_ns" not in details or details.get("deadline_passed"):
-        outcome = Outcome.FAILED
-    return Finding(outcome, answer, cause, attempt.seen.state, diagnosis, metrics, details)
+        result.outcome = Outcome.FAILED
+    return result
 
 
-async def _acted(attempt: Attempt) -> None:
-    """Bring the moment about, cause the fault, and look."""
-    ctx, step, seen = attempt.ctx, attempt.step, attempt.seen
-    if step.moment in ("idle", "loading"):
-        await _around_a_load(attempt)
-        return
-    seen.take(await _load(ctx, attempt.request))
-    if seen.state is None or seen.coordinator:
-        return
-    async with _request(ctx, attempt.trial, step) as asked:
-        await asked
-        async with attempt.fault(seen.state) as record:
-            ctx.say(f"{step.fault} on {step.node}: looking for its cause")
-            # The router did not send the signal that ends its child; this trial did, and knows it.
-            ours = record.signals if record.kind == KillCoordinator.kind else ()
-            await _find(attempt, ours)
+@dataclass
+class Attempt:
+    """One fault trial while it runs. At a deadline, the last observation is the result."""
 
+    ctx: Context
+    trial: str
+    step: FaultStep
+    node: Node
+    request: LoadRequest
+    details: dict[str, Any]
+    observation: Observation = field(default_factory=Observation)
 
-async def _around_a_load(attempt: Attempt) -> None:
-    """A fault before a load, or amid one, which may wait for ever: it is looked at meanwhile."""
-    ctx, step = attempt.ctx, attempt.step
-    async with AsyncExitStack() as stack:
-        if step.moment == "idle":
-            await stack.enter_async_context(attempt.fault())
-        ctx.say(f"loading, {step.fault} on {step.node}")
-        loading = asyncio.create_task(_load(ctx, attempt.request))
-        stack.callback(loading.cancel)
-        if step.moment == "loading":
-            await _load_began(ctx, step, loading)
-            if loading.done():
-                attempt.seen.take(await loading)
-                return
-            await stack.enter_async_context(attempt.fault())
-        await _find(attempt, loading=loading)
-
-
-async def _load(ctx: Context, request: LoadRequest) -> Seen:
-    try:
-        state = await ctx.router.load(request)
-    except RouterRefusedError as refusal:
-        return Seen(refusal.state, refusal.state.diagnosis if refusal.state else None)
-    if state.start_id:
-        ctx.loaded = Loaded(state.start_id, request.model, request)
-    return Seen(state)
-
-
-async def _load_began(ctx: Context, step: FaultStep, loading: "asyncio.Task[Seen]") -> None:
-    """Wait until the coordinator sends tensors to its backends, then as long as the step says."""
-    while not loading.done():
-        state = await _starting(ctx, step)
-        if state and state.start_id and TRANSFERS in await ctx.router.log(state.start_id):
-            break
-        await asyncio.sleep(0.1)
-    await asyncio.sleep(step.after_s)
-
-
-@asynccontextmanager
-async def _request(ctx: Context, trial: str, step: FaultStep) -> AsyncIterator[Awaitable[None]]:
-    """A long request under way; what it yields is over at the moment that the step asks for."""
-    came = asyncio.Event()
-    # A longer one than the context would be refused, and the fault come while nothing is under way.
-    longest = words(min(LONG_PROMPT, step.context * 3 // 4))
-    prompt = longest if step.moment == "prompt" else "Count to ten thousand."
-    ask = ChatRequest(
-        step.model, prompt, LONG_ANSWER, step.deadline_s, trial=trial, index=1, on_token=came.set
-    )
-    asking: asyncio.Task[Request] = asyncio.create_task(ctx.router.chat(ask))
-
-    async def moment() -> None:
-        if step.moment == "generating":
-            waiting = asyncio.create_task(came.wait())
-            await asyncio.wait({waiting, asking}, return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-        await asyncio.sleep(step.after_s)
-        if asking.done():
-            raise HarnessError(
-                f"the request was over before the fault came: {(await asking).error or 'answered'}"
-            )
-
-    try:
-        yield moment()
-    finally:
-        asking.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            ctx.run.append_request(await asking)
-
-
-async def _find(
-    attempt: Attempt, ours: Sequence[Signal] = (), loading: "asyncio.Task[Seen] | None" = None
-) -> None:
-    """Look again and again, until a diagnosis is the cause; without one to come, once is enough."""
-    ctx, step, seen = attempt.ctx, attempt.step, attempt.seen
-    cause, first = cause_of(step), replace(seen)
-    while True:
-        if loading and (loading.done() or cause is None):
-            first, loading = await loading, None
-        elif loading:
-            first = Seen(await _starting(ctx, step))
-        seen.take(await _look(ctx, attempt.node, first, ours))
-        if cause is None or ((found := seen.best(cause)) and found.failure_class == cause):
-            attempt.details["found_ns"] = time.time_ns()
+    async def run(self) -> None:
+        """Wait for the moment, cause the fault, and observe."""
+        if self.step.moment in ("idle", "loading"):
+            await self._around_a_load()
             return
-        await asyncio.sleep(LOOK_EVERY_S)
+        self.observation = await self._load()
+        if self.observation.state is None or self.observation.coordinator:
+            return
+        async with self._request_in_flight() as moment:
+            await moment
+            async with self._fault(self.observation.state) as record:
+                self.ctx.say(f"{self.step.fault} on {self.step.node}: looking for its cause")
+                await self._find(record.signals)
 
+    async def clean_up(self) -> HarnessError | None:
+        """End the coordinator, and have the backend serve again; the reason where it does not.
 
-async def _starting(ctx: Context, step: FaultStep) -> CoordinatorState | None:
-    """The coordinator that loads the model now, if one does."""
-    state = await ctx.router.coordinator()
-    return state if state.model == step.model and state.phase is CoordinatorPhase.STARTING else None
+        After a cut link rpc-server is restarted: it waits for ever for a peer whose end it could not hear of.
+        """
+        self.ctx.loaded = None
+        with contextlib.suppress(HarnessError):
+            await self.ctx.router.unload(0)
+        try:
+            if self.step.fault in ("cut-link", "slow-link"):
+                await run_on(self.node, "systemctl", "restart", RPC_UNIT, root=True)
+            await ensure_serving(self.node)
+        except HarnessError as error:
+            self.ctx.warn(self.node.name, str(error))
+            return error
+        return None
 
+    async def _around_a_load(self) -> None:
+        """A fault before a load, or amid one, which may wait for ever: it is observed meanwhile."""
+        async with AsyncExitStack() as stack:
+            if self.step.moment == "idle":
+                await stack.enter_async_context(self._fault())
+            self.ctx.say(f"loading, {self.step.fault} on {self.step.node}")
+            loading = asyncio.create_task(self._load())
+            stack.callback(loading.cancel)
+            if self.step.moment == "loading":
+                await self._transfer_began(loading)
+                if loading.done():
+                    self.observation = await loading
+                    return
+                await stack.enter_async_context(self._fault())
+            await self._find(loading=loading)
 
-async def _look(ctx: Context, node: Node, first: Seen, ours: Sequence[Signal]) -> Seen:
-    state = first.state
-    if state and state.start_id:
-        state = await ctx.router.start(state.start_id) or state
-    seen = Seen(state, first.coordinator)
-    if state is not None:
-        await keep_log(ctx, state)
-        if state.phase is CoordinatorPhase.READY and ctx.loaded and not state.requests_in_flight:
-            seen.coordinator = await diagnose_ready(ctx, state)
-        elif state.exit and ours:
-            seen.coordinator = classify(Inputs(exit=state.exit, signals=list(ours)))
-        elif state.exit is None:
-            state.diagnosis = None
-            await diagnose_waiting(ctx, state)
-            seen.coordinator = _told(state.diagnosis)
-        else:
-            await diagnose_with_nodes(ctx, state)
-            seen.coordinator = _told(state.diagnosis)
-    with contextlib.suppress(HarnessError):  # a node whose link is cut
-        (unit,) = await diagnose_units([node], RPC_UNIT)
-        seen.backend = _told(unit.diagnosis)
-    return seen
+    @asynccontextmanager
+    async def _fault(self, state: CoordinatorState | None = None) -> AsyncIterator[Injected]:
+        """The fault for as long as a block runs, with an event at its start and at its end."""
+        fault = make_fault(self.step, self.node, self.ctx.inventory.head, self.ctx.lab, state)
+        record, event = None, self.ctx.event
+        try:
+            async with injected(fault) as record:
+                self.details.update(injected_ns=record.time_ns, what=record.what)
+                event(record.time_ns, "fault", self.trial, record.node, fault=record.kind, what=record.what)
+                yield record
+        finally:
+            if record and record.undone_ns:
+                self.details["undone_ns"] = record.undone_ns
+                event(record.undone_ns, "fault_undone", self.trial, record.node, fault=record.kind)
 
+    async def _load(self) -> Observation:
+        try:
+            state = await self.ctx.router.load(self.request)
+        except RouterRefusedError as refusal:
+            return Observation(refusal.state, refusal.state.diagnosis if refusal.state else None)
+        if state.start_id:
+            self.ctx.loaded = Loaded(state.start_id, self.request)
+        return Observation(state)
 
-def _told(found: Diagnosis | None) -> Diagnosis | None:
-    """A diagnosis that says something: neither a stop, nor that nothing is known."""
-    quiet = (FailureClass.UNKNOWN, FailureClass.STOPPED)
-    return None if found is None or found.failure_class in quiet else found
+    async def _transfer_began(self, loading: "asyncio.Task[Observation]") -> None:
+        """Wait until the coordinator sends tensors to its backends, then as long as the step says.
 
+        llama-server prints the sizes of its model buffers just before it fills them.
+        """
+        while not loading.done():
+            state = await self._starting()
+            if state and state.report and any(buffer.model_bytes for buffer in state.report.buffers):
+                break
+            await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(self.step.after_s)
 
-async def _forget_peer(ctx: Context, step: FaultStep, node: Node) -> HarnessError | None:
-    """End the coordinator, and have the backend serve again; why it does not, where it does not.
+    async def _starting(self) -> CoordinatorState | None:
+        """The coordinator that loads the model now, if one does."""
+        state = await self.ctx.router.coordinator()
+        starting = state.model == self.step.model and state.phase is CoordinatorPhase.STARTING
+        return state if starting else None
 
-    One that was cut off cannot have heard of that: rpc-server waits for a peer that is gone for ever.
-    """
-    ctx.loaded = None
-    with contextlib.suppress(HarnessError):
-        await ctx.router.unload(0)
-    try:
-        if step.fault in ("cut-link", "slow-link"):
-            await run_on(node, "systemctl", "restart", RPC_UNIT, root=True)
-        await serve_again(node)
-    except HarnessError as error:
-        ctx.event(time.time_ns(), "warning", None, node.name, message=str(error))
-        return error
-    return None
+    @asynccontextmanager
+    async def _request_in_flight(self) -> AsyncIterator[Awaitable[None]]:
+        """A long request; yields what returns at the moment that the step names."""
+        step, first_token = self.step, asyncio.Event()
+        # One that is longer than the context would be refused, and the fault come while none is in flight.
+        longest = words(min(LONG_PROMPT, step.context * 3 // 4))
+        prompt = longest if step.moment == "prompt" else "Count to ten thousand."
+        limits = (LONG_ANSWER, step.deadline_s)
+        chat = ChatRequest(step.model, prompt, *limits, trial=self.trial, index=1, on_token=first_token.set)
+        request = asyncio.create_task(self.ctx.router.chat(chat))
+
+        async def moment() -> None:
+            if step.moment == "generating":
+                waiting = asyncio.create_task(first_token.wait())
+                await asyncio.wait({waiting, request}, return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+            await asyncio.sleep(step.after_s)
+            if request.done():
+                ended = (await request).error or "answered"
+                raise HarnessError(f"the request was over before the fault came: {ended}")
+
+        try:
+            yield moment()
+        finally:
+            request.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                self.ctx.run.append_request(await request)
+
+    async def _find(
+        self, own_signals: Sequence[Signal] = (), loading: "asyncio.Task[Observation] | None" = None
+    ) -> None:
+        """Observe until a diagnosis is the cause; once, where the fault is no failure."""
+        cause, load = cause_of(self.step), self.observation
+        while True:
+            if loading and (loading.done() or cause is None):
+                load, loading = await loading, None
+            elif loading:
+                load = Observation(await self._starting())
+            self.observation = await observe(self.ctx, self.node, load, own_signals)
+            best = self.observation.best(cause)
+            if cause is None or (best and best.failure_class == cause):
+                self.details["found_ns"] = time.time_ns()
+                return
+            await asyncio.sleep(OBSERVE_EVERY_S)
 
 
 def _answer(step: FaultStep, details: dict[str, Any], diagnosis: Diagnosis | None) -> str:
     if "injected_ns" not in details:
         return f"{step.fault} could not be caused: its moment, {step.moment}, did not come"
-    told = "nothing was diagnosed"
+    verdict = "nothing was diagnosed"
     if diagnosis:
         line = diagnosis.evidence[0]
-        told = f"diagnosed {diagnosis.failure_class}, by {line.source}: {line.line}"
-    after = (details.get("found_ns", details["undone_ns"]) - details["injected_ns"]) / 1e9
-    return f"{details['what']}, {step.moment}; {told}, after {after:.1f} s"
+        verdict = f"diagnosed {diagnosis.failure_class}, by {line.source}: {line.line}"
+    after_s = (details.get("found_ns", details["undone_ns"]) - details["injected_ns"]) / 1e9
+    return f"{details['what']}, {step.moment}; {verdict}, after {after_s:.1f} s"
+
+
+async def observe(
+    ctx: Context, node: Node, load: Observation, own_signals: Sequence[Signal] = ()
+) -> Observation:
+    """Diagnose the coordinator and the node's backend as they are now.
+
+    Args:
+        load: the coordinator that was loaded, or loads, and the diagnosis of a load that failed.
+        own_signals: those that the fault sent to the coordinator: the router does not know of them.
+    """
+    state, coordinator, backend = load.state, load.coordinator, None
+    if state and state.start_id:
+        state = await ctx.router.start(state.start_id) or state
+    if state is not None:
+        await keep_log(ctx, state)
+        coordinator = await _diagnose_coordinator(ctx, state, own_signals)
+    with contextlib.suppress(HarnessError):  # a node whose link is cut
+        (unit,) = await diagnose_units([node], RPC_UNIT)
+        backend = _conclusive(unit.diagnosis)
+    return Observation(state, coordinator, backend)
+
+
+async def _diagnose_coordinator(
+    ctx: Context, state: CoordinatorState, own_signals: Sequence[Signal]
+) -> Diagnosis | None:
+    if state.phase is CoordinatorPhase.READY and ctx.loaded and not state.requests_in_flight:
+        return await diagnose_ready(ctx, state)
+    if state.exit and own_signals:
+        return classify(Inputs(exit=state.exit, signals=list(own_signals)))
+    if state.exit is None:
+        state.diagnosis = None
+        await diagnose_waiting(ctx, state)
+    else:
+        await diagnose_with_nodes(ctx, state)
+    return _conclusive(state.diagnosis)
+
+
+def _conclusive(diagnosis: Diagnosis | None) -> Diagnosis | None:
+    return None if diagnosis is None or diagnosis.failure_class in _INCONCLUSIVE else diagnosis

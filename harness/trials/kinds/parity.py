@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 from harness.contracts.coordinator_state import CoordinatorState
+from harness.contracts.plan import LoadRequest
 from harness.contracts.run_records import Outcome, Request
 from harness.router_client.chat_stream import ChatRequest
-from harness.router_client.client import LoadRequest, RouterRefusedError
-from harness.trials.context import Context, Finding, judge
+from harness.router_client.client import RouterRefusedError
+from harness.trials.context import Context, TrialResult, grade
 from harness.trials.kinds.coordinator_steps import any_late, diagnose_requests, ended_state, keep_log, stop
-from harness.trials.kinds.load import refused, undistributed
+from harness.trials.kinds.load import refused, too_few_backends, undistributed
 from harness.trials.profile.steps import ParityStep
 
 LOGPROBS = {"logprobs": True, "top_logprobs": 1}
@@ -33,19 +34,16 @@ class Parity:
         return self.equal == self.compared and self.same_text
 
 
-def compare(reference: Request, seen: Request) -> Parity:
+def compare(reference: Request, other: Request) -> Parity:
     """Token by token, up to the first that differs; a token that one of them lacks differs."""
-    pairs = list(zip(reference.token_ids, seen.token_ids, strict=False))
-    compared = max(len(reference.token_ids), len(seen.token_ids))
-    equal = next((place for place, (one, other) in enumerate(pairs) if one != other), len(pairs))
-    gaps = [
-        abs(one - other)
-        for one, other in zip(reference.logprobs[:equal], seen.logprobs[:equal], strict=False)
-    ]
-    return Parity(compared, equal, reference.text == seen.text, max(gaps, default=None))
+    pairs = list(zip(reference.token_ids, other.token_ids, strict=False))
+    compared = max(len(reference.token_ids), len(other.token_ids))
+    equal = next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    gaps = [abs(a - b) for a, b in zip(reference.logprobs[:equal], other.logprobs[:equal], strict=False)]
+    return Parity(compared, equal, reference.text == other.text, max(gaps, default=None))
 
 
-async def run_parity(ctx: Context, trial: str, step: ParityStep) -> Finding:
+async def run_parity(ctx: Context, trial: str, step: ParityStep) -> TrialResult:
     """Answer once on the coordinator alone and once over the backends; passes when every token is the same.
 
     Both loads have the same flags. The first is the reference: no layer is offloaded, so that no backend
@@ -53,8 +51,7 @@ async def run_parity(ctx: Context, trial: str, step: ParityStep) -> Finding:
     """
     nodes = ctx.backends(step.nodes)
     if nodes is None:
-        have = len(ctx.inventory.backends)
-        return Finding(Outcome.SKIPPED, f"the inventory has {have} backends, the trial asks for {step.nodes}")
+        return TrialResult(Outcome.SKIPPED, too_few_backends(ctx, step.nodes))
     names = [node.name for node in nodes]
     answers: list[Request] = []
     states: list[CoordinatorState] = []
@@ -65,7 +62,7 @@ async def run_parity(ctx: Context, trial: str, step: ParityStep) -> Finding:
             model=step.model,
             nodes=names,
             n_gpu_layers=0 if alone else None,
-            flags=tuple(step.flags),
+            flags=step.flags,
             context=step.context,
             deadline_s=step.deadline_s,
         )
@@ -75,44 +72,40 @@ async def run_parity(ctx: Context, trial: str, step: ParityStep) -> Finding:
             return await refused(ctx, trial, step.expected, refusal, {"nodes": names})
         states.append(state)
         if alone and (state.report is None or state.report.offloaded):
-            return Finding(
+            return TrialResult(
                 Outcome.FAILED, "the reference is not of the coordinator alone", step.expected, state
             )
-        answers.append(await _answer(ctx, trial, step, index=len(answers)))
-        if wrong := _wrong(answers[-1], step):
-            return await _failed(ctx, step, answers[-1], wrong)
+        answer = await ctx.router.chat(
+            ChatRequest(
+                *(step.model, step.prompt, step.tokens, step.deadline_s),
+                trial=trial,
+                index=len(answers),
+                extra=LOGPROBS,
+            )
+        )
+        ctx.run.append_request(answer)
+        if wrong := _wrong(answer, step):
+            ended = await ended_state(ctx, late=any_late([answer]))
+            return grade(wrong, step.expected, diagnose_requests(ended, [answer], wrong), ended)
+        answers.append(answer)
         await keep_log(ctx, state)
     await stop(ctx, trial)
-    return _found(step, names, answers, states[1])
+    return _compare_answers(step, names, answers, states[1])
 
 
-async def _answer(ctx: Context, trial: str, step: ParityStep, *, index: int) -> Request:
-    ask = ChatRequest(
-        step.model, step.prompt, step.tokens, step.deadline_s, trial=trial, index=index, extra=LOGPROBS
-    )
-    seen = await ctx.router.chat(ask)
-    ctx.run.append_request(seen)
-    return seen
+def _wrong(answer: Request, step: ParityStep) -> str | None:
+    if answer.error:
+        return answer.error
+    if answer.route != "coordinator":
+        return f"{step.model} was answered by the {answer.route}, not by the coordinator"
+    if answer.completion_tokens != step.tokens:
+        return f"{answer.completion_tokens} tokens came, {step.tokens} were asked for"
+    return None if answer.token_ids else "the server names no token by its id"
 
 
-def _wrong(seen: Request, step: ParityStep) -> str | None:
-    if seen.error:
-        return seen.error
-    if seen.route != "coordinator":
-        return f"{step.model} was answered by the {seen.route}, not by the coordinator"
-    if seen.completion_tokens != step.tokens:
-        return f"{seen.completion_tokens} tokens came, {step.tokens} were asked for"
-    return None if seen.token_ids else "the server names no token by its id"
-
-
-async def _failed(ctx: Context, step: ParityStep, seen: Request, wrong: str) -> Finding:
-    state = await ended_state(ctx, late=any_late([seen]))
-    diagnosis = diagnose_requests(state, [seen], wrong)
-    outcome, answer = judge(diagnosis, step.expected, wrong)
-    return Finding(outcome, answer, step.expected, state, diagnosis)
-
-
-def _found(step: ParityStep, names: list[str], answers: list[Request], state: CoordinatorState) -> Finding:
+def _compare_answers(
+    step: ParityStep, names: list[str], answers: list[Request], state: CoordinatorState
+) -> TrialResult:
     alone, over = answers
     parity = compare(alone, over)
     metrics: dict[str, float] = {"tokens_compared": parity.compared, "tokens_equal": parity.equal}
@@ -126,21 +119,17 @@ def _found(step: ParityStep, names: list[str], answers: list[Request], state: Co
         "seen": {"text": over.text, "token_ids": over.token_ids, "where": ", ".join(names)},
     }
     if gap := undistributed(state):
-        outcome, answer = judge(gap, step.expected, "the second load was not over the backends")
-        return Finding(outcome, answer, step.expected, state, gap, metrics, details)
+        return grade("the second load was not over the backends", step.expected, gap, state, metrics, details)
     if parity.same:
         answer = f"{parity.equal} of {parity.compared} greedy tokens are the same over {', '.join(names)}"
-        outcome, answer = judge(None, step.expected, answer)
-        return Finding(outcome, answer, step.expected, state, None, metrics, details)
+        return grade(answer, step.expected, None, state, metrics, details)
     if parity.equal == parity.compared:
         answer = "the tokens with an id are the same, the text is not"
-        return Finding(Outcome.FAILED, answer, step.expected, state, None, metrics, details)
-    answer = (
-        f"token {parity.equal + 1} of {parity.compared} differs: {_at(alone, parity.equal)} on the "
-        f"coordinator alone, {_at(over, parity.equal)} over {', '.join(names)}"
-    )
-    return Finding(Outcome.FAILED, answer, step.expected, state, None, metrics, details)
-
-
-def _at(seen: Request, place: int) -> str:
-    return str(seen.token_ids[place]) if place < len(seen.token_ids) else "nothing"
+    else:
+        place = parity.equal
+        one, other = ([*map(str, answer.token_ids), "nothing"][place] for answer in answers)
+        answer = (
+            f"token {place + 1} of {parity.compared} differs: {one} on the coordinator alone, "
+            f"{other} over {', '.join(names)}"
+        )
+    return TrialResult(Outcome.FAILED, answer, step.expected, state, None, metrics, details)

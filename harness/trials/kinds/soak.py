@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count, islice
 from statistics import median
@@ -14,73 +14,73 @@ from harness.contracts.run_records import Outcome, Request
 from harness.errors import HarnessError
 from harness.runs.metrics import decode_rate, summarise
 from harness.runs.statistics import Drift, drift
-from harness.trials.context import Context, Finding, judge
+from harness.trials.context import Context, TrialResult, grade
 from harness.trials.kinds.coordinator_steps import diagnose_requests, keep_log
 from harness.trials.kinds.diagnosis_inputs import diagnose_with_nodes
-from harness.trials.load_generator.requests import Asker, goodput, in_flight, shortfall
-from harness.trials.load_generator.telemetry import Point
-from harness.trials.profile.steps import SoakStep, stated
+from harness.trials.load_generator.requests import RequestRunner, goodput, in_flight, shortfall
+from harness.trials.profile.base_step import stated
+from harness.trials.profile.steps import SoakStep
 
 HOUR_S = 3600.0
 PAUSE_S = 1.0
 """After a request that failed: one that is refused at once must not be sent a thousand times a second."""
 
 
-async def run_soak(ctx: Context, trial: str, step: SoakStep) -> Finding:
-    """Ask until the time or the count is over; passes when no request failed and nothing restarted."""
-    if ctx.loaded is None or ctx.loaded.model != step.model:
-        return Finding(Outcome.SKIPPED, f"{step.model} is not loaded", step.expected)
+async def run_soak(ctx: Context, trial: str, step: SoakStep) -> TrialResult:
+    """Send requests until the time or the count is over; passes when none failed and nothing restarted."""
+    if ctx.loaded is None or ctx.loaded.request.model != step.model:
+        return TrialResult(Outcome.SKIPPED, f"{step.model} is not loaded", step.expected)
     first = ctx.loaded.start_id
-    asker = Asker(ctx, trial, step.model, step.prompt_tokens, step.generated_tokens, step.deadline_s)
+    requests = RequestRunner(ctx, trial, step)
     started_ns = time.time_ns()
     begun_s = time.monotonic()
 
     async def ask(index: int) -> bool:
         ctx.say(f"request {index}")
-        if (await asker.exact(index)).error:
+        if (await requests.send_exact(index)).error:
             await asyncio.sleep(PAUSE_S)
         return step.duration_s is None or time.monotonic() - begun_s < step.duration_s
 
-    if await asker.warm_up():
+    if await requests.warm_up():
         await in_flight(step.concurrency, islice(count(1), step.requests), ask)
     ended_ns = time.time_ns()
     await ctx.sampler.caught_up(ended_ns)
-    later, up, gone = await _after(ctx, first)
-    grown = ctx.backend_restarts(started_ns, ended_ns)
-    restarted = {name: count for name, count in grown.items() if count}
-    metrics = summarise(asker.sent, stated(step.limits))
+    later, newest, router_error = await _later_starts(ctx, first)
+    restarts = ctx.backend_restarts(started_ns, ended_ns)
+    restarted = {name: count for name, count in restarts.items() if count}
+    metrics = summarise(requests.sent, stated(step.limits))
     metrics["restarts"] = float(len(later) + sum(restarted.values()))
-    details = _drifts(ctx, asker.sent, started_ns, ended_ns) | {
+    details = _drifts(ctx, requests.sent, started_ns, ended_ns) | {
         "coordinator_starts": [state.start_id for state in later],
-        "errors": dict(Counter(request.error for request in asker.sent if request.error)),
+        "errors": dict(Counter(request.error for request in requests.sent if request.error)),
     }
     if rate := details["rate_drift"]:
         metrics["rate_drift_percent_per_hour"] = rate["percent_per_hour"]
     if later and later[-1].start_id:
         ctx.loaded = replace(ctx.loaded, start_id=later[-1].start_id)
-    wrong = _wrong(step, asker.sent, len(later), restarted, up)
-    wrong = f"{wrong}; {gone}" if gone else wrong
+    wrong = _wrong(step, requests.sent, len(later), restarted, newest)
+    wrong = f"{wrong}; {router_error}" if router_error else wrong
     if wrong is None:
-        outcome, answer = judge(None, step.expected, _answer(metrics, details, known=bool(grown)))
-        return Finding(outcome, answer, step.expected, None, None, metrics, details)
-    state = None if gone else await _first_end(ctx, first)
-    diagnosis = diagnose_requests(state, asker.sent, wrong)
-    outcome, answer = judge(diagnosis, step.expected, wrong)
-    return Finding(outcome, answer, step.expected, state, diagnosis, metrics, details)
+        answer = _answer(metrics, details, monitored=bool(restarts))
+        return grade(answer, step.expected, None, None, metrics, details)
+    state = None if router_error else await _first_end(ctx, first)
+    diagnosis = diagnose_requests(state, requests.sent, wrong)
+    return grade(wrong, step.expected, diagnosis, state, metrics, details)
 
 
-async def _after(
+async def _later_starts(
     ctx: Context, first: str
 ) -> tuple[list[CoordinatorState], CoordinatorState | None, str | None]:
-    """Coordinators that the router started since the one that was loaded, the last of them all as it is now,
-    and why the router cannot tell, if it cannot: what was measured until then is not lost."""
+    """The coordinators started after the loaded one, the newest of all, and an error of the router.
+
+    What was measured until such an error is kept.
+    """
     try:
         starts = await ctx.router.starts()
-        place = next((number for number, state in enumerate(starts) if state.start_id == first), None)
-        later = starts if place is None else starts[place + 1 :]
-        return later, await ctx.router.start(later[-1].start_id or first if later else first), None
     except HarnessError as error:
         return [], None, str(error)
+    place = next((number for number, state in enumerate(starts) if state.start_id == first), -1)
+    return starts[place + 1 :], starts[-1] if starts else None, None
 
 
 async def _first_end(ctx: Context, first: str) -> CoordinatorState | None:
@@ -97,31 +97,24 @@ def _wrong(
     sent: Sequence[Request],
     starts: int,
     restarted: dict[str, int],
-    up: CoordinatorState | None,
+    newest: CoordinatorState | None,
 ) -> str | None:
     failed = [request for request in sent if request.error]
-    said = []
+    problems = []
     if failed:
-        said.append(f"{len(failed)} of {len(sent)} requests failed, the first with: {failed[0].error}")
+        problems.append(f"{len(failed)} of {len(sent)} requests failed, the first with: {failed[0].error}")
     if starts:
-        said.append(f"the coordinator was started again {starts} time{'s' * (starts > 1)}")
+        problems.append(f"the coordinator was started again {starts} time{'s' * (starts > 1)}")
     if restarted:
-        said.append("restarted backends: " + ", ".join(f"{n} {count}x" for n, count in restarted.items()))
-    if up is None or up.phase is not CoordinatorPhase.READY:
-        said.append("the coordinator is not up any more")
+        problems.append("restarted backends: " + ", ".join(f"{n} {count}x" for n, count in restarted.items()))
+    if newest is None or newest.phase is not CoordinatorPhase.READY:
+        problems.append("the coordinator is not up any more")
     answered = [request for request in sent if not request.error]
     # As many as were asked for, where nothing but their count ended the soak.
     wanted = 1 if step.requests is None or step.duration_s is not None else step.requests - len(failed)
-    short = None
-    if answered or not failed:
-        short = shortfall(
-            answered,
-            route="coordinator",
-            prompt_tokens=step.prompt_tokens,
-            generated_tokens=step.generated_tokens,
-            repeats=wanted,
-        )
-    return "; ".join([*said, *([short] if short else [])]) or None
+    if (answered or not failed) and (short := shortfall(step, answered, route="coordinator", repeats=wanted)):
+        problems.append(short)
+    return "; ".join(problems) or None
 
 
 def _drifts(ctx: Context, sent: Sequence[Request], started_ns: int, ended_ns: int) -> dict[str, Any]:
@@ -131,46 +124,39 @@ def _drifts(ctx: Context, sent: Sequence[Request], started_ns: int, ended_ns: in
     moved = drift(times, rates)
     nodes = [node.name for node in ctx.inventory.backends]
     windows = ctx.sampler.series.windows(nodes, started_ns, ended_ns)
-    memory = {node: _memory_drift(points) for node, points in windows.items()}
+    memory = {
+        node: drift([point.time_ns / 1e9 for point in points], [float(point.used_bytes) for point in points])
+        for node, points in windows.items()
+    }
     middle = median(rates) if rates else 0.0
     return {
         "rate_drift": _per_hour("percent_per_hour", moved, 100 / middle) if moved and middle else None,
-        "memory_drift": {node: found for node, found in memory.items() if found},
+        "memory_drift": {
+            node: _per_hour("bytes_per_hour", change, 1.0) for node, change in memory.items() if change
+        },
     }
-
-
-def _memory_drift(points: Iterable[Point]) -> dict[str, Any] | None:
-    held = list(points)
-    moved = drift([one.time_ns / 1e9 for one in held], [float(one.used_bytes) for one in held])
-    return _per_hour("bytes_per_hour", moved, 1.0) if moved else None
 
 
 def _per_hour(name: str, moved: Drift, scale: float) -> dict[str, Any]:
-    return {
-        name: moved.per_s * HOUR_S * scale,
-        "low": moved.low * HOUR_S * scale,
-        "high": moved.high * HOUR_S * scale,
-        "beyond_noise": moved.beyond_noise,
-    }
+    slopes = {name: moved.per_s, "low": moved.low, "high": moved.high}
+    per_hour = {key: slope * HOUR_S * scale for key, slope in slopes.items()}
+    return {**per_hour, "beyond_noise": moved.beyond_noise}
 
 
-def _answer(metrics: dict[str, float], details: dict[str, Any], *, known: bool) -> str:
-    """What was seen.
-
-    Args:
-        known: whether any monitor told of the backends' restarts.
-    """
-    restarts = "no restart" if known else "no restart of the coordinator (no monitor told of the backends)"
-    said = [f"{metrics['requests']:.0f} requests, no error, {restarts}"]
+def _answer(metrics: dict[str, float], details: dict[str, Any], *, monitored: bool) -> str:
+    """The result of a soak without a problem; ``monitored`` if a monitor reported the backends' restarts."""
+    parts = [f"{metrics['requests']:.0f} requests, no error, no restart"]
+    if not monitored:
+        parts[0] += " of the coordinator (no monitor reported the backends)"
     if (rate := details["rate_drift"]) and rate["beyond_noise"]:
-        said.append(f"tokens/s drift {rate['percent_per_hour']:+.1f} % an hour")
+        parts.append(f"tokens/s drift {rate['percent_per_hour']:+.1f} % an hour")
     for node, moved in details["memory_drift"].items():
         if moved["beyond_noise"]:
-            said.append(f"{node}'s memory {moved['bytes_per_hour'] / 2**20:+,.0f} MiB an hour")
+            parts.append(f"{node}'s memory {moved['bytes_per_hour'] / 2**20:+,.0f} MiB an hour")
     if details["rate_drift"] is None:
-        said.append("too few answers to tell whether the rate drifts")
+        parts.append("too few answers to tell whether the rate drifts")
     if not details["memory_drift"]:
-        said.append("no samples to tell whether memory drifts")
-    if len(said) == 1:
-        said.append("neither rate nor memory drifts beyond the noise")
-    return "; ".join(said) + goodput(metrics)
+        parts.append("no samples to tell whether memory drifts")
+    if len(parts) == 1:
+        parts.append("neither rate nor memory drifts beyond the noise")
+    return "; ".join(parts) + goodput(metrics)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from harness.contracts.diagnosis import Diagnosis
@@ -10,29 +10,41 @@ from harness.contracts.run_records import Request
 from harness.errors import HarnessError
 from harness.router_client.chat_stream import ChatRequest
 from harness.trials.context import Context
-from harness.trials.load_generator.prompts import words
 from harness.trials.load_generator.thrash_guard import ends_thrash
+from harness.trials.profile.steps import InferenceStep, PoolStep, SoakStep
 
 WARMUP_TOKENS = 64
 ATTEMPTS = 3
+ASSUMED_TEMPLATE_TOKENS = 20
+"""Before a model's first answer."""
+# Each is one token, with its leading space, in the Llama 2, Llama 3 and SmolLM2 vocabularies.
+WORD_LIST = "the of and to in is that it was for on are as with his they at be this have from or one had by"
+WORDS = tuple(WORD_LIST.split())
+
+
+def words(count: int) -> str:
+    """Text of ``count`` common words."""
+    return " ".join(WORDS[index % len(WORDS)] for index in range(count))
+
+
+def word_count(prompt_tokens: int, template_tokens: int = ASSUMED_TEMPLATE_TOKENS) -> int:
+    """Words that make a prompt of so many tokens: each is one, and the chat template adds a fixed number.
+
+    That number is the server's count of one prompt less its words; it is taken anew from each answer.
+    """
+    return max(1, prompt_tokens - template_tokens)
 
 
 @dataclass
-class Asker:
+class RequestRunner:
     """Sends requests of one length; each is appended to the run as it ends."""
 
     ctx: Context
     trial: str
-    model: str
-    prompt_tokens: int
-    generated_tokens: int
-    deadline_s: float
+    step: PoolStep | InferenceStep | SoakStep
     sent: list[Request] = field(default_factory=list)
-    moved_s: float = field(default_factory=time.monotonic)
+    last_token_s: float = field(default_factory=time.monotonic)
     """When the newest token came, on the monotonic clock; before the first, when this was made."""
-
-    def _moved(self) -> None:
-        self.moved_s = time.monotonic()
 
     async def warm_up(self) -> bool:
         """Send a short request whose figures do not count; whether it was answered.
@@ -40,62 +52,64 @@ class Asker:
         Raises:
             HarnessError: the model's chat template alone is longer than the prompt asked for.
         """
+        model, tokens = self.step.model, self.step.prompt_tokens
         self.ctx.say("warm-up")
-        seen = await self._ask(0, min(self.prompt_tokens, WARMUP_TOKENS), 1, warmup=True)
-        if seen.error:
-            seen.warmup = False
+        request = await self._send(0, min(tokens, WARMUP_TOKENS), 1, warmup=True)
+        if request.error:
             return False
-        shortest = self.ctx.sizer(self.model).shortest
-        if shortest is not None and self.prompt_tokens < shortest:
+        template_tokens = self.ctx.template_tokens.get(model, 0)
+        if tokens <= template_tokens:
             raise HarnessError(
-                f"{self.model}: a prompt of {self.prompt_tokens} tokens cannot be made, its chat template "
-                f"alone takes {shortest - 1}; ask for {shortest} or more in the profile"
+                f"{model}: a prompt of {tokens} tokens cannot be made, its chat template "
+                f"alone takes {template_tokens}; ask for {template_tokens + 1} or more in the profile"
             )
         return True
 
-    async def exact(self, index: int) -> Request:
+    async def send_exact(self, index: int) -> Request:
         """One request whose prompt is as long as asked.
 
         One whose prompt the server counted otherwise is kept as a warm-up and sent again, a few times.
         """
         for _ in range(ATTEMPTS):
-            seen = await self._ask(index, self.prompt_tokens, self.generated_tokens, warmup=False)
-            if seen.error:
-                seen.warmup = False
-            if seen.error or not seen.warmup:
+            request = await self._send(
+                index, self.step.prompt_tokens, self.step.generated_tokens, warmup=False
+            )
+            if request.error or not request.warmup:
                 break
-        return seen
+        return request
 
-    async def _ask(self, index: int, tokens: int, generate: int, *, warmup: bool) -> Request:
-        sizer = self.ctx.sizer(self.model)
-        count = sizer.guess(tokens)
-        seen = await self.ctx.router.chat(
+    async def _send(self, index: int, tokens: int, generate: int, *, warmup: bool) -> Request:
+        model, template_tokens = self.step.model, self.ctx.template_tokens
+        count = word_count(tokens, template_tokens.get(model, ASSUMED_TEMPLATE_TOKENS))
+        request = await self.ctx.router.chat(
             ChatRequest(
-                self.model,
+                model,
                 words(count),
                 generate,
-                self.deadline_s,
+                self.step.deadline_s,
                 trial=self.trial,
                 index=index,
                 warmup=warmup,
-                on_token=self._moved,
+                on_token=self._note_token,
             )
         )
-        if seen.prompt_tokens is not None:
-            sizer.learn(count, seen.prompt_tokens)
-            if seen.prompt_tokens != tokens:
-                seen.warmup = True
-        self.sent.append(seen)
-        self.ctx.run.append_request(seen)
-        return seen
+        if request.prompt_tokens is not None:
+            template_tokens[model] = request.prompt_tokens - count
+            if request.prompt_tokens != tokens:
+                request.warmup = True
+        self.sent.append(request)
+        # In a thread: tokens of other streams are timed while the disk is waited for.
+        await asyncio.to_thread(self.ctx.run.append_request, request)
+        if request.error:
+            request.warmup = False
+        return request
+
+    def _note_token(self) -> None:
+        self.last_token_s = time.monotonic()
 
 
 async def in_flight(streams: int, indices: Iterable[int], ask: Callable[[int], Awaitable[bool]]) -> None:
-    """Ask for one index after the other, ``streams`` at a time.
-
-    Args:
-        ask: whether another one should be begun after it.
-    """
+    """Call ``ask`` with one index after the other, ``streams`` at a time, until it returns False."""
     waiting, go_on = iter(indices), True
 
     async def stream() -> None:
@@ -111,15 +125,7 @@ async def in_flight(streams: int, indices: Iterable[int], ask: Callable[[int], A
 
 
 async def measure(
-    ctx: Context,
-    trial: str,
-    model: str,
-    *,
-    prompt_tokens: int,
-    generated_tokens: int,
-    repeats: int,
-    deadline_s: float,
-    concurrency: int = 1,
+    ctx: Context, trial: str, step: PoolStep | InferenceStep, repeats: int, concurrency: int = 1
 ) -> tuple[list[Request], Diagnosis | None]:
     """Send a short warm-up, then ``repeats`` requests, ``concurrency`` at a time; ends early at an error.
 
@@ -129,16 +135,16 @@ async def measure(
     Raises:
         HarnessError: the model's chat template alone is longer than the prompt asked for.
     """
-    asker = Asker(ctx, trial, model, prompt_tokens, generated_tokens, deadline_s)
+    requests = RequestRunner(ctx, trial, step)
 
     async def ask(index: int) -> bool:
         ctx.say(f"request {index} of {repeats}")
-        return (await asker.exact(index)).error is None
+        return (await requests.send_exact(index)).error is None
 
-    async with ends_thrash(ctx, lambda: asker.moved_s) as watch:
-        if await asker.warm_up():
+    async with ends_thrash(ctx, lambda: requests.last_token_s) as watch:
+        if await requests.warm_up():
             await in_flight(concurrency, range(1, repeats + 1), ask)
-    return asker.sent, watch.found
+    return requests.sent, watch.diagnosis
 
 
 def goodput(metrics: dict[str, float]) -> str:
@@ -150,12 +156,13 @@ def goodput(metrics: dict[str, float]) -> str:
 
 
 def shortfall(
-    sent: list[Request], *, route: str, prompt_tokens: int, generated_tokens: int, repeats: int
+    step: PoolStep | InferenceStep | SoakStep, sent: Sequence[Request], *, route: str, repeats: int
 ) -> str | None:
     """What keeps a batch from being the one asked for; None where nothing does.
 
     Args:
         route: ``pool`` or ``coordinator``: where the router had to send every request.
+        repeats: how many measured ones there must be.
     """
     for request in sent:
         if request.error:
@@ -165,11 +172,12 @@ def shortfall(
             return f"{request.model} was answered by the {request.route}, not by the {route}"
     measured = [request for request in sent if not request.warmup]
     if len(measured) < repeats:
-        return f"no prompt of exactly {prompt_tokens} tokens came about in {ATTEMPTS} attempts"
+        return f"no prompt of exactly {step.prompt_tokens} tokens came about in {ATTEMPTS} attempts"
     for request in measured:
-        if request.completion_tokens != generated_tokens:
-            got = request.completion_tokens
-            return f"request {request.index}: {got} tokens generated, {generated_tokens} asked"
+        if (got := request.completion_tokens) != step.generated_tokens:
+            return f"request {request.index}: {got} tokens generated, {step.generated_tokens} asked"
         if not request.token_ns:
-            return f"request {request.index}: {generated_tokens} tokens generated, none of them with text"
+            return (
+                f"request {request.index}: {step.generated_tokens} tokens generated, none of them with text"
+            )
     return None

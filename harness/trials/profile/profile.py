@@ -1,35 +1,21 @@
-"""Profiles: the YAML files that say what a run contains."""
+"""Profiles: the YAML files that say what a run contains, and the order in which their trials run."""
 
 import json
-from collections.abc import Mapping
+import random
+import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from harness.contracts.diagnosis import FailureClass
 from harness.errors import HarnessError
-from harness.trials.profile.steps import (
-    STEPS,
-    Limits,
-    LoadStep,
-    Names,
-    ParityStep,
-    Starve,
-    Step,
-    Strict,
-    each_combination,
-)
+from harness.trials.profile.base_step import Limits, Starve, Strict
+from harness.trials.profile.steps import STEPS, LoadStep, Step, each_combination
 
 PROFILES = Path(__file__).parents[1] / "profiles"
-
-
-class StopWhen(Strict):
-    """What ends a run before its last trial."""
-
-    failed: int | None = Field(None, ge=1, description="so many trials have failed")
-    classes: list[FailureClass] = Field([], description="a trial has failed with one of these diagnoses")
+_PARTS: dict[str, type[BaseModel]] = {**STEPS, "starve": Starve, "limits": Limits}
 
 
 class Ask(Strict):
@@ -59,27 +45,19 @@ class Profile(Strict):
     faults_allowed: bool = Field(
         False, description="on machines that are no lab, faults are caused only where this says so"
     )
-    node_sets: dict[str, Names] = Field({}, description="names for backends, to be used in nodes of a load")
     repeats: int = Field(1, ge=1, le=1000, description="how many times all trials run, round by round")
     order: Literal["given", "shuffled"] = Field(
         "given",
         description="shuffled: each round in an order of its own; what builds on a load stays behind it",
     )
-    seed: int | None = Field(None, ge=0, description="of the shuffle; drawn and recorded without it")
-    deadline_s: Annotated[float, Field(gt=0, le=7 * 24 * 3600)] | None = Field(
-        None,
-        description="the whole run ends when so many seconds have passed since its first trial; one that is "
-        "resumed counts what its finished trials took",
-    )
-    stop_when: StopWhen = StopWhen()
     trials: list[Annotated[Step, Field(discriminator="kind")]] = Field(min_length=1)
 
     @field_validator("trials", mode="before")
     @classmethod
     def _each_combination(cls, trials: object) -> object:
-        return (
-            [one for step in trials for one in each_combination(step)] if isinstance(trials, list) else trials
-        )
+        if not isinstance(trials, list):
+            return trials
+        return [combination for step in trials for combination in each_combination(step)]
 
     @property
     def model_names(self) -> list[str]:
@@ -94,13 +72,13 @@ def load_profile(name: str, models: Mapping[str, str] | None = None) -> tuple[st
         models: put in place of those that the profile's ``models`` names.
 
     Returns:
-        Its name, its text and its content (with the trials of what it extends, node sets put in their place).
+        Its name, its text and its content, with the trials of the profile that it extends.
 
     Raises:
         HarnessError: there is no such profile, or a key or value in it is wrong.
     """
-    found, text, profile = _load(name, ())
-    return found, text, _with_nodes(_with_models(found, profile, models or {}))
+    name, text, profile = _load(name, ())
+    return name, text, _with_models(name, profile, models or {})
 
 
 def _load(name: str, extending: tuple[Path, ...]) -> tuple[str, str, Profile]:
@@ -127,11 +105,10 @@ def _load(name: str, extending: tuple[Path, ...]) -> tuple[str, str, Profile]:
 
 
 def _extended(base: Profile, profile: Profile) -> Profile:
-    """The trials and node sets of both; every other key from the profile, where it says one."""
+    """The trials and model names of both; every other key from the profile, where it says one."""
     own = {name: getattr(profile, name) for name in profile.model_fields_set}
-    trials, sets = [*base.trials, *profile.trials], base.node_sets | profile.node_sets
-    aliases = base.aliases | profile.aliases
-    return base.model_copy(update={**own, "trials": trials, "node_sets": sets, "aliases": aliases})
+    both = {"trials": [*base.trials, *profile.trials], "aliases": base.aliases | profile.aliases}
+    return base.model_copy(update=own | both)
 
 
 def _with_models(name: str, profile: Profile, models: Mapping[str, str]) -> Profile:
@@ -140,7 +117,6 @@ def _with_models(name: str, profile: Profile, models: Mapping[str, str]) -> Prof
         known = ", ".join(profile.aliases) or "none"
         raise HarnessError(f"profile {name} has no name '{unknown[0]}' for a model; it has: {known}")
     known_as = profile.aliases | dict(models)
-
     trials = [
         step.model_copy(update={"model": known_as.get(step.model, step.model)}) for step in profile.trials
     ]
@@ -149,18 +125,6 @@ def _with_models(name: str, profile: Profile, models: Mapping[str, str]) -> Prof
         for ask in profile.questions
     ]
     return profile.model_copy(update={"aliases": known_as, "trials": trials, "questions": questions})
-
-
-def _with_nodes(profile: Profile) -> Profile:
-    """The profile with the names of node sets replaced by their nodes, each node once."""
-
-    def named(step: Step) -> Step:
-        if not isinstance(step, LoadStep | ParityStep) or not isinstance(step.nodes, list):
-            return step
-        members = [node for name in step.nodes for node in profile.node_sets.get(name, [name])]
-        return step.model_copy(update={"nodes": list(dict.fromkeys(members))})
-
-    return profile.model_copy(update={"trials": [named(step) for step in profile.trials]})
 
 
 def schema_text() -> str:
@@ -206,11 +170,70 @@ def _written(trials: list[object], place: int) -> int:
 
 
 def _model_at(location: tuple[int | str, ...]) -> type[BaseModel]:
-    if "starve" in location[:-1]:
-        return Starve
-    if "limits" in location[:-1]:
-        return Limits
-    if "stop_when" in location[:-1]:
-        return StopWhen
-    kinds = [part for part in location[:-1] if isinstance(part, str) and part in STEPS]
-    return STEPS[kinds[0]] if kinds else Profile
+    """The model that has the last part of ``location`` as its key."""
+    for part in reversed(location[:-1]):
+        if isinstance(part, str) and part in _PARTS:
+            return _PARTS[part]
+    return Profile
+
+
+def shuffle_seed(profile: Profile, given: int | None) -> int | None:
+    """The seed of a run's shuffle: the given one, else a new one; None for no shuffle."""
+    if given is not None or profile.order == "given":
+        return given
+    return secrets.randbelow(1 << 31)
+
+
+def arrange(profile: Profile, seed: int | None) -> list[Step]:
+    """The steps of a run, in the order they run.
+
+    Repeats come round by round, so that what drifts over a run meets every block alike; each round is
+    shuffled by itself (a randomised block design; Box, Hunter and Hunter, Statistics for
+    Experimenters, chapter 4).
+
+    Args:
+        seed: of the shuffle; None keeps the profile's order.
+    """
+    if seed is None:
+        return profile.trials * profile.repeats
+    movable = blocks(profile.trials)
+    dice = random.Random(seed)  # noqa: S311 - a sequence that can be repeated, not a secret
+    order: list[Step] = []
+    for _ in range(profile.repeats):
+        dice.shuffle(movable)
+        order += [step for block in movable for step in block]
+    return order
+
+
+def blocks(steps: Sequence[Step]) -> list[list[Step]]:
+    """The steps in groups that may change places: each begins with a step that builds on no other group.
+
+    Requests to a pool's model between a load and the trials that need it stay where they are. A load that
+    repeats the split of an earlier one is in the group of that one.
+    """
+    cuts: list[int] = []
+    free = True
+    for place in range(len(steps) - 1, -1, -1):
+        free = steps[place].begins_block or (steps[place].uses_pool and free)
+        if free or place == 0:
+            cuts.insert(0, place)
+    parts = [steps[start:end] for start, end in zip(cuts, [*cuts[1:], len(steps)], strict=True)]
+
+    group = list(range(len(parts)))
+    split_of: dict[str, int] = {}
+    for number, part in enumerate(parts):
+        for load in (step for step in part if isinstance(step, LoadStep)):
+            key = _split(load)
+            if not load.repeats_split:
+                split_of[key] = number
+            elif key in split_of:
+                joined = {group[split_of[key]], group[number]}
+                group = [min(joined) if one in joined else one for one in group]
+    return [
+        [step for part, its_group in zip(parts, group, strict=True) if its_group == one for step in part]
+        for one in dict.fromkeys(group)
+    ]
+
+
+def _split(step: LoadStep) -> str:
+    return step.model_dump_json(include={"model", "nodes", "n_gpu_layers", "context", "parallel", "flags"})

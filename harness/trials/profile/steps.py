@@ -1,81 +1,48 @@
-"""The steps that a profile is made of: what each kind of trial can be told."""
+"""The steps of a profile: keys, title, place in an order and assumed time of each kind of trial."""
 
 from collections.abc import Iterator
 from itertools import product
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
 from harness.contracts.diagnosis import FailureClass
-from harness.lab.spec import parse_size
-from harness.runs.metrics import LIMITED
+from harness.trials.profile.base_step import BaseStep, Count, Deadline, Limits, Nodes, Pace, Size, Starve
 
-Size = Annotated[
-    int,
-    BeforeValidator(parse_size),
-    Field(gt=0),
-    WithJsonSchema({"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string"}]}),
-]
-Names = Annotated[list[str], Field(min_length=1)]
+COUNTS = ("prompt_tokens", "generated_tokens", "concurrency")
+FAULT_S = 20.0
+"""From the injection until the backend serves again."""
+PIN_S = 120.0
+"""To change all nodes over to a build that a cache has."""
 
 
-def _one_name(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-Nodes = Annotated[
-    Annotated[int, Field(ge=1)] | Names,
-    BeforeValidator(_one_name, json_schema_input_type=Annotated[int, Field(ge=1)] | Names | str),
-]
-"""How many backends, or which: each by its name or as one of the profile's ``node_sets``."""
-Deadline = Annotated[float, Field(gt=0, le=24 * 3600)]
-_ONE = {"type": "integer", "minimum": 1}
-Count = Annotated[
-    int,
-    Field(ge=1),
-    WithJsonSchema({"anyOf": [_ONE, {"type": "array", "items": _ONE, "minItems": 1}]}),
-]
-"""A number; in the file also a list of them, for a trial of each."""
-_COUNTS = ("prompt_tokens", "generated_tokens", "concurrency")
-
-
-class Strict(BaseModel):
-    """A part of a profile: a key that it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Starve(Strict):
-    """Lower one lab node's memory limit for as long as the model is loaded."""
-
-    node: str
-    memory: Size = Field(description="the limit, in bytes or as 1.5G")
-
-
-class PoolStep(Strict):
+class PoolStep(BaseStep):
     """Chat requests to a small model through the pool."""
 
+    uses_pool = True
+
     kind: Literal["pool"]
-    model: str
     requests: int = Field(3, ge=1)
     prompt_tokens: int = Field(35, ge=1)
     generated_tokens: int = Field(32, ge=1)
     deadline_s: Deadline = Field(120, description="per request")
 
+    def assumed_s(self, pace: Pace) -> float:
+        return pace.requests_s(self.requests, self.prompt_tokens, self.generated_tokens)
 
-class LoadStep(Strict):
+
+class LoadStep(BaseStep):
     """Load a model over the backends."""
 
+    loads_itself = True
+
     kind: Literal["load"]
-    model: str
     cache: Literal["cold", "warm"] = "cold"
-    nodes: Nodes | None = Field(
-        None, description="backends by name or by the name of a node set, or how many; all without it"
-    )
+    nodes: Nodes | None = Field(None, description="backends by name, or how many; all without it")
     n_gpu_layers: int | None = Field(None, ge=0)
     context: int = Field(2048, ge=128, description="tokens, shared by the slots")
     parallel: int = Field(1, ge=1, le=64, description="slots: requests that are answered at once")
-    flags: list[str] = []
+    flags: list[str] = Field([])
     starve: Starve | None = None
     may_not_fit: bool = Field(
         False, description="whether it fits is the question: a refusal for want of memory is an answer"
@@ -83,31 +50,32 @@ class LoadStep(Strict):
     expected: FailureClass | None = None
     deadline_s: Deadline = 900
 
+    @property
+    def title(self) -> str:
+        parts = [self.model, self.cache, "load"]
+        if self.n_gpu_layers is not None:
+            parts.append(f"ngl{self.n_gpu_layers}")
+        if self.nodes is not None:
+            parts.append(f"{self.nodes if isinstance(self.nodes, int) else len(self.nodes)}-nodes")
+        return "-".join([*parts, *(["starved"] if self.starve else [])])
 
-class Limits(Strict):
-    """What a request may take to count for goodput: any, and at least one, of these."""
+    @property
+    def begins_block(self) -> bool:
+        return self.cache == "cold"
 
-    ttft_s: Deadline | None = None
-    tpot_s: Deadline | None = None
-    e2e_s: Deadline | None = None
+    @property
+    def repeats_split(self) -> bool:
+        """Whether it takes the split of an earlier load of the same parameters."""
+        return self.cache == "warm" or self.starve is not None
 
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if not self.model_dump(exclude_none=True):
-            raise ValueError(f"state one at least: {', '.join(LIMITED)}")
-        return self
-
-
-def stated(limits: Limits | None) -> dict[str, float]:
-    """Seconds by figure; empty where nothing is limited."""
-    return limits.model_dump(exclude_none=True) if limits else {}
+    def assumed_s(self, pace: Pace) -> float:
+        return pace.cold_load_s if self.cache == "cold" else pace.warm_load_s
 
 
-class InferenceStep(Strict):
+class InferenceStep(BaseStep):
     """Requests of one prompt length to the loaded model."""
 
     kind: Literal["inference"]
-    model: str
     prompt_tokens: Count
     generated_tokens: Count
     concurrency: Count = Field(
@@ -124,12 +92,19 @@ class InferenceStep(Strict):
             raise ValueError(f"{self.repeats} repeats are never {self.concurrency} in flight; raise repeats")
         return self
 
+    @property
+    def title(self) -> str:
+        streams = f"-{self.concurrency}-streams" if self.concurrency > 1 else ""
+        return f"{self.model}-inference-{self.prompt_tokens}x{self.repeats}{streams}"
 
-class SoakStep(Strict):
+    def assumed_s(self, pace: Pace) -> float:
+        return pace.requests_s(self.repeats, self.prompt_tokens, self.generated_tokens)
+
+
+class SoakStep(BaseStep):
     """Requests to the loaded model for a time or a count; an error ends none of the others."""
 
     kind: Literal["soak"]
-    model: str
     duration_s: Deadline | None = Field(None, description="no request is begun after so many seconds")
     requests: int | None = Field(None, ge=1, description="at most so many")
     prompt_tokens: int = Field(35, ge=1)
@@ -145,12 +120,20 @@ class SoakStep(Strict):
             raise ValueError("a soak needs duration_s, requests, or both")
         return self
 
+    def assumed_s(self, pace: Pace) -> float:
+        requests_s = pace.requests_s(self.requests or 1, self.prompt_tokens, self.generated_tokens)
+        if self.duration_s is None:
+            return requests_s
+        return min(self.duration_s, requests_s) if self.requests else self.duration_s
 
-class ParityStep(Strict):
+
+class ParityStep(BaseStep):
     """The same greedy tokens over the backends as from the coordinator alone."""
 
+    loads_itself = True
+    ends_unloaded = True
+
     kind: Literal["parity"]
-    model: str
     nodes: Nodes | None = Field(None, description="as in a load")
     tokens: int = Field(32, ge=1, le=1024)
     prompt: str = Field("Name the planets of the solar system in order.", min_length=1)
@@ -161,18 +144,25 @@ class ParityStep(Strict):
     expected: FailureClass | None = None
     deadline_s: Deadline = Field(600, description="per load and per request")
 
+    def assumed_s(self, pace: Pace) -> float:
+        return 2 * (pace.cold_load_s + self.tokens * pace.token_s)
 
-class UnloadStep(Strict):
+
+class UnloadStep(BaseStep):
     """Stop the coordinator and read how it ended."""
 
+    ends_unloaded = True
+
     kind: Literal["unload"]
-    model: str
     expected: FailureClass = FailureClass.STOPPED
     deadline_s: Deadline = 60
 
 
-class FaultStep(Strict):
+class FaultStep(BaseStep):
     """Cause a failure on one node, undo it, and compare the diagnosis with the cause."""
+
+    loads_itself = True
+    ends_unloaded = True
 
     kind: Literal["fault"]
     model: str = Field(description="the smaller the quicker; it goes over the backends")
@@ -210,9 +200,19 @@ class FaultStep(Strict):
             raise ValueError("kill-coordinator needs one that answers: moment prompt or generating")
         return self
 
+    @property
+    def title(self) -> str:
+        return f"{self.fault}-{self.node}-{self.moment}"
 
-class PinStep(Strict):
+    def assumed_s(self, pace: Pace) -> float:
+        return pace.cold_load_s + FAULT_S
+
+
+class PinStep(BaseStep):
     """Change every node over to another build, as playbooks/upgrade.yml does."""
+
+    loads_itself = True
+    ends_unloaded = True
 
     kind: Literal["pin"]
     model: str = Field(description="of the trials that follow; the change is of all nodes")
@@ -220,18 +220,16 @@ class PinStep(Strict):
     expected: FailureClass | None = None
     deadline_s: Deadline = Field(3600, description="a build that no cache has is made first")
 
+    @property
+    def title(self) -> str:
+        return f"pin-{self.build}"
+
+    def assumed_s(self, pace: Pace) -> float:
+        return PIN_S
+
 
 Step = PoolStep | LoadStep | InferenceStep | SoakStep | ParityStep | FaultStep | PinStep | UnloadStep
-STEPS: dict[str, type[BaseModel]] = {
-    "pool": PoolStep,
-    "load": LoadStep,
-    "inference": InferenceStep,
-    "soak": SoakStep,
-    "parity": ParityStep,
-    "fault": FaultStep,
-    "pin": PinStep,
-    "unload": UnloadStep,
-}
+STEPS: dict[str, type[BaseStep]] = {get_args(one.__annotations__["kind"])[0]: one for one in get_args(Step)}
 
 
 def each_combination(step: object) -> Iterator[Any]:
@@ -239,25 +237,6 @@ def each_combination(step: object) -> Iterator[Any]:
     if not isinstance(step, dict) or step.get("kind") != "inference":
         yield step
         return
-    lists = {name: step[name] for name in _COUNTS if isinstance(step.get(name), list) and step[name]}
+    lists = {name: step[name] for name in COUNTS if isinstance(step.get(name), list) and step[name]}
     for values in product(*lists.values()):
         yield step | dict(zip(lists, values, strict=True))
-
-
-def step_title(step: Step) -> str:
-    """What a trial is called: ``13b-q4_0-cold-load``."""
-    if isinstance(step, LoadStep):
-        parts = [step.model, step.cache, "load"]
-        if step.n_gpu_layers is not None:
-            parts.append(f"ngl{step.n_gpu_layers}")
-        if step.nodes is not None:
-            parts.append(f"{step.nodes if isinstance(step.nodes, int) else len(step.nodes)}-nodes")
-        return "-".join([*parts, *(["starved"] if step.starve else [])])
-    if isinstance(step, InferenceStep):
-        streams = f"-{step.concurrency}-streams" if step.concurrency > 1 else ""
-        return f"{step.model}-inference-{step.prompt_tokens}x{step.repeats}{streams}"
-    if isinstance(step, FaultStep):
-        return f"{step.fault}-{step.node}-{step.moment}"
-    if isinstance(step, PinStep):
-        return f"pin-{step.build}"
-    return f"{step.model}-{step.kind}"

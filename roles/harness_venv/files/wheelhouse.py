@@ -137,8 +137,8 @@ def _pip(failure: str, *arguments: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if line.strip()]
-        told = next((line for line in errors if "ERROR" in line), errors[-1] if errors else "no message")
-        raise SystemExit(f"harness_venv: {failure}: {told}")
+        message = next((line for line in errors if "ERROR" in line), errors[-1] if errors else "no message")
+        raise SystemExit(f"harness_venv: {failure}: {message}")
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> None:

@@ -13,7 +13,8 @@ cut would be silent garbage in every later load. Which files may have been cut:
 - any of at most 10 MiB: smaller tensors are never cached.
 
 They are dropped, not hashed: sending a tensor again is quicker than reading it with Python. ``verify`` hashes
-every file, with the program that comes with the build.
+every file, with the program that comes with the build. Drafts that this program left when it was killed
+(``.HASH.XXXXXX``) count against the cap, and are dropped ten minutes after they were last written to.
 
 Tensors that ``needed.json`` names (``harness warm`` writes it) are not pruned.
 
@@ -41,6 +42,10 @@ SETTLED_S = 60.0
 CLOCK_STEP_S = 0.1
 FULL = 64 * 1024 * 1024
 NAME = re.compile(r"^[0-9a-f]{16}$")
+DRAFT = re.compile(r"^\.[0-9a-f]{16}\.[0-9A-Za-z]{6}$")
+"""A tensor that llama-tensor-cache is writing; one that was killed leaves it."""
+ABANDONED_S = 600.0
+"""No draft takes that long from its last byte to its name: by then it is only read back and hashed."""
 
 
 class Entry(NamedTuple):
@@ -52,29 +57,29 @@ class Entry(NamedTuple):
     used: float
 
 
-def entries(cache: Path) -> list[Entry]:
-    """Cached tensors, oldest use first."""
-    found = []
+def entries(cache: Path, pattern: re.Pattern[str] = NAME) -> list[Entry]:
+    """Cached tensors, or other files of the cache whose names match, oldest use first."""
+    matching = []
     with contextlib.suppress(FileNotFoundError):
         for path in cache.joinpath("rpc").iterdir():
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat(follow_symlinks=False)
-                if NAME.match(path.name):
+                if pattern.match(path.name):
                     used = max(status.st_atime, status.st_mtime)
-                    found.append(Entry(path, status.st_size, status.st_mtime, used))
-    return sorted(found, key=lambda entry: entry.used)
+                    matching.append(Entry(path, status.st_size, status.st_mtime, used))
+    return sorted(matching, key=lambda entry: entry.used)
 
 
-def suspects(found: list[Entry], run: dict[str, float], free: int) -> dict[Path, str]:
+def suspects(tensors: list[Entry], run: dict[str, float], free: int) -> dict[Path, str]:
     """Files that may have been cut, with the reason.
 
     Args:
-        found: the cache's files.
+        tensors: the cache's files.
         run: ``started`` and, where the end was seen, ``ended`` of the last run (seconds); empty for none.
         free: bytes free on the file system.
     """
-    reasons = {e.path: "smaller than any cached tensor" for e in found if e.size <= HASH_THRESHOLD}
-    written = [e for e in found if run and e.written >= run["started"] - 1]
+    reasons = {e.path: "smaller than any cached tensor" for e in tensors if e.size <= HASH_THRESHOLD}
+    written = [e for e in tensors if run and e.written >= run["started"] - 1]
     if not written:
         return reasons
     newest = max(e.written for e in written)
@@ -88,10 +93,10 @@ def suspects(found: list[Entry], run: dict[str, float], free: int) -> dict[Path,
     return reasons
 
 
-def surplus(found: list[Entry], excess: int) -> list[Entry]:
+def surplus(tensors: list[Entry], excess: int) -> list[Entry]:
     """Files to remove, oldest use first, until ``excess`` bytes are freed."""
     chosen = []
-    for entry in found:
+    for entry in tensors:
         if excess <= 0:
             break
         chosen.append(entry)
@@ -112,13 +117,14 @@ def free_bytes(cache: Path) -> int:
 
 
 def read_state(path: Path) -> dict[str, float]:
-    """A state file of ours; empty where there is none. One that cannot be read distrusts every file."""
+    """A state file of ours; empty where there is none. One without a start time distrusts every file."""
     try:
-        return {key: float(value) for key, value in json.loads(path.read_text()).items()}
+        state = {key: float(value) for key, value in json.loads(path.read_text()).items()}
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError, TypeError):
-        return {"started": 0.0}
+        state = {}
+    return state if "started" in state else {"started": 0.0}
 
 
 def write_state(path: Path, state: object) -> None:
@@ -153,10 +159,10 @@ def need(cache: Path, lines: list[str]) -> None:
 
 def prune(cache: Path, cap: int, keep_free: int) -> None:
     """Bring the cache below its cap, as far as that goes without what the current plan needs."""
-    found, kept = entries(cache), needed(cache)
-    spare = [entry for entry in found if entry.path.name not in kept]
-    missing = keep_free - free_bytes(cache) if found else 0
-    excess = max(sum(entry.size for entry in found) - cap, missing)
+    tensors, kept = entries(cache), needed(cache)
+    spare = [entry for entry in tensors if entry.path.name not in kept]
+    missing = keep_free - free_bytes(cache) if tensors else 0
+    excess = max(sum(entry.size for entry in [*tensors, *entries(cache, DRAFT)]) - cap, missing)
     chosen = surplus(spare, excess)
     for entry in chosen:
         drop(entry.path, entry.size, "the cache is above its cap, or the disk is nearly full")
@@ -190,11 +196,18 @@ def verify(cache: Path, tool: str) -> None:
     print(f"verified {len(hashed.stdout.splitlines())} tensors ({good / 1e6:.1f} MB good)", flush=True)
 
 
+def drop_abandoned(cache: Path) -> None:
+    """Drop drafts of a llama-tensor-cache that was killed."""
+    for draft in entries(cache, DRAFT):
+        if draft.written < time.time() - ABANDONED_S:
+            drop(draft.path, draft.size, "llama-tensor-cache was killed while it wrote it")
+
+
 def check(cache: Path, run: dict[str, float]) -> None:
     """Drop what may have been cut."""
-    found = entries(cache)
-    sizes = {entry.path: entry.size for entry in found}
-    for path, reason in suspects(found, run, free_bytes(cache)).items():
+    tensors = entries(cache)
+    sizes = {entry.path: entry.size for entry in tensors}
+    for path, reason in suspects(tensors, run, free_bytes(cache)).items():
         drop(path, sizes[path], reason)
 
 
@@ -208,6 +221,7 @@ def main() -> int:
     parser.add_argument("--tool", default="/opt/llama.cpp/current/bin/llama-tensor-cache")
     options = parser.parse_args()
     running, ended = options.cache / "running.json", options.cache / "ended.json"
+    drop_abandoned(options.cache)
     if options.command == "verify":
         verify(options.cache, options.tool)
         return 0

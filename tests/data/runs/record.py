@@ -31,21 +31,18 @@ from harness.contracts.run_records import NodeFacts, Outcome, RunManifest, Trial
 from harness.monitor.sample import Memory, Process, Sample, Source
 from harness.router_client.chat_stream import ChatRequest
 from harness.router_client.client import RouterAddress, RouterClient
-from harness.runs.read import read_requests, read_trials
-from harness.runs.store import RunFolder
-from harness.trials.context import Context, Finding, judge
-from harness.trials.formulas import FORMULAS
-from harness.trials.kinds.coordinator_steps import ended_state, keep_log
-from harness.trials.kinds.inference import run_inference
+from harness.runs.folder import RunFolder, read_requests, read_trials
+from harness.trials.context import Context, TrialResult, grade
+from harness.trials.kinds.coordinator_steps import ended_state, keep_log, run_unload
+from harness.trials.kinds.inference import run_inference, run_pool
 from harness.trials.kinds.load import run_load
 from harness.trials.kinds.parity import run_parity
-from harness.trials.kinds.pool import run_pool
 from harness.trials.kinds.soak import run_soak
-from harness.trials.kinds.unload import run_unload
-from harness.trials.load_generator.telemetry import Sampler, point
+from harness.trials.load_generator.samples import NodeClocks, Sampler
 from harness.trials.profile.profile import Profile
 from harness.trials.profile.steps import InferenceStep, LoadStep, ParityStep, PoolStep, SoakStep, UnloadStep
-from harness.trials.questions import answered
+from harness.trials.questions import answer_questions
+from harness.trials.run_spec import FORMULAS
 
 HERE = Path(__file__).parent
 ROUTER, COORDINATOR, POOL = 52135, 52180, 52181
@@ -129,19 +126,18 @@ class LocalSampler(Sampler):
     """Stands in for the node monitors: a node's memory is what its own processes hold."""
 
     def __init__(self, bench: Bench, run: RunFolder) -> None:
-        super().__init__([], run, 0, lambda node, text: None)
+        super().__init__([], run, 0, NodeClocks(), lambda node, text: None)
         self.bench = bench
 
     def begin(self) -> None:
         """Start sampling."""
-        self._tasks = [asyncio.create_task(self._sample()), asyncio.create_task(self._write_batches())]
+        super().begin()
+        self._followers = [self._start(None, self._sample())]
 
     async def _sample(self) -> None:
         while True:
             for node in RPC:
-                one = self._look(node)
-                self.series.add(node, point(one))
-                self._pending.append(one)
+                self.add(self._look(node))
             await asyncio.sleep(EVERY_S)
 
     def _look(self, node: str) -> Sample:
@@ -170,20 +166,20 @@ class LocalSampler(Sampler):
                 }  # fmt: skip
 
 
-async def stop_while_busy(ctx: Context, trial: str) -> Finding:
+async def stop_while_busy(ctx: Context, trial: str) -> TrialResult:
     """Unload with a request in flight, as the founding report's test script did without knowing."""
     busy = asyncio.create_task(
         ctx.router.chat(ChatRequest(MODEL, "Count.", 400, 30, trial=trial, index=1, warmup=True))
     )
     await asyncio.sleep(1.0)
-    finding = await run_unload(
+    result = await run_unload(
         ctx, trial, UnloadStep(kind="unload", model=MODEL, expected="stopped_busy", deadline_s=1)
     )
     ctx.run.append_request(await busy)
-    return finding
+    return result
 
 
-async def lose_backend(ctx: Context, trial: str, bench: Bench) -> Finding:
+async def lose_backend(ctx: Context, trial: str, bench: Bench) -> TrialResult:
     """Kill one backend, then ask."""
     ctx.event(time.time_ns(), "fault", trial, "node1", message="SIGKILL sent to rpc-server of node1")
     bench.backends["node1"].kill()
@@ -191,26 +187,25 @@ async def lose_backend(ctx: Context, trial: str, bench: Bench) -> Finding:
     step = InferenceStep(
         kind="inference", model=MODEL, prompt_tokens=48, generated_tokens=16, repeats=1, expected=None
     )
-    finding = await run_inference(ctx, trial, step)
+    result = await run_inference(ctx, trial, step)
     state = await ended_state(ctx)
     await keep_log(ctx, state)
     if state is None or state.diagnosis is None:
-        return finding
-    outcome, answer = judge(state.diagnosis, None, finding.answer)
-    return Finding(outcome, answer, None, state, state.diagnosis, finding.metrics)
+        return result
+    return grade(result.answer, None, state.diagnosis, state, result.metrics)
 
 
-async def kill_backend(ctx: Context, trial: str, bench: Bench) -> Finding:
+async def kill_backend(ctx: Context, trial: str, bench: Bench) -> TrialResult:
     """The same as a fault trial tells it: what was done to which node, and whether the diagnosis names it."""
     injected_ns = time.time_ns()
-    finding = await lose_backend(ctx, trial, bench)
+    result = await lose_backend(ctx, trial, bench)
     expected = FailureClass.BACKEND_LOST
-    seen = finding.diagnosis.failure_class if finding.diagnosis else None
+    seen = result.diagnosis.failure_class if result.diagnosis else None
     details = {
         "fault": "kill", "node": "node1", "moment": "idle", "injected_ns": injected_ns, "undone_ns": None
     }  # fmt: skip
     outcome = Outcome.PASSED if seen is expected else Outcome.FAILED
-    return dataclasses.replace(finding, outcome=outcome, expected=expected, details=details)
+    return dataclasses.replace(result, outcome=outcome, expected=expected, details=details)
 
 
 async def record(bench: Bench, run: RunFolder, version: str) -> None:
@@ -226,7 +221,7 @@ async def record(bench: Bench, run: RunFolder, version: str) -> None:
         models = await until_up(router)
         sampler = LocalSampler(bench, run)
         inventory = Inventory(Path("loopback"), nodes)
-        ctx = Context(inventory, router, run, sampler, models, {}, {}, None, lambda text: None)
+        ctx = Context(inventory, router, run, sampler, models, {}, NodeClocks(), None, lambda text: None)
         manifest = describe(run, started, models, version)
         run.write_manifest(manifest)
         sampler.begin()
@@ -246,13 +241,13 @@ async def record(bench: Bench, run: RunFolder, version: str) -> None:
             update={
                 "ended_ns": time.time_ns(),
                 "outcome": Outcome.FAILED if failed else Outcome.PASSED,
-                "questions": answered(Profile(trials=ASKED), trials, requests),
+                "questions": answer_questions(Profile(trials=ASKED), trials, requests),
             }
         )
     )
 
 
-Act = Callable[[Context, str], Awaitable[Finding]]
+Act = Callable[[Context, str], Awaitable[TrialResult]]
 
 
 def steps(bench: Bench) -> list[tuple[str, str, Act]]:
@@ -302,7 +297,7 @@ def kinds(bench: Bench) -> list[tuple[str, str, Act]]:
     ]
 
 
-async def _infer(step: InferenceStep, ctx: Context, trial: str) -> Finding:
+async def _infer(step: InferenceStep, ctx: Context, trial: str) -> TrialResult:
     return await run_inference(ctx, trial, step)
 
 
@@ -318,18 +313,18 @@ async def one_trial(ctx: Context, trial: str, kind: str, act: Act) -> None:
     """Act, and append what was found."""
     started = time.time_ns()
     ctx.event(started, "trial_start", trial)
-    finding = await act(ctx, trial)
+    result = await act(ctx, trial)
     ended = time.time_ns()
-    print(f"{trial}: {finding.outcome} {finding.answer}", flush=True)
+    print(f"{trial}: {result.outcome} {result.answer}", flush=True)
     ctx.run.append_trial(
         Trial(
             id=trial, kind=kind, model="smollm2" if kind == "pool" else MODEL, started_ns=started,
-            ended_ns=ended, outcome=finding.outcome, answer=finding.answer, expected=finding.expected,
-            coordinator=finding.coordinator, diagnosis=finding.diagnosis, metrics=finding.metrics,
-            peak=ctx.sampler.series.peaks(started, ended), details=finding.details,
+            ended_ns=ended, outcome=result.outcome, answer=result.answer, expected=result.expected,
+            coordinator=result.coordinator, diagnosis=result.diagnosis, metrics=result.metrics,
+            peak=ctx.sampler.series.peaks(started, ended), details=result.details,
         )
     )  # fmt: skip
-    ctx.event(ended, "trial_end", trial, outcome=finding.outcome)
+    ctx.event(ended, "trial_end", trial, outcome=result.outcome)
 
 
 async def until_up(router: RouterClient) -> dict[str, dict[str, object]]:

@@ -26,32 +26,32 @@ def as_json(*arguments: str) -> Any:
 
 
 def test_json_of_a_log_has_the_promised_fields() -> None:
-    found = as_json(str(LOGS / "out_of_memory.log"), "--exit-status", "1")
-    assert set(found) == {"class", "evidence", "confidence", "ruled_out", "advice"}
-    assert (found["class"], found["confidence"]) == ("out_of_memory", "certain")
-    assert found["evidence"][0]["source"] == "out_of_memory.log:128"
+    result = as_json(str(LOGS / "out_of_memory.log"), "--exit-status", "1")
+    assert set(result) == {"class", "evidence", "confidence", "ruled_out", "advice"}
+    assert (result["class"], result["confidence"]) == ("out_of_memory", "certain")
+    assert result["evidence"][0]["source"] == "out_of_memory.log:128"
 
 
 def test_text_names_class_line_and_advice() -> None:
-    shown = run(str(LOGS / "backend_lost.log"), "--exit-status", "134").splitlines()
-    assert shown[1] == "  backend_lost (certain)"
-    assert shown[2].startswith("  because backend_lost.log:")
-    assert any(line.startswith("  do      ") for line in shown)
+    lines = run(str(LOGS / "backend_lost.log"), "--exit-status", "134").splitlines()
+    assert lines[1] == "  backend_lost (certain)"
+    assert lines[2].startswith("  because backend_lost.log:")
+    assert any(line.startswith("  do      ") for line in lines)
 
 
 def test_journal_decides_what_a_killed_log_cannot(tmp_path: Path) -> None:
     log, journal = str(LOGS / "killed.log"), tmp_path / "node.journal"
     assert as_json(log, "--exit-status", "137")["class"] == "unknown"
     journal.write_text("node1 kernel: Out of memory: Killed process 77 (llama-server) total-vm:1kB\n")
-    found = as_json(log, "--exit-status", "137", "--journal", str(journal))
-    assert (found["class"], found["evidence"][0]["source"]) == ("oom_killed", "journal node.journal")
+    result = as_json(log, "--exit-status", "137", "--journal", str(journal))
+    assert (result["class"], result["evidence"][0]["source"]) == ("oom_killed", "journal node.journal")
 
 
 def test_kill_of_another_process_decides_nothing(tmp_path: Path) -> None:
     journal = tmp_path / "node.journal"
     journal.write_text("node1 kernel: Out of memory: Killed process 77 (postgres) total-vm:1kB\n")
-    found = as_json(str(LOGS / "killed.log"), "--exit-status", "137", "--journal", str(journal))
-    assert found["class"] == "unknown"
+    result = as_json(str(LOGS / "killed.log"), "--exit-status", "137", "--journal", str(journal))
+    assert result["class"] == "unknown"
 
 
 def test_log_of_a_coordinator_without_its_backends_is_not_distributed() -> None:
@@ -60,10 +60,10 @@ def test_log_of_a_coordinator_without_its_backends_is_not_distributed() -> None:
 
 
 def test_run_is_diagnosed_again_from_what_it_stored() -> None:
-    found = as_json(str(EXAMPLE))
-    assert all(one["class"] == one["recorded"] for one in found)
-    assert {one["class"] for one in found} == {"stopped", "not_distributed", "swap_thrash"}
-    assert all(one["trial"] for one in found)
+    result = as_json(str(EXAMPLE))
+    assert all(diagnosis["class"] == diagnosis["recorded"] for diagnosis in result)
+    assert {diagnosis["class"] for diagnosis in result} == {"stopped", "not_distributed", "swap_thrash"}
+    assert all(diagnosis["trial"] for diagnosis in result)
 
 
 def test_log_of_a_run_decides_anew(tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ def test_log_of_a_run_decides_anew(tmp_path: Path) -> None:
     trial["diagnosis"] = None
     (folder / "trials.jsonl").write_text(json.dumps(trial) + "\n")
     shutil.copy(LOGS / "backend_lost.log", folder / "logs" / f"{trial['coordinator']['start_id']}.log")
-    (found,) = as_json(str(folder))
-    assert (found["trial"], found["class"], found["recorded"]) == (trial["id"], "backend_lost", None)
+    (result,) = as_json(str(folder))
+    assert (result["trial"], result["class"], result["recorded"]) == (trial["id"], "backend_lost", None)
 
 
 @pytest.mark.parametrize(

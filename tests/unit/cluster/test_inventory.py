@@ -24,7 +24,7 @@ def test_nodes_keep_the_order_in_which_they_were_written() -> None:
     assert inventory().node("node9").groups == {"backends", "head"}
 
 
-def test_root_is_asked_for_with_sudo_where_the_user_is_another() -> None:
+def test_root_is_reached_with_sudo_where_the_user_is_another() -> None:
     deploy = inventory(ansible_user="deploy").node("node2")
     assert deploy.ssh("cat", "a b", root=True)[-2:] == ["deploy@10.0.0.1", "sudo -n cat 'a b'"]
     assert deploy.ssh("cat", "a b")[-1] == "cat 'a b'"

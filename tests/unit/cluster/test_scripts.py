@@ -1,4 +1,4 @@
-"""The scripts that trials send to nodes: each stands alone, with what it shares put before it."""
+"""The scripts that are sent to nodes: each runs alone, with the shared functions put before it."""
 
 import ast
 import json
@@ -21,25 +21,23 @@ def test_script_needs_nothing_but_the_standard_library(script: str) -> None:
     assert {name.partition(".")[0] for name in named} <= set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize(
-    ("script", "argument", "known"),
-    [
-        (
-            "unit.py",
-            {"unit": "none.service", "lines": 1, "port": 1, "cache": "/", "llama_cpp": "/x", "look_s": 0},
-            {"properties", "journal", "kernel", "peer", "full_disk", "build", "process"},
-        ),
-        (
-            "look.py",
-            {"window_s": 0, "port": 1, "cache": "/nowhere", "unit": "none.service"},
-            {"processes", "connections", "cache", "unit"},
-        ),
-    ],
-)
-def test_script_looks_at_a_machine_where_nothing_is(
-    tmp_path: Path, script: str, argument: dict[str, object], known: set[str]
-) -> None:
+@pytest.mark.parametrize(("log_lines", "logs"), [(0, set()), (1, {"journal", "kernel"})])
+def test_machine_without_llama_cpp_is_inspected(tmp_path: Path, log_lines: int, logs: set[str]) -> None:
+    argument = {
+        "window_s": 0,
+        "port": 1,
+        "cache": "/nowhere",
+        "cache_threshold": 1,
+        "llama_cpp": "/nowhere",
+        "unit": "none.service",
+        "log_lines": log_lines,
+    }
     argv = [sys.executable, "-I", "-", json.dumps(argument)]
-    shown = subprocess.run(argv, input=source_of(script), text=True, capture_output=True, cwd=tmp_path)
-    assert shown.returncode == 0, shown.stderr
-    assert json.loads(shown.stdout).keys() == known
+    done = subprocess.run(
+        argv, input=source_of("inspect_node.py"), text=True, capture_output=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout).keys() == {
+        *("processes", "connections", "cache", "unit", "installed_build"),
+        *logs,
+    }

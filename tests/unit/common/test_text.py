@@ -1,8 +1,7 @@
 """Sizes, last lines and validation errors in words."""
 
 import pytest
-from harness.common.text import gib, last_line
-from harness.common.validation import first_error
+from harness.common.text import first_error, gib, last_line, parse_size
 from pydantic import BaseModel, ValidationError
 
 
@@ -34,3 +33,24 @@ def test_first_error_names_the_key() -> None:
     with pytest.raises(ValidationError) as caught:
         _Document.model_validate_json("{")
     assert first_error(caught.value).startswith("file: Invalid JSON")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("512M", 512 * 2**20),
+        ("5.6G", int(5.6 * 2**30)),
+        ("1GiB", 2**30),
+        ("0", 0),
+        (4096, 4096),
+        ("2 g", 2**31),
+    ],
+)
+def test_sizes_are_binary(text: str | int, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1G", "1X"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size(text)

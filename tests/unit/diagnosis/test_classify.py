@@ -8,17 +8,21 @@ import pytest
 from harness.contracts.diagnosis import Confidence, Diagnosis, ExitStatus, FailureClass, Signal
 from harness.contracts.plan import BackendShare, Plan
 from harness.diagnosis.classify import classify
-from harness.diagnosis.evidence import BackendSeen, Inputs, read_log
+from harness.diagnosis.inputs import BackendSnapshot, Inputs
 from harness.llama.load_log import parse_load_log
 
 LOGS = Path(__file__).parents[2] / "data" / "logs"
 RECORDED: dict[str, dict[str, Any]] = json.loads((LOGS / "recorded.json").read_text())
 
 
+def log_lines(name: str) -> list[str]:
+    return (LOGS / f"{name}.log").read_text(errors="replace").splitlines()
+
+
 def recorded(name: str, **other: Any) -> Inputs:
     """Inputs as they were when the log was recorded."""
     entry = RECORDED[name]
-    lines = read_log(LOGS / f"{name}.log")
+    lines = log_lines(name)
     ended = entry.get("exit")
     given: dict[str, Any] = {
         "process": entry["process"],
@@ -30,7 +34,7 @@ def recorded(name: str, **other: Any) -> Inputs:
         "report": parse_load_log(lines),
         "expect_distributed": "--rpc" in entry["command"],
         "waiting": "backends" in entry,
-        "backends": {node: BackendSeen(**seen) for node, seen in entry.get("backends", {}).items()},
+        "backends": {node: BackendSnapshot(**seen) for node, seen in entry.get("backends", {}).items()},
         "full_disks": {"here": entry["full_disk"]} if "full_disk" in entry else {},
         "oom_kills": {"here": entry["oom_kills"]} if "oom_kills" in entry else {},
         "journal": {"here": entry["kernel"]} if "kernel" in entry else {},
@@ -96,7 +100,7 @@ def test_evidence_names_file_and_line_number() -> None:
     source = classify(recorded("backend_lost")).evidence[0].source
     name, number = source.split(":")
     assert name == "backend_lost.log"
-    assert "Remote RPC server" in read_log(LOGS / name)[int(number) - 1]
+    assert "Remote RPC server" in log_lines(name.removesuffix(".log"))[int(number) - 1]
 
 
 def test_interrupted_receive_is_ruled_out_as_a_lost_backend() -> None:
@@ -197,7 +201,7 @@ def test_nothing_known_says_what_is_missing() -> None:
 @pytest.mark.parametrize("name", sorted(RECORDED))
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.7, 0.95])
 def test_log_cut_anywhere_still_gives_a_class(name: str, part: float) -> None:
-    lines = read_log(LOGS / f"{name}.log")
+    lines = log_lines(name)
     cut = lines[: int(len(lines) * part)]
     diagnosis = classify(recorded(name, logs={"cut.log": cut}, report=parse_load_log(cut)))
     assert diagnosis.failure_class in FailureClass

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from harness.contracts.diagnosis import Confidence, Diagnosis, ExitStatus, FailureClass
+from harness.diagnosis.classify import diagnose_log
 from harness.diagnosis.exit_status import in_words, parse_exit_status
-from harness.diagnosis.logs.log_file import diagnose_log
 from harness.errors import HarnessError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -1,16 +1,14 @@
-"""What the nodes around a coordinator decide: links, stalled backends, builds, paging, disks; and units."""
+"""What the nodes around a coordinator decide: links, stalled backends, builds, paging, disks."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
-from harness.cluster.unit_inspection import last_end, unit_inputs
 from harness.contracts.diagnosis import Confidence, ExitStatus
 from harness.diagnosis.classify import classify
-from harness.diagnosis.evidence import RPC_SERVER, BackendSeen, Inputs
+from harness.diagnosis.inputs import RPC_SERVER, BackendSnapshot, Inputs
 
 WAITS = Inputs(running=True, waiting=True)
-SERVED = BackendSeen(state="S", peer="10.0.0.1:40000", cpu_s=0.0, window_s=5.0)
+SERVED = BackendSnapshot(state="S", peer="10.0.0.1:40000", cpu_s=0.0, window_s=5.0)
 STOPPED = replace(SERVED, state="T")
 BUSY = replace(SERVED, state="R", cpu_s=4.9)
 LOST = {"server.log": ["x/ggml-rpc.cpp:823: Remote RPC server crashed or returned malformed response"]}
@@ -29,7 +27,7 @@ def test_backends_that_all_idle_are_likely_stalled() -> None:
 
 
 @pytest.mark.parametrize("other", [BUSY, replace(SERVED, state="D"), replace(SERVED, window_s=0.5)])
-def test_backend_that_works_or_was_hardly_looked_at_is_not_stalled(other: BackendSeen) -> None:
+def test_backend_that_works_or_was_hardly_looked_at_is_not_stalled(other: BackendSnapshot) -> None:
     assert classify(replace(WAITS, backends={"node1": SERVED, "node2": other})).failure_class == "hung"
 
 
@@ -39,7 +37,7 @@ def test_idle_backends_of_a_coordinator_that_nobody_waits_for_are_well() -> None
 
 
 def test_node_that_does_not_answer_is_a_partition() -> None:
-    away = BackendSeen(reachable=False, silent_s=42.0)
+    away = BackendSnapshot(reachable=False, silent_s=42.0)
     found = classify(replace(WAITS, backends={"node1": BUSY, "node2": away}))
     assert (found.failure_class, found.evidence[0].line) == (
         "network_partition",
@@ -50,9 +48,9 @@ def test_node_that_does_not_answer_is_a_partition() -> None:
 
 
 def test_node_that_lets_nobody_in_but_whose_samples_come_is_not_cut_off() -> None:
-    busy = BackendSeen(reachable=False, silent_s=1.2)
+    busy = BackendSnapshot(reachable=False, silent_s=1.2)
     assert classify(replace(WAITS, backends={"node2": busy})).failure_class == "hung"
-    assert classify(replace(WAITS, backends={"node2": BackendSeen(reachable=False)})).failure_class == (
+    assert classify(replace(WAITS, backends={"node2": BackendSnapshot(reachable=False)})).failure_class == (
         "network_partition"
     )
 
@@ -119,59 +117,3 @@ def test_xid_in_the_kernel_log_of_its_node_is_the_driver() -> None:
     assert found.failure_class == "gpu_driver"
     elsewhere = Inputs(process=RPC_SERVER, node="other", exit=ABORTED, journal=journal)
     assert classify(elsewhere).failure_class == "assertion"
-
-
-def answer(**changed: Any) -> dict[str, Any]:
-    properties = {"LoadState": "loaded", "ActiveState": "active", "SubState": "running", "NRestarts": "0"}
-    return {
-        "properties": properties | changed.pop("properties", {}),
-        "journal": [],
-        "kernel": [],
-        "peer": None,
-        "full_disk": None,
-        "build": "6751 (01d2bdc2b)",
-        "process": {"state": "S", "cpu_s": 0.0, "window_s": 3.1},
-        **changed,
-    }
-
-
-def unit_class(**changed: Any) -> str:
-    inputs = unit_inputs("node1", "llama-rpc-server.service", answer(**changed), {"node1": "6751"})
-    return classify(inputs).failure_class.value
-
-
-def test_healthy_unit_has_nothing_against_it() -> None:
-    assert unit_class() == "unknown"
-
-
-def test_unit_stopped_with_a_coordinator_connected_is_stalled() -> None:
-    stopped = {"state": "T", "cpu_s": 0.0, "window_s": 3.1}
-    assert unit_class(process=stopped, peer="10.0.0.2:4000") == "backend_stalled"
-    assert unit_class(process=stopped) == "unknown"
-
-
-JOURNAL = [
-    "node1 systemd[1]: Started llama-rpc-server.service.",
-    "node1 llama-rpc-server[7]: GGML_ASSERT(old) failed",
-    "node1 systemd[1]: llama-rpc-server.service: Main process exited, code=dumped, status=6/ABRT",
-    "node1 systemd[1]: Started llama-rpc-server.service.",
-    "node1 llama-rpc-server[8]: Accepted client connection",
-    "node1 systemd[1]: llama-rpc-server.service: Main process exited, code=killed, status=9/KILL",
-    "node1 systemd[1]: llama-rpc-server.service: Failed with result 'oom-kill'.",
-    "node1 systemd[1]: Started llama-rpc-server.service.",
-    "node1 llama-rpc-server[9]: Starting RPC server v3.0.0",
-]
-
-
-def test_last_process_that_ended_is_looked_at_alone() -> None:
-    lines, ended = last_end(JOURNAL)
-    assert (lines, ended) == (JOURNAL[3:7], ExitStatus(time_ns=0, signal=9))
-
-
-def test_restarted_unit_tells_why_it_ended_before() -> None:
-    assert unit_class(journal=JOURNAL, properties={"NRestarts": "2"}) == "oom_killed"
-
-
-def test_failed_unit_is_told_by_its_properties() -> None:
-    failed = {"ActiveState": "failed", "ExecMainCode": "2", "ExecMainStatus": "13", "Result": "signal"}
-    assert unit_class(properties=failed) == "sigpipe"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from harness.contracts.diagnosis import Confidence, Diagnosis
+from harness.diagnosis.classify import diagnose_log
 from harness.diagnosis.exit_status import parse_exit_status
-from harness.diagnosis.logs.log_file import diagnose_log
 
 CASES: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[2] / "data" / "logs" / "wordings.json").read_text()

@@ -42,6 +42,16 @@ def v2(root: Path) -> Groups:
     return Groups([Hierarchy(root, 2, frozenset())])
 
 
+def v2_group(root: Path, current: int) -> tuple[Groups, Path]:
+    """A group of version 2 whose processes hold ``current`` bytes."""
+    groups, folder = v2(root), root / GROUP
+    groups.create(GROUP)
+    for name in ("memory.max", "memory.high", "memory.swap.max", "cpu.max"):
+        (folder / name).write_text("max\n")
+    (folder / "memory.current").write_text(f"{current}\n")
+    return groups, folder
+
+
 def test_version_1_limits_memory_then_memory_with_swap(tmp_path: Path) -> None:
     groups, memory, cpu = v1(tmp_path), tmp_path / "memory" / GROUP, tmp_path / "cpu" / GROUP
     (memory / "memory.memsw.limit_in_bytes").write_text("")
@@ -64,10 +74,7 @@ def test_version_2_switches_controllers_on_all_the_way_down(tmp_path: Path) -> N
 
 
 def test_version_2_limits_memory_swap_and_cpu(tmp_path: Path) -> None:
-    groups, folder = v2(tmp_path), tmp_path / GROUP
-    groups.create(GROUP)
-    for name in ("memory.max", "memory.swap.max", "cpu.max"):
-        (folder / name).write_text("max\n")
+    groups, folder = v2_group(tmp_path, 0)
     groups.limit(GROUP, memory=1000, swap=500, cpu=2)
     assert (folder / "memory.max").read_text() == "1000"
     assert (folder / "memory.swap.max").read_text() == "500"
@@ -103,7 +110,7 @@ def test_a_kernel_without_the_controller_is_refused(tmp_path: Path) -> None:
         Groups([Hierarchy(tmp_path, 2, frozenset())]).folder("memory", GROUP)
 
 
-def test_a_limit_refused_while_memory_goes_to_swap_is_asked_for_again(
+def test_a_limit_refused_while_memory_goes_to_swap_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups, refusals, write = v1(tmp_path), [errno.EBUSY, errno.EBUSY], Path.write_text
@@ -121,8 +128,54 @@ def test_a_limit_refused_while_memory_goes_to_swap_is_asked_for_again(
         groups.limit(GROUP, memory=1000, swap=0, cpu=0, deadline_s=-1)
 
 
-def test_a_limit_the_kernel_refuses_is_said(tmp_path: Path) -> None:
+def test_a_limit_that_the_kernel_refuses_is_an_error(tmp_path: Path) -> None:
     groups = v1(tmp_path)
     (tmp_path / "memory" / GROUP / "memory.limit_in_bytes").mkdir()
     with pytest.raises(HarnessError, match="refuses a limit of 1000 bytes"):
         groups.limit(GROUP, memory=1000, swap=0, cpu=0)
+
+
+def test_version_1_keeps_its_limit_with_swap_where_a_limit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, memory, write = v1(tmp_path), tmp_path / "memory" / GROUP, Path.write_text
+    (memory / "memory.memsw.limit_in_bytes").write_text("9000\n")
+
+    def busy(path: Path, text: str) -> int:
+        if path.name == "memory.limit_in_bytes":
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", busy)
+    with pytest.raises(HarnessError, match="refuses a limit"):
+        groups.limit(GROUP, memory=1000, swap=500, cpu=0, deadline_s=-1)
+    assert (memory / "memory.memsw.limit_in_bytes").read_text() == "9000"
+
+
+def test_version_2_lets_memory_go_to_swap_before_the_limit_kills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each write to memory.high has the kernel reclaim a part, as on a slow swap device."""
+    groups, folder = v2_group(tmp_path, 3000)
+    write = Path.write_text
+
+    def reclaim(path: Path, text: str) -> int:
+        current = int((folder / "memory.current").read_text())
+        if path.name == "memory.high" and text != "max":
+            write(folder / "memory.current", str(max(int(text), current - 800)))
+        if path.name == "memory.max":
+            assert current <= int(text), "processes would be killed"
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", reclaim)
+    groups.limit(GROUP, memory=1000, swap=5000, cpu=0)
+    assert (folder / "memory.max").read_text() == "1000"
+    assert (folder / "memory.high").read_text() == "max"
+
+
+def test_version_2_keeps_its_limits_where_memory_does_not_go_to_swap_in_time(tmp_path: Path) -> None:
+    groups, folder = v2_group(tmp_path, 3000)
+    with pytest.raises(HarnessError, match="3000 bytes"):
+        groups.limit(GROUP, memory=1000, swap=0, cpu=0, deadline_s=-1)
+    for name in ("memory.max", "memory.high", "memory.swap.max"):
+        assert (folder / name).read_text().strip() == "max"

@@ -20,15 +20,15 @@ def lab(name: str) -> LabSpec:
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What would have been run."""
-    seen: list[list[str]] = []
+    commands: list[list[str]] = []
 
     def run(*argv: str | Path, stdin: str | None = None) -> str:
-        seen.append([str(word) for word in argv])
+        commands.append([str(word) for word in argv])
         return '[{"addr_info": [], "flags": []}]'
 
     monkeypatch.setattr(link, "run", run)
     monkeypatch.setattr(link, "succeeds", lambda *argv: False)
-    return seen
+    return commands
 
 
 def addresses(commands: list[list[str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What stands in a lab's way."""
+"""What keeps a lab from starting."""
 
 import os
 import re
@@ -33,11 +33,11 @@ ROUTES = [
 def test_overlapping_routes_are_named_once_and_the_default_route_is_none(
     wanted: str, ignore: set[str], taken: list[tuple[str, str]]
 ) -> None:
-    found = overlaps(IPv4Network(wanted), ROUTES, ignore)
-    assert [(device, str(network)) for device, network in found] == taken
+    overlapping = overlaps(IPv4Network(wanted), ROUTES, ignore)
+    assert [(device, str(network)) for device, network in overlapping] == taken
 
 
-def test_without_root_that_is_all_that_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_root_no_other_obstacle_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     lab = LabSpec(name="t", network=IPv4Network("10.0.0.0/24"), cache=tmp_path)
     assert obstacles(lab) == ["the lab needs root: run this as root or with sudo"]
@@ -66,7 +66,7 @@ def ready_computer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("ready_computer")
-def test_computer_too_small_for_the_models_is_told_by_how_much(tmp_path: Path) -> None:
+def test_computer_too_small_for_the_models_is_refused_with_both_sizes(tmp_path: Path) -> None:
     assert obstacles(small_lab(tmp_path)) == []
     (memory,) = obstacles(small_lab(tmp_path, models_memory=1 << 50))
     assert re.match(

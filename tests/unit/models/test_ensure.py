@@ -1,13 +1,13 @@
-"""Models that are asked for by name or by profile are there afterwards, each with a line that says how."""
+"""Models named by name or profile exist afterwards, each with a line that says where it came from."""
 
 from pathlib import Path
 
 import pytest
+from harness import models
 from harness.cli import app
 from harness.errors import HarnessError
 from harness.llama.synthetic.writer import synthesise
-from harness.models import ensure
-from harness.models.ensure import bytes_to_write, ensure_model, model_bytes
+from harness.models import bytes_to_write, ensure_model, model_bytes
 from harness.trials.profile.profile import PROFILES, load_profile
 from typer.testing import CliRunner
 
@@ -26,12 +26,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No download: the packaged model is a small synthetic one."""
 
     def fetch(name: str) -> Path:
-        return synthesise("tiny", "Q4_0", ensure.cached_path(name)).path
+        return synthesise("tiny", "Q4_0", models.cached_path(name)).path
 
-    monkeypatch.setattr(ensure, "fetch_model", fetch)
+    monkeypatch.setattr(models, "fetch_model", fetch)
 
 
-def said(*words: str) -> list[str]:
+def ensure_lines(*words: str) -> list[str]:
     done = CliRunner().invoke(app, ["model", "ensure", *words])
     assert done.exit_code == 0, done.output
     return done.stdout.splitlines()
@@ -43,7 +43,7 @@ def test_models_of_a_profile_s_trials_are_brought_and_told_by_a_line_each(
 ) -> None:
     trials = "[{kind: load, model: small}, {kind: unload, model: small}, {kind: pool, model: smollm2}]"
     (tmp_path / "mine.yml").write_text(f"models: {{small: tiny-q8_0}}\ntrials: {trials}\n")
-    first, second = (said("--profile", str(tmp_path / "mine.yml")) for _ in range(2))
+    first, second = (ensure_lines("--profile", str(tmp_path / "mine.yml")) for _ in range(2))
     assert [line.split(": ")[:2] for line in first] == [["tiny-q8_0", "made"], ["smollm2", "fetched"]]
     assert [line.split(": ")[1] for line in second] == ["there already", "there already"]
     assert {path.name for path in (cache / "models").glob("*.gguf")} == {"tiny-q8_0.gguf", "smollm2.gguf"}
@@ -60,14 +60,14 @@ def test_every_shipped_profile_names_models_that_can_be_brought(
         assert model_bytes(name) > 0
         return f"{name}: noted"
 
-    monkeypatch.setattr(ensure, "ensure_model", note)
-    assert len(said("--profile", name)) == len(brought) > 0
+    monkeypatch.setattr(models, "ensure_model", note)
+    assert len(ensure_lines("--profile", name)) == len(brought) > 0
     assert brought == load_profile(name)[2].model_names
 
 
 def test_names_and_profile_may_be_mixed_and_each_is_brought_once(tmp_path: Path) -> None:
     (tmp_path / "mine.yml").write_text("trials: [{kind: load, model: tiny-q8_0}]\n")
-    assert len(said("tiny-q8_0", "--profile", str(tmp_path / "mine.yml"))) == 1
+    assert len(ensure_lines("tiny-q8_0", "--profile", str(tmp_path / "mine.yml"))) == 1
 
 
 def test_space_is_wanted_for_what_is_not_there() -> None:

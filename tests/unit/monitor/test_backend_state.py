@@ -1,27 +1,26 @@
-"""What a backend is said to be, from its node's sample alone."""
+"""The state of a backend, from its node's sample alone."""
 
 from typing import Any
 
 import pytest
-from harness.monitor.backend_state import RPC_UNIT, BackendState, State, age_s, backend_state
-from harness.monitor.sample import Memory, Process, RpcSocket, Sample, Source, Unit
+from harness.monitor.backend_state import (
+    RPC_UNIT,
+    BackendState,
+    State,
+    age_s,
+    backend_state,
+    state_at_age,
+    state_without_redis,
+)
+from harness.monitor.sample import Process, RpcSocket, Sample, Unit
+from tests.node_samples import node_sample
 
 NOW_NS = 1_795_618_783 * 10**9
 PEER = "10.77.43.12:40112"
 
 
-def sample(**changed: Any) -> Sample:
-    memory = Memory(
-        source=Source.PROC,
-        total_bytes=2,
-        available_bytes=1,
-        used_bytes=1,
-        cache_bytes=0,
-        swap_total_bytes=0,
-        swap_used_bytes=0,
-        major_faults=0,
-    )
-    return Sample(**{"time_ns": NOW_NS, "node": "node1", "memory": memory, "cpu_s": 1.0, **changed})
+def sample(time_ns: int = NOW_NS, **figures: Any) -> Sample:
+    return node_sample(time_ns, **figures)
 
 
 def rpc(listening: bool, backlog: int = 0, peer: str | None = None) -> RpcSocket:
@@ -89,13 +88,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("what", "seen", "state", "reason"), CASES, ids=[case[0] for case in CASES])
-def test_state_follows_what_the_node_itself_sees(
-    what: str, seen: Sample | None, state: State, reason: str
+@pytest.mark.parametrize(("what", "newest", "state", "reason"), CASES, ids=[case[0] for case in CASES])
+def test_state_follows_from_the_nodes_own_sample(
+    what: str, newest: Sample | None, state: State, reason: str
 ) -> None:
-    found = backend_state(seen, NOW_NS)
-    assert found.state is state
-    assert reason in found.reason
+    decided = backend_state(newest, NOW_NS)
+    assert decided.state is state
+    assert reason in decided.reason
 
 
 def test_clock_that_is_off_makes_no_node_silent() -> None:
@@ -106,3 +105,25 @@ def test_clock_that_is_off_makes_no_node_silent() -> None:
 
 def test_clock_ahead_gives_no_negative_age() -> None:
     assert age_s(sample(time_ns=NOW_NS + 10**9), NOW_NS) == 0
+
+
+def test_reader_with_its_own_clock_gives_the_age() -> None:
+    old = sample(time_ns=1, rpc=rpc(True))
+    assert state_at_age(old, 1.0).state is State.IDLE
+    assert state_at_age(old, 6.0) == BackendState(State.SILENT, "its last sample is 6 s old")
+
+
+def test_node_without_a_backend_is_up_or_silent() -> None:
+    assert state_at_age(sample(), 1.0, has_backend=False).state is State.UP
+    assert state_at_age(sample(), 60.0, has_backend=False).state is State.SILENT
+
+
+def test_only_a_node_that_sends_samples_is_heard() -> None:
+    assert backend_state(sample(rpc=rpc(False)), NOW_NS).heard
+    assert not backend_state(None, NOW_NS).heard
+    assert not state_without_redis(leased=False).heard
+
+
+def test_without_redis_a_leased_backend_is_busy_and_another_unknown() -> None:
+    assert state_without_redis(leased=True).state is State.BUSY
+    assert state_without_redis(leased=False).state is State.UNKNOWN

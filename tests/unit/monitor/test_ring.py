@@ -126,28 +126,28 @@ def test_follower_sees_each_line_once_across_segments(tmp_path: Path) -> None:
     def write_three() -> bool:
         for _, time_ns in zip(range(3), clock, strict=False):
             ring.append(line(time_ns))
-        return seen[-1:] != [40]
+        return times_read[-1:] != [40]
 
-    seen: list[int] = []
+    times_read: list[int] = []
     for text in follow(tmp_path, 0, write_three):
-        seen.append(json.loads(text)["time_ns"])
+        times_read.append(json.loads(text)["time_ns"])
     ring.close()
-    assert seen == list(range(1, 41))
+    assert times_read == list(range(1, 41))
 
 
-def test_follower_of_a_ring_that_is_begun_again_goes_on(tmp_path: Path) -> None:
+def test_follower_of_a_ring_that_is_started_again_goes_on(tmp_path: Path) -> None:
     fill(tmp_path, range(1, 31), keep_lines=10, segment_lines=5)
     rounds = iter([True, True, False])
 
-    def begin_again() -> bool:
+    def start_again() -> bool:
         for path in segments(tmp_path):
             path.unlink()
         fill(tmp_path, range(100, 103))
         return next(rounds)
 
-    seen = [json.loads(text)["time_ns"] for text in follow(tmp_path, 29, begin_again)]
-    assert seen[0] == 30
-    assert seen[1:4] == [100, 101, 102]
+    times_read = [json.loads(text)["time_ns"] for text in follow(tmp_path, 29, start_again)]
+    assert times_read[0] == 30
+    assert times_read[1:4] == [100, 101, 102]
 
 
 def test_no_ring_yet_is_empty(tmp_path: Path) -> None:

@@ -1,20 +1,20 @@
-"""The monitor as a whole: when it samples, what it is told, what its command prints, what it depends on."""
+"""The monitor as a whole: when it samples, its configuration, what its command prints, what it imports."""
 
 import ast
 import json
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.monitor import fields
 from harness.monitor.__main__ import main
-from harness.monitor.clock import next_tick
+from harness.monitor.common import MonitorError
+from harness.monitor.config import load_config
+from harness.monitor.redis import RedisSettings
+from harness.monitor.redis import publisher as publisher_module
+from harness.monitor.redis.publisher import Publisher
 from harness.monitor.ring import RingWriter
-from harness.monitor.sample import Sample
+from harness.monitor.service import Sampler, next_tick, sample_every_second
 
 REPOSITORY = Path(__file__).parents[3]
 MONITOR = REPOSITORY / "harness" / "monitor"
@@ -58,7 +58,7 @@ def changed(config: Path, **values: object) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"address": "node1.example"}, "address"),
         ({"rpc_port": 70000}, "rpc_port"),
@@ -68,11 +68,11 @@ def changed(config: Path, **values: object) -> Path:
     ],
 )
 def test_wrong_configuration_is_one_line_that_names_the_key(
-    config: Path, values: dict[str, object], said: str, capsys: pytest.CaptureFixture[str]
+    config: Path, values: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", "--config", str(changed(config, **values))]) == 1
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert str(config) in error
     assert error.count("\n") == 1
 
@@ -88,6 +88,17 @@ def test_missing_or_broken_configuration_is_one_line(
             error = capsys.readouterr().err
             assert name in error
             assert error.count("\n") == 1
+
+
+def test_wrong_reader_settings_are_one_line_that_names_the_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "redis-reader.json"
+    config.write_text('{"address": "node1", "username": "llama-reader", "password_file": "/x"}')
+    assert main(["latest", "--config", str(config), "node1"]) == 1
+    error = capsys.readouterr().err
+    assert "redis-reader.json: address: " in error
+    assert error.count("\n") == 1
 
 
 def test_tail_prints_what_was_sampled_since(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,62 +120,24 @@ def test_check_fails_when_no_sample_comes(config: Path, capfd: pytest.CaptureFix
     assert "no new sample" in capfd.readouterr().err
 
 
-@pytest.fixture
-def monitor(config: Path) -> Iterator["subprocess.Popen[str]"]:
-    process = command(config, "run")
-    yield process
-    process.kill()
-    process.communicate()
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_publisher_that_dies_ends_the_monitor(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
 
-
-def command(config: Path, *words: str) -> "subprocess.Popen[str]":
-    argv = [sys.executable, "-m", "harness.monitor", *words, "--config", str(config)]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
-
-
-def test_samples_come_on_whole_seconds_and_sigterm_ends_cleanly(
-    config: Path, monitor: "subprocess.Popen[str]", capsys: pytest.CaptureFixture[str]
-) -> None:
-    time.sleep(4.5)
-    monitor.send_signal(signal.SIGTERM)
-    _, said = monitor.communicate(timeout=5)
-    assert monitor.returncode == 0
-    assert "node1: a sample every second" in said
-    main(["tail", "--config", str(config)])
-    samples = [Sample.model_validate_json(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(samples) >= 3
-    seconds = [round(sample.time_ns / 1e9) for sample in samples]
-    assert seconds == list(range(seconds[0], seconds[0] + len(seconds)))
-    assert all(sample.time_ns / 1e9 - second < 0.5 for sample, second in zip(samples, seconds, strict=True))
-
-
-def test_follower_ends_when_its_reader_is_gone(config: Path) -> None:
-    (config.parent / "ring").mkdir()
-    follower = command(config, "tail", "--follow")
-    time.sleep(0.5)
-    assert follower.poll() is None
-    assert follower.stdout is not None
-    follower.stdout.close()
-    assert follower.wait(timeout=5) == 0
-    assert follower.stderr is not None
-    assert follower.stderr.read() == ""
-    follower.stderr.close()
-
-
-def test_full_disk_does_not_end_the_monitor(config: Path) -> None:
-    limited = ["bash", "-c", 'ulimit -f 0; exec "$@"', "-"]
-    argv = [*limited, sys.executable, "-m", "harness.monitor", "run", "--config", str(config)]
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    time.sleep(4)
-    assert process.poll() is None
-    process.terminate()
-    _, said = process.communicate(timeout=5)
-    assert process.returncode == 0
-    assert said.count("no sample") == 1
+    monkeypatch.setattr(publisher_module, "RedisWriter", broken)
+    settings = RedisSettings.model_validate(
+        {"address": "127.0.0.1", "username": "llama-monitor", "password_file": "/none"}
+    )
+    publisher = Publisher(settings, "node1", config.parent / "ring")
+    publisher.start()
+    publisher.stop()
+    with pytest.raises(MonitorError, match="publisher"):
+        sample_every_second(Sampler(load_config(config)), RingWriter(config.parent / "ring"), publisher)
 
 
 def test_monitor_imports_nothing_of_the_harness_but_its_own_folder() -> None:
-    for path in MONITOR.glob("*.py"):
+    for path in MONITOR.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -181,24 +154,20 @@ def test_monitor_imports_nothing_of_the_harness_but_its_own_folder() -> None:
             assert not foreign, f"{path.name} imports {foreign}"
 
 
-def test_running_the_monitor_loads_nothing_heavy() -> None:
-    code = "import harness.monitor.service, sys; print(*sorted(sys.modules))"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
+def loaded_by(module: str) -> set[str]:
+    code = f"import {module}, sys; print(*sys.modules)"
+    python = [sys.executable, "-c", code]
+    return set(
+        subprocess.run(python, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout.split()
     )
-    modules = set(loaded.stdout.split())
-    assert not {"pandas", "matplotlib", "numpy", "aiohttp", "asyncio", "yaml"} & modules
+
+
+def test_running_the_monitor_loads_nothing_heavy() -> None:
+    modules = loaded_by("harness.monitor.service")
+    assert not {"pandas", "matplotlib", "numpy", "aiohttp", "asyncio", "yaml", "redis", "pynvml"} & modules
     own = {name for name in modules if name.startswith("harness.")}
     assert all(name.startswith("harness.monitor") for name in own)
 
 
-def test_page_of_fields_is_up_to_date() -> None:
-    assert (REPOSITORY / "docs" / "node-sample.md").read_text() == fields.markdown(), (
-        "run: python -m harness.monitor.fields > docs/node-sample.md"
-    )
-
-
-def test_every_field_says_what_it_means() -> None:
-    rows = [line for line in fields.markdown().splitlines() if line.startswith("| `")]
-    assert rows
-    assert all(row.split("|")[3].strip() for row in rows)
+def test_tail_does_not_load_the_model_of_samples() -> None:
+    assert "pydantic" not in loaded_by("harness.monitor.__main__")

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 from harness.errors import HarnessError
-from harness.planner.device_capacity import BackendMemory
+from harness.planner.device_capacity import DeviceCapacity
 from harness.planner.memory import cache_cells, compute_bytes, kv_bytes, weights
 from harness.planner.placement import make_plan, split_layers
 from hypothesis import given
@@ -160,8 +160,29 @@ def test_model_that_does_not_fit_is_refused_with_what_is_missing() -> None:
 
 
 def test_what_one_node_cannot_hold_is_refused_though_the_sum_would_do() -> None:
-    many = [BackendMemory(f"n{i}", f"10.0.0.{i}:1", 800 * MIB) for i in range(60)]
-    with pytest.raises(HarnessError, match=r"whole layers of up to .* do not fit .*, \.\.\. and 52 more"):
+    many = [DeviceCapacity(f"n{i}", f"10.0.0.{i}:1", 1560 * MIB) for i in range(15)]
+    with pytest.raises(HarnessError, match=r"whole layers of up to .* do not fit .*, \.\.\. and 7 more"):
+        make_plan(model("70b", "TQ1_0"), many)
+
+
+def test_no_more_devices_are_used_than_one_coordinator_can_use() -> None:
+    many = [DeviceCapacity(f"n{i}", f"10.0.0.{i}:1", (2 if i in (3, 7) else 4) * GIB) for i in range(17)]
+    plan = make_plan(model("13b", "Q4_0"), many)
+    assert len(plan.shares) == 15
+    assert plan.notes == ["n3, n7 left out: one coordinator can use 15 RPC devices, and 17 are given"]
+    assert len(make_plan(model("13b", "Q4_0"), many, n_gpu_layers=0).shares) == 15
+
+
+def test_backend_is_left_out_with_all_its_devices() -> None:
+    gpus = [DeviceCapacity("gpu", "10.0.1.1:1", GIB, device=n) for n in (0, 1)]
+    many = [DeviceCapacity(f"n{i}", f"10.0.0.{i}:1", 4 * GIB) for i in range(14)]
+    plan = make_plan(model("13b", "Q4_0"), [*gpus, *many])
+    assert {share.node for share in plan.shares} == {f"n{i}" for i in range(14)}
+
+
+def test_refusal_over_the_limit_says_that_more_small_nodes_do_not_help() -> None:
+    many = [DeviceCapacity(f"n{i}", f"10.0.0.{i}:1", 800 * MIB) for i in range(60)]
+    with pytest.raises(HarnessError, match=r"add one node with at least .* and 37 more left out"):
         make_plan(model("70b", "TQ1_0"), many)
 
 
@@ -182,7 +203,7 @@ def test_split_that_overfills_a_node_is_balanced_instead() -> None:
 def test_reserve_of_a_node_is_left_to_it() -> None:
     node = backends(4)[0]
     assert node.usable_bytes == 4 * GIB - 256 * MIB - int(4 * GIB * 0.02)
-    assert BackendMemory("n", "e", 100, reserve_bytes=300).usable_bytes == 0
+    assert DeviceCapacity("n", "e", 100, reserve_bytes=300).usable_bytes == 0
 
 
 def test_chosen_nodes_only_in_backend_order() -> None:

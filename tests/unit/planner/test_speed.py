@@ -1,22 +1,22 @@
 """Placement by speed: less time per token within memory, llama.cpp's split where nodes are equal."""
 
 import pytest
-from harness.planner.device_capacity import BackendMemory, Speed
+from harness.planner.device_capacity import DeviceCapacity
 from harness.planner.placement import make_plan
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.model_headers import GIB, backends, model
 
 
-def nodes(*given: tuple[float, float]) -> list[BackendMemory]:
+def nodes(*given: tuple[float, float]) -> list[DeviceCapacity]:
     """Devices of (GiB, GB/s)."""
     return [
-        BackendMemory(f"node{i}", f"10.0.0.{i}:50052", int(gib * GIB), speed=Speed(rate * 1e9))
+        DeviceCapacity(f"node{i}", f"10.0.0.{i}:50052", int(gib * GIB), bytes_per_s=rate * 1e9)
         for i, (gib, rate) in enumerate(given, 1)
     ]
 
 
-def layers(plan_nodes: list[BackendMemory], shape: str = "13b", kind: str = "Q4_0") -> dict[str, int]:
+def layers(plan_nodes: list[DeviceCapacity], shape: str = "13b", kind: str = "Q4_0") -> dict[str, int]:
     plan = make_plan(model(shape, kind), plan_nodes)
     return {share.node: share.layers for share in plan.shares}
 
@@ -56,13 +56,6 @@ def test_unknown_speed_of_one_node_leaves_the_split_to_memory() -> None:
     assert plan.notes == []
 
 
-def test_overhead_of_a_backend_speaks_for_fewer_of_them() -> None:
-    far = [
-        BackendMemory(f"n{i}", f"10.0.0.{i}:1", 12 * GIB, speed=Speed(10e9, overhead_s=0.5)) for i in range(4)
-    ]
-    assert len(make_plan(model("13b", "Q4_0"), far).shares) == 1
-
-
 @given(st.lists(st.tuples(st.floats(2, 12), st.floats(0.5, 20)), min_size=2, max_size=6))
 def test_split_by_speed_is_never_slower_than_by_memory_nor_too_large(
     given: list[tuple[float, float]],
@@ -72,10 +65,10 @@ def test_split_by_speed_is_never_slower_than_by_memory_nor_too_large(
         devices = nodes(*given, (14, 1))
     plan = make_plan(model("13b", "Q4_0"), devices)
     plain = make_plan(
-        model("13b", "Q4_0"), [BackendMemory(d.node, d.endpoint, d.available_bytes) for d in devices]
+        model("13b", "Q4_0"), [DeviceCapacity(d.node, d.endpoint, d.available_bytes) for d in devices]
     )
-    speed = {d.node: d.speed for d in devices}
-    slow_s = sum(speed[s.node].seconds(s.model_bytes) for s in plain.shares)  # type: ignore[union-attr]
+    by_node = {d.node: d for d in devices}
+    slow_s = sum(by_node[s.node].seconds(s.model_bytes) for s in plain.shares)
     assert plan.token_s is not None
     assert plan.token_s <= slow_s * 1.0001
     usable = {d.node: d.usable_bytes for d in devices}

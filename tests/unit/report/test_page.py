@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from harness.errors import HarnessError
-from harness.report import write_report
+from harness.report.page import write_report
 from tests.unit.report_runs import HOSTILE, change_manifest, copy_run, hostile_run
 
 SECTIONS = ["verdict", "cluster", "load", "memory", "inference", "failures", "method"]
@@ -44,7 +44,7 @@ def test_seven_sections_in_order(recorded: str) -> None:
     assert re.findall(r'<section id="(\w+)"', recorded) == SECTIONS
 
 
-def test_page_asks_nothing_of_the_network(recorded: str) -> None:
+def test_page_loads_nothing_from_the_network(recorded: str) -> None:
     loads = [(t, n, v) for t, n, v in Page(recorded).attributes if n in ("src", "href", "srcset", "data")]
     assert loads
     assert [v for _, _, v in loads if not v.startswith(("#", "./"))] == []
@@ -104,13 +104,13 @@ def test_hostile_log_lines_are_shown_as_text(hostile: str) -> None:
 
 
 def test_evidence_cannot_name_a_file_outside_the_logs(tmp_path: Path) -> None:
-    from harness.report.logs import excerpt
+    from harness.report.log_excerpt import find_excerpt
 
     run = copy_run(tmp_path)
     (run / "secret.txt").write_text("keep out\n")
     (run / "logs" / "link.log").symlink_to(run / "secret.txt")
-    assert excerpt(run, "../secret.txt:1", "keep out", []) is None
-    assert excerpt(run, "link.log:1", "keep out", []) is None
+    assert find_excerpt(run, "../secret.txt:1", "keep out", []) is None
+    assert find_excerpt(run, "link.log:1", "keep out", []) is None
 
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_a_failed_report_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pyt
     def broken(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("harness.runs.store.os.fsync", broken)
-    with pytest.raises(HarnessError, match=r"cannot write .*report\.html: No space left on device"):
+    monkeypatch.setattr("harness.common.files.os.fsync", broken)
+    with pytest.raises(HarnessError, match=r"report\.html: No space left on device"):
         write_report(run)
     assert (run / "report.html").read_bytes() == before
     assert list(run.glob(".*.tmp")) == []

@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from harness.llama.rpc.messages import HASH_THRESHOLD_BYTES
 
 TOOL = Path(__file__).parents[3] / "roles" / "rpc_server" / "files" / "rpc_cache.py"
 SIZE = 11 << 20
@@ -37,8 +39,8 @@ def add(cache: Path, name: str, written: float, size: int = SIZE) -> Path:
     return path
 
 
-def names(found: dict[Path, str]) -> set[str]:
-    return {path.name[-1] for path in found}
+def names(tensors: dict[Path, str]) -> set[str]:
+    return {path.name[-1] for path in tensors}
 
 
 @pytest.fixture
@@ -94,21 +96,21 @@ def test_other_files_are_left_alone(cache: Path) -> None:
 
 
 def test_oldest_use_goes_first_until_below_the_cap(cache: Path) -> None:
-    found = rpc_cache.entries(cache)
-    assert [e.path.name[-1] for e in rpc_cache.surplus(found, SIZE)] == ["a"]
-    assert [e.path.name[-1] for e in rpc_cache.surplus(found, 0)] == []
-    assert [e.path.name[-1] for e in rpc_cache.surplus(found, SIZE + 1)] == ["a", "b"]
+    tensors = rpc_cache.entries(cache)
+    assert [e.path.name[-1] for e in rpc_cache.surplus(tensors, SIZE)] == ["a"]
+    assert [e.path.name[-1] for e in rpc_cache.surplus(tensors, 0)] == []
+    assert [e.path.name[-1] for e in rpc_cache.surplus(tensors, SIZE + 1)] == ["a", "b"]
 
 
 def test_read_tensor_outlives_one_that_was_only_written(cache: Path) -> None:
     os.utime(cache / "rpc" / "000000000000000a", (NOW, NOW - 5000))
-    found = rpc_cache.entries(cache)
-    assert [e.path.name[-1] for e in rpc_cache.surplus(found, SIZE)] == ["b"]
+    tensors = rpc_cache.entries(cache)
+    assert [e.path.name[-1] for e in rpc_cache.surplus(tensors, SIZE)] == ["b"]
 
 
 def run_tool(*argv: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-IS", str(TOOL), *argv], capture_output=True, text=True, check=True
+        [sys.executable, "-IS", str(TOOL), *argv], capture_output=True, text=True, check=True, input=""
     )
     return done.stdout
 
@@ -127,10 +129,10 @@ def test_kill_while_writing_costs_the_file_that_was_written(tmp_path: Path) -> N
     kept = add(tmp_path, "00000000000000aa", started - 2)
     cut = add(tmp_path, "00000000000000bb", started + 1)
     run_tool("stop", str(tmp_path))
-    said = run_tool("start", str(tmp_path))
+    printed = run_tool("start", str(tmp_path))
     assert kept.exists()
     assert not cut.exists()
-    assert cut.name in said
+    assert cut.name in printed
 
 
 def test_unreadable_state_distrusts_the_whole_run(tmp_path: Path) -> None:
@@ -149,9 +151,9 @@ def test_prune_spares_what_the_current_plan_needs(cache: Path) -> None:
     (cache / "needed.json").write_text(json.dumps(["000000000000000a"]))
     run_tool("prune", str(cache), "--max", str(2 * SIZE))
     assert {e.path.name[-1] for e in rpc_cache.entries(cache)} == {"a", "c"}
-    said = run_tool("prune", str(cache), "--max", "0")
+    printed = run_tool("prune", str(cache), "--max", "0")
     assert {e.path.name[-1] for e in rpc_cache.entries(cache)} == {"a"}
-    assert "needed by the current plan" in said
+    assert "needed by the current plan" in printed
 
 
 def test_needed_names_are_kept_and_strangers_refused(tmp_path: Path) -> None:
@@ -160,3 +162,36 @@ def test_needed_names_are_kept_and_strangers_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"'\.\./\.\./etc' is no name"):
         rpc_cache.need(tmp_path, ["../../etc"])
     assert rpc_cache.needed(tmp_path) == {"00000000000000aa"}
+
+
+def add_draft(cache: Path, age_s: float) -> Path:
+    """A tensor that llama-tensor-cache had not given its name when it was killed."""
+    return add(cache, ".00000000000000dd.Ab3xYz", time.time() - age_s)
+
+
+@pytest.mark.parametrize("command", ["start", "prune", "need"])
+def test_draft_of_a_killed_cache_program_is_dropped(cache: Path, command: str) -> None:
+    old = add_draft(cache, 3600)
+    young = add(cache, ".00000000000000ee.Ab3xYz", time.time())
+    printed = run_tool(command, str(cache))
+    assert not old.exists()
+    assert old.name in printed
+    assert young.exists()
+
+
+def test_draft_counts_against_the_cap(cache: Path) -> None:
+    add_draft(cache, 1)
+    run_tool("prune", str(cache), "--max", str(3 * SIZE))
+    assert {entry.path.name[-1] for entry in rpc_cache.entries(cache)} == {"b", "c"}
+
+
+@pytest.mark.parametrize("text", ["{}", '{"ended": 5}'])
+def test_state_without_a_start_distrusts_the_whole_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / "running.json").write_text(text)
+    cut = add(tmp_path, "00000000000000bb", NOW)
+    run_tool("start", str(tmp_path))
+    assert not cut.exists()
+
+
+def test_smallest_cached_tensor_is_the_one_that_the_harness_knows() -> None:
+    assert rpc_cache.HASH_THRESHOLD == HASH_THRESHOLD_BYTES

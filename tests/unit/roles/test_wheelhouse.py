@@ -47,14 +47,14 @@ def key(wheelhouse: ModuleType, project: Path, cache: Path, *extras: str) -> str
 
 @pytest.fixture
 def offline(wheelhouse: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Replaces the download, which these lock files do not need; records for which locks it was asked."""
-    asked: list[str] = []
+    """Replaces the download, which these lock files do not need; records the lock files."""
+    locks_downloaded: list[str] = []
 
     def download(locks: list[Path], target: object, folder: Path) -> None:
-        asked.extend(lock.name for lock in locks)
+        locks_downloaded.extend(lock.name for lock in locks)
 
     monkeypatch.setattr(wheelhouse, "_download", download)
-    return asked
+    return locks_downloaded
 
 
 def test_second_build_finds_the_first(

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 from harness.errors import HarnessError
-from harness.router.config import load_config, read_key
-from harness.router.coordinator.logtail import LogTail
+from harness.router.config import load_config, read_keys
 
 GOOD: dict[str, Any] = {
     "address": "10.0.0.1",
@@ -48,16 +47,17 @@ def test_missing_configuration_is_named(tmp_path: Path) -> None:
 def test_short_key_is_refused_and_not_shown(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("hunter2\n")
     with pytest.raises(HarnessError, match="16 characters") as refused:
-        read_key(tmp_path / "key")
+        read_keys(tmp_path / "key")
     assert "hunter2" not in str(refused.value)
 
 
-def test_line_that_is_still_being_written_is_not_read(tmp_path: Path) -> None:
-    log = tmp_path / "server.log"
-    log.write_bytes(b"one\ntw")
-    tail = LogTail(log)
-    assert tail.new_lines() == ["one"]
-    assert tail.new_lines() == []
-    with log.open("ab") as more:
-        more.write(b"o\n\xff\n")
-    assert tail.new_lines() == ["two", "\ufffd"]
+def test_keys_of_several_users_stand_one_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "router.key"
+    file.write_text("# the team\na-key-of-one-user\n\nthe-key-of-another\n")
+    assert read_keys(file) == ["a-key-of-one-user", "the-key-of-another"]
+    file.write_text("a-key-of-one-user\nshort\n")
+    with pytest.raises(HarnessError, match="16 characters"):
+        read_keys(file)
+    file.write_text("# nobody\n")
+    with pytest.raises(HarnessError, match="16 characters"):
+        read_keys(file)

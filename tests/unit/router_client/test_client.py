@@ -1,29 +1,11 @@
 """What the harness makes of what answers at the router's address."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from harness.contracts.plan import LoadRequest
 from harness.errors import HarnessError
-from harness.router_client.client import RouterAddress, RouterClient, RouterRefusedError
-
-
-@asynccontextmanager
-async def answering(status: int, text: str) -> AsyncIterator[RouterClient]:
-    """A client of something that answers everything the same."""
-
-    async def answer(request: web.Request) -> web.Response:
-        return web.Response(status=status, text=text)
-
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    server = TestServer(app)
-    await server.start_server()
-    address = RouterAddress(str(server.make_url("")).rstrip("/"), "key", "admin", "head")
-    async with server, RouterClient(address) as client:
-        yield client
+from harness.router_client.client import RouterRefusedError
+from tests.unit.router_client.router_server import answering, served
 
 
 @pytest.mark.parametrize("text", ["<h1>404</h1>", "", "[]", '{"error": "gone"}'])
@@ -40,3 +22,16 @@ async def test_refusal_of_the_router_carries_its_class_and_words() -> None:
     async with answering(409, body) as client:
         with pytest.raises(RouterRefusedError, match="409: run a of b has the cluster"):
             await client.lease("me", 20)
+
+
+async def test_body_of_a_load_is_the_contract_of_the_router() -> None:
+    bodies: list[LoadRequest] = []
+
+    async def load(request: web.Request) -> web.Response:
+        bodies.append(LoadRequest.model_validate_json(await request.read()))
+        return web.json_response({"phase": "ready"})
+
+    asked = LoadRequest(model="m", nodes=["b"], flags=["--no-repack"], n_gpu_layers=0)
+    async with served(load) as client:
+        await client.load(asked)
+    assert bodies == [asked.model_copy(update={"deadline_s": 900})], "a deadline always goes with it"

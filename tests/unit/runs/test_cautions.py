@@ -2,7 +2,7 @@
 
 import pytest
 from harness.contracts.run_records import Outcome, Request, Trial
-from harness.runs.cautions import Conditions, cautions, outliers
+from harness.runs.cautions import NodeConditions, cautions, outliers
 
 SECOND = 10**9
 STEADY = [1.0, 1.01, 0.99, 1.02, 0.98]
@@ -83,16 +83,16 @@ def test_too_few_repeats_are_counted_once() -> None:
 @pytest.mark.parametrize(
     ("condition", "words"),
     [
-        (Conditions("n", cpus=2, load1=3.4), "n: load average up to 3.4 on 2 CPUs"),
-        (Conditions("n", cpus=2, load1=2.9), ""),
-        (Conditions("n", load1=99.0), ""),
-        (Conditions("n", memory_full=42.0), "n: every task waited for memory for up to 42 %"),
-        (Conditions("n", memory_full=3.0), ""),
-        (Conditions("n", clock_offset_s=-0.5), "n: its clock was up to 0.50 s behind the head node's"),
-        (Conditions("n", clock_offset_s=0.05), ""),
+        (NodeConditions("n", cpus=2, load1=3.4), "n: load average up to 3.4 on 2 CPUs"),
+        (NodeConditions("n", cpus=2, load1=2.9), ""),
+        (NodeConditions("n", load1=99.0), ""),
+        (NodeConditions("n", memory_full=42.0), "n: every task waited for memory for up to 42 %"),
+        (NodeConditions("n", memory_full=3.0), ""),
+        (NodeConditions("n", clock_offset_s=-0.5), "n: its clock was up to 0.50 s behind the head node's"),
+        (NodeConditions("n", clock_offset_s=0.05), ""),
     ],
 )
-def test_node_conditions(condition: Conditions, words: str) -> None:
+def test_node_conditions(condition: NodeConditions, words: str) -> None:
     assert [sentence[: len(words)] for sentence in cautions([], [], [condition])] == (
         [words] if words else []
     )

@@ -1,9 +1,14 @@
-"""Figures of requests, on token times made by hand; and prompts of an exact length."""
+"""Figures of requests, on token times made by hand; prompts of an exact length; and swap of backends."""
 
 import pytest
-from harness.contracts.run_records import Request
-from harness.runs.metrics import summarise
-from harness.trials.load_generator.prompts import PromptSizer, words
+from harness.contracts.run_records import Outcome, Request, Trial
+from harness.runs.metrics import (
+    SWAP_NOISE_BYTES,
+    backend_swap,
+    describe_backend_swap,
+    most_backend_swap,
+    summarise,
+)
 
 S = 10**9
 
@@ -81,16 +86,29 @@ def test_figures_without_data_are_absent() -> None:
     assert figures == {"requests": 1, "errors": 1, "output_tokens": 0}
 
 
-@pytest.mark.parametrize("overhead", [9, 27])
-def test_second_prompt_has_exactly_the_length_asked_for(overhead: int) -> None:
-    sizer = PromptSizer()
-    first = sizer.guess(35)
-    sizer.learn(first, first + overhead)
-    assert sizer.guess(35) + overhead == 35
-    assert sizer.guess(512) + overhead == 512
-    assert sizer.shortest == overhead + 1
+MIB = 1 << 20
 
 
-def test_prompt_has_as_many_words_as_asked_for() -> None:
-    assert len(words(512).split()) == 512
-    assert words(3) == "the of and"
+def trial(**peak: dict[str, int]) -> Trial:
+    base = {"id": "1", "kind": "load", "model": "m", "started_ns": 0, "ended_ns": 1, "answer": ""}
+    return Trial.model_validate(base | {"outcome": Outcome.PASSED, "peak": peak})
+
+
+def test_only_rpc_server_counts_and_the_noise_limit_is_none() -> None:
+    quiet = trial(
+        a={"swap_bytes": 900 * MIB, "rpc_swap_bytes": SWAP_NOISE_BYTES}, b={"swap_bytes": 900 * MIB}
+    )
+    assert backend_swap([quiet]) == {"a": 0}
+    assert "no rpc-server in swap" in describe_backend_swap([quiet])
+
+
+def test_most_of_all_trials_is_named_with_its_node() -> None:
+    trials = [trial(a={"rpc_swap_bytes": 20 * MIB}), trial(a={"rpc_swap_bytes": 134 * MIB})]
+    assert most_backend_swap(trials) == 134 * MIB
+    assert "a 134 MiB" in describe_backend_swap(trials)
+
+
+@pytest.mark.parametrize("trials", [[], [trial()], [trial(a={"swap_bytes": 1})]])
+def test_what_no_monitor_reported_is_unknown(trials: list[Trial]) -> None:
+    assert most_backend_swap(trials) is None
+    assert "unknown" in describe_backend_swap(trials)

@@ -4,15 +4,14 @@ import json
 from typing import Any
 
 import pytest
-from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
+from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState, LoadReport
 from harness.contracts.diagnosis import Confidence, Diagnosis, FailureClass
-from harness.contracts.load_report import LoadReport
 from harness.contracts.run_records import Outcome, Question, Request, Trial
 from harness.errors import HarnessError
 from harness.trials.kinds.release_switch import ROUNDS, with_pins
 from harness.trials.profile.profile import Ask, Profile, load_profile
 from harness.trials.profile.steps import InferenceStep, LoadStep, PinStep
-from harness.trials.questions import answered, asked
+from harness.trials.questions import answer_questions, questions_of
 
 GIB = 1 << 30
 
@@ -53,7 +52,7 @@ def requests(trial: str, rates: list[float | None]) -> list[Request]:
 
 def ask(question: Ask, trials: list[Trial], sent: list[Request] | None = None) -> Question:
     step = LoadStep(kind="load", model="m")
-    (found,) = answered(Profile(trials=[step], questions=[question]), trials, sent or [])
+    (found,) = answer_questions(Profile(trials=[step], questions=[question]), trials, sent or [])
     return found
 
 
@@ -92,11 +91,11 @@ def test_model_fits_where_it_came_up_and_partly_where_a_backend_swaps() -> None:
         "01", metrics={"load_s": 9.0}, step={"nodes": 3}, details={"nodes": ["a", "b", "c"]}, peak=told()
     )
     fits = Ask(ask="fits", model="m", nodes=3)
-    assert ask(fits, [up]).answer == "it came up over a, b, c, no backend in swap"
+    assert ask(fits, [up]).answer.startswith("it came up over a, b, c, no rpc-server in swap")
     assert ask(fits, [up]).verdict == "yes"
     swaps = up.model_copy(update={"peak": told(GIB)})
     assert ask(fits, [swaps]).verdict == "partly"
-    assert "up to 1,024 MiB of a backend in swap" in ask(fits, [swaps]).answer
+    assert "rpc-server in swap: up to a 1,024 MiB" in ask(fits, [swaps]).answer
     assert ask(fits, [up.model_copy(update={"peak": {}})]).verdict == "partly", "no monitor told of swap"
     assert ask(Ask(ask="fits", model="m", nodes=4), [up]).verdict == "unknown", "three are not four"
     step = json.dumps({"nodes": 3, "starve": {"node": "a"}})
@@ -128,7 +127,7 @@ def test_loads_are_told_apart_by_caches_nodes_and_build_and_failed_ones_have_no_
 
     cold = [up("01", 30.0, "cold", 4), up("02", 32.0, "cold", 4)]
     found = ask(Ask(ask="loads", model="m"), [*cold, up("03", 8.0, "warm", 4)])
-    assert found.answer == "cold in 31.0 s (each: 30.0, 32.0), warm in 8.0 s; no backend in swap"
+    assert found.answer.startswith("cold in 31.0 s (each: 30.0, 32.0), warm in 8.0 s; no rpc-server in swap")
     assert found.figures == {"load_s, cold": 31.0, "load_s, warm": 8.0, "swap_bytes": 0.0}
     mixed = ask(
         Ask(ask="loads", model="m"), [*cold, up("03", 9.0, "cold", 3), up("04", 7.0, "cold", 4, 6792)]
@@ -206,10 +205,12 @@ def test_pin_that_fails_differs_where_the_other_does_not_and_one_that_cannot_be_
 
 
 def test_pins_are_tried_in_turns_and_the_first_comes_back() -> None:
-    profile = Profile(trials=[LoadStep(kind="load", model="m")])
-    trials = with_pins(profile, [6751, 6792], "m").trials
+    profile = Profile(trials=[LoadStep(kind="load", model="m")], questions=[Ask(ask="pins", model="m")])
+    trials = with_pins(profile, [6751, 6792]).trials
     assert [step.build for step in trials if isinstance(step, PinStep)] == [6751, 6792] * ROUNDS + [6751]
     assert [step.kind for step in trials[1:5]] == ["pin", "load", "inference", "unload"]
+    with pytest.raises(HarnessError, match="a question 'pins'"):
+        with_pins(profile.model_copy(update={"questions": []}), [6751, 6792])
 
 
 def test_profile_without_questions_is_asked_what_its_trials_can_tell() -> None:
@@ -217,7 +218,7 @@ def test_profile_without_questions_is_asked_what_its_trials_can_tell() -> None:
         LoadStep(kind="load", model="m"),
         InferenceStep(kind="inference", model="m", prompt_tokens=35, generated_tokens=1),
     ]
-    found = [(one.ask, one.model) for one in asked(Profile(trials=steps))]
+    found = [(one.ask, one.model) for one in questions_of(Profile(trials=steps))]
     assert found == [("answers", "m"), ("loads", "m"), ("stays_up", None)]
 
 

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from harness.contracts.run_records import NodeFacts, Outcome, Request, RunManifest, Trial
 from harness.errors import HarnessError
-from harness.runs.read import read_manifest, read_requests, read_trials
-from harness.runs.store import RunFolder
+from harness.runs.folder import RunFolder, read_manifest, read_requests, read_trials
 from harness.trials.profile.profile import Profile
 from harness.trials.profile.steps import PinStep, PoolStep
 from harness.trials.resume import (
+    Unfinished,
     check_same_cluster,
     drop_unfinished,
+    earlier_runs,
     may_have_left_a_fault,
     read_unfinished,
-    unfinished_run,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -56,14 +56,23 @@ def cut_short(reports: Path, run: str = "20260101T000000Z-mine", outcome: Outcom
     return folder
 
 
-def test_newest_run_of_the_inventory_is_found_unless_it_ended(tmp_path: Path) -> None:
-    inventory = tmp_path / "inventory"
-    assert unfinished_run(tmp_path, inventory) is None
+def last(reports: Path, inventory: str = "inventory") -> Unfinished:
+    return resumed(reports, "last", inventory)
+
+
+def resumed(reports: Path, name: str, inventory: str = "inventory") -> Unfinished:
+    path = reports / inventory
+    return read_unfinished(name, reports, path, earlier_runs(reports, path))
+
+
+def test_newest_run_of_the_inventory_is_resumed_unless_it_ended(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="nothing to resume"):
+        last(tmp_path)
     cut_short(tmp_path)
-    assert unfinished_run(tmp_path, inventory) == "20260101T000000Z-mine"
-    assert unfinished_run(tmp_path, tmp_path / "another") is None
+    assert last(tmp_path).manifest.run == "20260101T000000Z-mine"
     cut_short(tmp_path, "20260102T000000Z-mine", Outcome.PASSED)
-    assert unfinished_run(tmp_path, inventory) is None, "a later run has ended: the earlier one is history"
+    with pytest.raises(HarnessError, match="nothing to resume"):
+        last(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -81,20 +90,20 @@ def test_faults_are_looked_for_after_a_run_that_may_have_left_one(
     tmp_path: Path, kind: str, outcome: Outcome | None, events: list[str], looked_for: bool
 ) -> None:
     inventory = tmp_path / "inventory"
-    assert not may_have_left_a_fault(tmp_path, inventory)
+    assert not may_have_left_a_fault(earlier_runs(tmp_path, inventory))
     folder = cut_short(tmp_path, outcome=outcome)
     manifest = read_manifest(folder.path)
     folder.write_manifest(manifest.model_copy(update={"steps": {"trials": [{"kind": kind}]}}))
     (folder.path / "events.jsonl").write_text(
         "".join(json.dumps({"time_ns": 1, "kind": one}) + "\n" for one in events)
     )
-    assert may_have_left_a_fault(tmp_path, inventory) is looked_for
+    assert may_have_left_a_fault(earlier_runs(tmp_path, inventory)) is looked_for
 
 
 def test_finished_trials_stay_and_the_cut_one_begins_anew(tmp_path: Path) -> None:
     folder = cut_short(tmp_path)
     folder.append_trial(trial("02-m-pool", Outcome.INTERRUPTED))
-    run = read_unfinished("last", tmp_path, tmp_path / "inventory")
+    run = last(tmp_path)
     assert [one.id for one in run.done] == ["01-m-pool"]
     assert run.profile == STEPS
     drop_unfinished(run)
@@ -102,24 +111,37 @@ def test_finished_trials_stay_and_the_cut_one_begins_anew(tmp_path: Path) -> Non
     assert [one.trial for one in read_requests(folder.path)] == ["01-m-pool"]
 
 
+def test_run_recorded_with_keys_that_are_gone_goes_on_without_them(tmp_path: Path) -> None:
+    folder = cut_short(tmp_path)
+    manifest = read_manifest(folder.path)
+    gone = {
+        "node_sets": {"a": ["b"]},
+        "seed": 5,
+        "deadline_s": 60.0,
+        "stop_when": {"failed": 2, "classes": []},
+    }
+    folder.write_manifest(manifest.model_copy(update={"steps": {**manifest.steps, **gone}}))
+    assert last(tmp_path).profile == STEPS
+
+
 @pytest.mark.parametrize("outcome", [Outcome.PASSED, Outcome.FAILED])
 def test_run_that_ended_cannot_be_resumed(tmp_path: Path, outcome: Outcome) -> None:
     cut_short(tmp_path, outcome=outcome)
     with pytest.raises(HarnessError, match=f"has ended \\({outcome}\\)"):
-        read_unfinished("20260101T000000Z-mine", tmp_path, tmp_path / "inventory")
+        resumed(tmp_path, "20260101T000000Z-mine")
 
 
 def test_run_of_another_inventory_is_refused_with_the_right_one(tmp_path: Path) -> None:
     cut_short(tmp_path)
     with pytest.raises(HarnessError, match=f"resume it with --inventory {tmp_path / 'inventory'}"):
-        read_unfinished("20260101T000000Z-mine", tmp_path, tmp_path / "elsewhere")
+        resumed(tmp_path, "20260101T000000Z-mine", "elsewhere")
     with pytest.raises(HarnessError, match="nothing to resume"):
-        read_unfinished("last", tmp_path, tmp_path / "elsewhere")
+        last(tmp_path, "elsewhere")
 
 
 def test_cluster_with_another_binary_or_node_is_refused(tmp_path: Path) -> None:
     cut_short(tmp_path)
-    run = read_unfinished("last", tmp_path, tmp_path / "inventory")
+    run = last(tmp_path)
     (node,) = run.manifest.nodes
     check_same_cluster(run, {"a": node})
     with pytest.raises(HarnessError, match=r"a has another llama\.cpp"):
@@ -130,12 +152,12 @@ def test_cluster_with_another_binary_or_node_is_refused(tmp_path: Path) -> None:
 
 def test_run_stopped_by_hand_is_the_last_to_resume_too(tmp_path: Path) -> None:
     cut_short(tmp_path, outcome=Outcome.INTERRUPTED)
-    assert unfinished_run(tmp_path, tmp_path / "inventory") == "20260101T000000Z-mine"
+    assert last(tmp_path).manifest.run == "20260101T000000Z-mine"
 
 
 def test_run_of_two_pins_goes_on_with_the_one_it_had_put_up(tmp_path: Path) -> None:
     cut_short(tmp_path)
-    run = read_unfinished("last", tmp_path, tmp_path / "inventory")
+    run = last(tmp_path)
     (node,) = run.manifest.nodes
     pin, pool = PinStep(kind="pin", model="m", build=2), PoolStep(kind="pool", model="m")
     other = node.model_copy(update={"build": 2, "binaries": {"rpc-server": "y"}})
@@ -165,7 +187,7 @@ def test_files_cut_at_any_byte_are_read_and_begun_anew(
     for name, size in (("trials", trials), ("requests", requests)):
         path = folder.path / f"{name}.jsonl"
         path.write_bytes(path.read_bytes()[:size])
-    run = read_unfinished("last", reports, reports / "inventory")
+    run = last(reports)
     left = (folder.path / "trials.jsonl").read_text()
     assert [one.id for one in run.done] == [
         text["id"] for line in left.splitlines() if (text := parsed(line))

@@ -7,38 +7,40 @@ to a load, such as ``num_ctx``, which the plan decides. Options that Ollama does
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.router.errors import RouterError
 from harness.router.http.json_body import Json
 
+T = TypeVar("T", str, list[Any])
+
 _RENAMED = {"num_predict": "max_tokens", "num_keep": "n_keep"}
-_OF_A_LOAD = frozenset(
+_LOAD_OPTIONS = frozenset(
     {
         "numa", "num_ctx", "num_batch", "num_gpu", "main_gpu", "low_vram", "f16_kv", "logits_all",
         "vocab_only", "use_mmap", "use_mlock", "embedding_only", "num_thread", "penalize_newline", "tfs_z",
     }
 )  # fmt: skip
 _IMAGES = {"/9j/": "jpeg", "iVBOR": "png", "R0lGOD": "gif", "UklGR": "webp"}
-"""How base64 of each format begins."""
+"""First characters of each format in base64."""
 
 
 def streams(body: Json) -> bool:
-    """Whether the answer is to be a stream: yes, unless it is said otherwise."""
+    """Whether the answer is a stream: yes by default."""
     return body.get("stream") is not False
 
 
 def loads_only(body: Json) -> bool:
-    """Whether there is nothing to answer: the model is to be loaded, or with ``keep_alive`` 0 unloaded."""
+    """Whether the request only loads the model, or unloads it with ``keep_alive`` 0."""
     return not any(body.get(part) for part in ("messages", "prompt", "images", "suffix", "input"))
 
 
 def unloads(body: Json) -> bool:
     """Whether ``keep_alive`` is zero: a number, or a duration like ``0s``."""
-    wanted = body.get("keep_alive")
-    if isinstance(wanted, str):
-        return wanted.strip("+-0.hmnsuµ") == "" and "0" in wanted
-    return isinstance(wanted, int | float) and not isinstance(wanted, bool) and wanted == 0
+    keep_alive = body.get("keep_alive")
+    if isinstance(keep_alive, str):
+        return keep_alive.strip("+-0.hmnsuµ") == "" and "0" in keep_alive
+    return isinstance(keep_alive, int | float) and not isinstance(keep_alive, bool) and keep_alive == 0
 
 
 def chat_request(body: Json) -> Json:
@@ -47,9 +49,9 @@ def chat_request(body: Json) -> Json:
     Raises:
         RouterError: a message, a tool or the format is none (400).
     """
-    messages = _items(body, "messages")
+    messages = _field(body, "messages", list)
     request = _common(body) | {"messages": _messages(messages)}
-    if tools := _items(body, "tools"):
+    if tools := _field(body, "tools", list):
         request["tools"] = tools
     return request | _format(body) | _think(body) | _logprobs(body)
 
@@ -60,10 +62,10 @@ def generate_request(body: Json) -> Json:
     Raises:
         RouterError: the prompt, the images or the format is none (400).
     """
-    said: Json = {"role": "user", "content": _text(body, "prompt"), "images": body.get("images")}
-    system = _text(body, "system")
+    message: Json = {"role": "user", "content": _field(body, "prompt", str), "images": body.get("images")}
+    system = _field(body, "system", str)
     messages = [{"role": "system", "content": system}] if system else []
-    request = _common(body) | {"messages": _messages([*messages, said])}
+    request = _common(body) | {"messages": _messages([*messages, message])}
     return request | _format(body) | _think(body) | _logprobs(body)
 
 
@@ -75,7 +77,7 @@ def raw_request(body: Json) -> Json:
     """
     if body.get("images"):
         raise RouterError(400, "bad_request", "raw mode does not support images")
-    request = _common(body) | {"prompt": _text(body, "prompt")} | _format(body)
+    request = _common(body) | {"prompt": _field(body, "prompt", str)} | _format(body)
     if body.get("logprobs"):
         request["logprobs"] = body.get("top_logprobs") or 1
     return request
@@ -87,8 +89,8 @@ def insert_request(body: Json) -> Json:
     return request | {
         "n_predict": request.get("max_tokens", -1),
         "prompt": "",
-        "input_prefix": _text(body, "prompt"),
-        "input_suffix": _text(body, "suffix"),
+        "input_prefix": _field(body, "prompt", str),
+        "input_suffix": _field(body, "suffix", str),
     }
 
 
@@ -99,17 +101,17 @@ def embed_request(body: Json, text: Any) -> Json:
         RouterError: it is neither (400).
     """
     texts = text if isinstance(text, list) else [text]
-    if not all(isinstance(one, str) for one in texts):
+    if not all(isinstance(item, str) for item in texts):
         raise RouterError(400, "bad_request", "invalid input type: a text or a list of texts is expected")
     return {"model": body["model"], "input": text, "encoding_format": "float"}
 
 
 def _common(body: Json) -> Json:
-    given = body.get("options") or {}
-    if not isinstance(given, dict):
+    options = body.get("options") or {}
+    if not isinstance(options, dict):
         raise RouterError(400, "bad_request", "options: an object is expected")
-    options: Json = {name: value for name, value in given.items() if value is not None}
-    request = {_RENAMED.get(name, name): options[name] for name in options if name not in _OF_A_LOAD}
+    options = {name: value for name, value in options.items() if value is not None}
+    request = {_RENAMED.get(name, name): options[name] for name in options if name not in _LOAD_OPTIONS}
     limit = request.get("max_tokens")
     if isinstance(limit, int) and limit <= 0:
         del request["max_tokens"]  # zero and below: no limit
@@ -120,15 +122,15 @@ def _common(body: Json) -> Json:
 
 
 def _format(body: Json) -> Json:
-    wanted = body.get("format")
-    if not wanted:
+    answer_format = body.get("format")
+    if not answer_format:
         return {}
-    if wanted == "json":
+    if answer_format == "json":
         return {"response_format": {"type": "json_object"}}
-    if isinstance(wanted, dict):
-        schema = {"name": "format", "schema": wanted}
+    if isinstance(answer_format, dict):
+        schema = {"name": "format", "schema": answer_format}
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
-    message = f'invalid format: {json.dumps(wanted)}; expected "json" or a valid JSON Schema object'
+    message = f'invalid format: {json.dumps(answer_format)}; expected "json" or a valid JSON Schema object'
     raise RouterError(400, "bad_request", message)
 
 
@@ -136,10 +138,10 @@ def _think(body: Json) -> Json:
     think = body.get("think")
     if think is None:
         return {}
-    asked: Json = {"enable_thinking": bool(think)}
+    kwargs: Json = {"enable_thinking": bool(think)}
     if isinstance(think, str):
-        asked["reasoning_effort"] = think
-    return {"chat_template_kwargs": asked}
+        kwargs["reasoning_effort"] = think
+    return {"chat_template_kwargs": kwargs}
 
 
 def _logprobs(body: Json) -> Json:
@@ -157,14 +159,14 @@ def _messages(messages: Iterable[Any]) -> list[Json]:
         out = _message(message, number)
         open_calls += [(call["function"]["name"], call["id"]) for call in out.get("tool_calls", [])]
         if out["role"] == "tool":
-            out["tool_call_id"] = _answered(message, open_calls)
+            out["tool_call_id"] = _answered_call_id(message, open_calls)
         converted.append(out)
     return converted
 
 
 def _message(message: Json, number: int) -> Json:
     out: Json = {"role": message["role"], "content": _content(message)}
-    if calls := _items(message, "tool_calls"):
+    if calls := _field(message, "tool_calls", list):
         out["tool_calls"] = [_call(call, f"call_{number}_{index}") for index, call in enumerate(calls)]
     if thinking := message.get("thinking"):
         out["reasoning_content"] = thinking
@@ -174,8 +176,8 @@ def _message(message: Json, number: int) -> Json:
 
 
 def _content(message: Json) -> str | list[Json]:
-    text = _text(message, "content")
-    images = _items(message, "images")
+    text = _field(message, "content", str)
+    images = _field(message, "images", list)
     if not images:
         return text
     parts: list[Json] = [{"type": "text", "text": text}] if text else []
@@ -204,31 +206,23 @@ def _call(call: Any, call_id: str) -> Json:
     }
 
 
-def _answered(message: Json, open_calls: list[tuple[str, str]]) -> str:
+def _answered_call_id(message: Json, open_calls: list[tuple[str, str]]) -> str:
     """Id of the call that a tool's message answers: its own, or the oldest open one of that name."""
     if given := message.get("tool_call_id"):
         return str(given)
     name = message.get("tool_name") or message.get("name")
-    found = next((call for call in open_calls if name in (None, call[0])), None)
-    if found is None:
+    call = next((call for call in open_calls if name in (None, call[0])), None)
+    if call is None:
         return "call"
-    open_calls.remove(found)
-    return found[1]
+    open_calls.remove(call)
+    return call[1]
 
 
-def _text(body: Json, name: str) -> str:
+def _field(body: Json, name: str, kind: type[T]) -> T:
     value = body.get(name)
     if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise RouterError(400, "bad_request", f"{name}: a text is expected")
-    return value
-
-
-def _items(body: Json, name: str) -> list[Any]:
-    value = body.get(name)
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise RouterError(400, "bad_request", f"{name}: a list is expected")
+        return kind()
+    if not isinstance(value, kind):
+        expected = "a text" if kind is str else "a list"
+        raise RouterError(400, "bad_request", f"{name}: {expected} is expected")
     return value

@@ -17,7 +17,7 @@ _NS_PER_MS = 1_000_000
 
 
 class Shape(Enum):
-    """Where an answer's text stands: in ``message`` (chat) or in ``response`` (generate)."""
+    """Where the text of an answer is: in ``message`` (chat) or in ``response`` (generate)."""
 
     CHAT = "chat"
     GENERATE = "generate"
@@ -41,16 +41,18 @@ def whole_answer(shape: Shape, answer: Json, *, model: str, total_ns: int, load_
         raise RouterError(502, "upstream", "the server's answer has no choices")
     piece = _piece(choice[0])
     calls = piece.pop("tool_calls", [])
-    known, text = _ollama_calls([_function(call) | {"id": call.get("id")} for call in calls])
+    tool_calls, text = _ollama_calls(
+        [(call.get("function") or {}) | {"id": call.get("id")} for call in calls]
+    )
     piece["content"] += text
-    if known:
-        piece["tool_calls"] = known
+    if tool_calls:
+        piece["tool_calls"] = tool_calls
     tail = _tail(choice[0].get("finish_reason"), _native(answer), total_ns=total_ns, load_ns=load_ns)
     return _head(model) | shape.of(piece) | _logprobs(choice[0]) | tail
 
 
 def done_answer(shape: Shape, model: str, reason: str) -> Json:
-    """What Ollama says to a request that only loads (``load``) or unloads (``unload``) a model."""
+    """Ollama's answer to a request that only loads (``load``) or unloads (``unload``) a model."""
     return _head(model) | shape.of({"content": ""}) | {"done": True, "done_reason": reason}
 
 
@@ -63,15 +65,6 @@ class AnswerStream:
         self._finish: str | None = None
         self._last: Json = {}
         self._calls: dict[int, Json] = {}
-
-    def check_finished(self) -> None:
-        """Nothing more comes.
-
-        Raises:
-            RouterError: the server has not said why it stopped: its answer was cut off (502).
-        """
-        if self._finish is None:
-            raise RouterError(502, "upstream", "the server ended its answer without a reason to stop")
 
     def event(self, event: Json) -> list[Json]:
         """Lines for one event: none, or a piece of the answer."""
@@ -88,7 +81,13 @@ class AnswerStream:
         return lines
 
     def end(self, *, total_ns: int, load_ns: int) -> list[Json]:
-        """The last lines: tool calls, if there were any, and the counts and durations."""
+        """The last lines: tool calls, if there were any, and the counts and durations.
+
+        Raises:
+            RouterError: no event had a finish reason: the answer was cut off (502).
+        """
+        if self._finish is None:
+            raise RouterError(502, "upstream", "the server ended its answer without a reason to stop")
         lines = []
         calls, text = _ollama_calls([self._calls[index] for index in sorted(self._calls)])
         if calls or text:
@@ -102,13 +101,13 @@ class AnswerStream:
 
     def _add_call(self, call: Json) -> None:
         index = call.get("index")
-        known = self._calls.setdefault(
+        merged = self._calls.setdefault(
             index if isinstance(index, int) else len(self._calls), {"id": None, "name": "", "arguments": ""}
         )
-        function = _function(call)
-        known["id"] = known["id"] or call.get("id")
-        known["name"] += function.get("name") or ""
-        known["arguments"] += function.get("arguments") or ""
+        function = call.get("function") or {}
+        merged["id"] = merged["id"] or call.get("id")
+        merged["name"] += function.get("name") or ""
+        merged["arguments"] += function.get("arguments") or ""
 
 
 def embed_answer(answer: Json, *, model: str, dimensions: Any, total_ns: int, load_ns: int) -> Json:
@@ -118,19 +117,18 @@ def embed_answer(answer: Json, *, model: str, dimensions: Any, total_ns: int, lo
         RouterError: the answer is none (502).
     """
     try:
-        data = sorted(answer["data"], key=lambda one: one["index"])
-        vectors = [[float(value) for value in one["embedding"]] for one in data]
+        data = sorted(answer["data"], key=lambda entry: entry["index"])
+        vectors = [[float(value) for value in entry["embedding"]] for entry in data]
     except (KeyError, TypeError, ValueError):
         raise RouterError(502, "upstream", "the server's answer holds no embeddings") from None
     if isinstance(dimensions, int) and dimensions > 0:
         vectors = [_unit(vector[:dimensions]) if dimensions < len(vector) else vector for vector in vectors]
-    counts = _counts(answer)
     return {
         "model": model,
         "embeddings": vectors,
         "total_duration": total_ns,
         "load_duration": load_ns,
-        "prompt_eval_count": counts.get("prompt_eval_count", 0),
+        "prompt_eval_count": _counts(answer).get("prompt_eval_count", 0),
     }
 
 
@@ -154,23 +152,19 @@ def _native(answer: Json) -> Json:
 
 def _choices(answer: Json) -> list[Json]:
     choices = answer.get("choices")
-    return [one for one in choices if isinstance(one, dict)] if isinstance(choices, list) else []
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
 def _piece(choice: Json) -> Json:
-    """Text, thinking and calls of a choice, whichever of its four places they stand in."""
-    said = choice.get("message") or choice.get("delta") or {}
-    content = said.get("content") or choice.get("text") or ""
+    """Text, thinking and calls of a choice, from any of the four places where servers put them."""
+    message = choice.get("message") or choice.get("delta") or {}
+    content = message.get("content") or choice.get("text") or ""
     piece: Json = {"content": content}
-    if thinking := said.get("reasoning_content") or said.get("reasoning"):
+    if thinking := message.get("reasoning_content") or message.get("reasoning"):
         piece["thinking"] = thinking
-    if calls := said.get("tool_calls"):
+    if calls := message.get("tool_calls"):
         piece["tool_calls"] = calls
     return piece
-
-
-def _function(call: Json) -> Json:
-    return call.get("function") or {}
 
 
 def _ollama_calls(functions: list[Json]) -> tuple[list[Json], str]:
@@ -182,8 +176,8 @@ def _ollama_calls(functions: list[Json]) -> tuple[list[Json], str]:
         if parsed is None:
             text += f"{name}({arguments})"
         else:
-            known = {"id": function["id"]} if function.get("id") else {}
-            calls.append(known | {"function": {"name": name, "arguments": parsed}})
+            call_id = {"id": function["id"]} if function.get("id") else {}
+            calls.append(call_id | {"function": {"name": name, "arguments": parsed}})
     return calls, text
 
 
@@ -196,8 +190,8 @@ def _object(arguments: Any) -> Json | None:
 
 
 def _logprobs(choice: Json) -> Json:
-    found = choice.get("logprobs")
-    content = found.get("content") if isinstance(found, dict) else None
+    logprobs = choice.get("logprobs")
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
     return {"logprobs": content} if content else {}
 
 
@@ -222,14 +216,11 @@ def _counts(answer: Json) -> Json:
             "prompt_tokens": timings["prompt_n"] + timings.get("cache_n", 0),
             "completion_tokens": timings.get("predicted_n"),
         } | usage
-    found = {
+    counts = {
         "prompt_eval_count": usage.get("prompt_tokens"),
-        "prompt_eval_duration": _nanoseconds(timings.get("prompt_ms")),
         "eval_count": usage.get("completion_tokens"),
-        "eval_duration": _nanoseconds(timings.get("predicted_ms")),
     }
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _nanoseconds(milliseconds: float | None) -> int | None:
-    return None if milliseconds is None else round(milliseconds * _NS_PER_MS)
+    for name, key in (("prompt_eval_duration", "prompt_ms"), ("eval_duration", "predicted_ms")):
+        if timings.get(key) is not None:
+            counts[name] = round(timings[key] * _NS_PER_MS)
+    return {name: value for name, value in counts.items() if value is not None}

@@ -122,9 +122,9 @@ def test_a_checksum_that_is_none_is_refused(tmp_path: Path) -> None:
         read_catalogue(path)
 
 
-def test_a_build_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_a_build_listed_twice_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, lambda data: data["releases"].append(data["releases"][0]))
-    with pytest.raises(HarnessError, match="build 6666 stands twice"):
+    with pytest.raises(HarnessError, match="build 6666 is there twice"):
         read_catalogue(path)
 
 

@@ -14,11 +14,10 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 from harness.errors import HarnessError
 from harness.llama.gguf import read_gguf
-from harness.llama.synthetic import vocabulary
+from harness.llama.synthetic import content
 from harness.llama.synthetic import writer as synth
-from harness.llama.synthetic.blocks import WEIGHT_STD, random_pool, stream
+from harness.llama.synthetic.content import WEIGHT_STD, make_vocabulary, random_pool, stream
 from harness.llama.synthetic.shapes import BASE_TYPES, SHAPES, plan_tensors
-from harness.llama.synthetic.vocabulary import make_vocabulary
 from harness.llama.synthetic.writer import parse_stem, synthesise, tensor_bytes
 
 
@@ -170,7 +169,7 @@ def test_vocabulary_has_distinct_tokens_and_all_bytes(size: int) -> None:
     texts, scores, types = make_vocabulary(size)
     assert len(texts) == len(set(texts)) == len(scores) == len(types) == size
     assert [types[texts.index(f"<0x{b:02X}>")] for b in (0, 10, 255)] == [6, 6, 6]
-    assert types[vocabulary.END] == 3
+    assert types[content.END] == 3
 
 
 def test_words_can_be_merged_letter_by_letter() -> None:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from harness.monitor.readers.build import BuildReader, parse_manifest
+from harness.monitor.readers.llama_cpp import BuildReader, parse_manifest
 
 MANIFEST = {
     "build": 6751,
@@ -35,17 +35,17 @@ def test_build_is_known_by_number_commit_and_hash(tmp_path: Path) -> None:
 
 
 def test_same_binaries_have_the_same_hash_wherever_they_were_built() -> None:
-    one = parse_manifest(json.dumps(MANIFEST).encode())
+    build = parse_manifest(json.dumps(MANIFEST).encode())
     other = parse_manifest(json.dumps({**MANIFEST, "built_on": "node2", "built_utc": "later"}).encode())
-    assert one == other
+    assert build == other
 
 
 @pytest.mark.parametrize(
     "change", [{"build": 6792}, {"commit": "ffff"}, {"binaries": {"rpc-server": "cc" * 32}}]
 )
 def test_another_build_has_another_hash(change: dict[str, object]) -> None:
-    one = parse_manifest(json.dumps(MANIFEST).encode())
-    assert parse_manifest(json.dumps({**MANIFEST, **change}).encode()).sha256 != one.sha256
+    build = parse_manifest(json.dumps(MANIFEST).encode())
+    assert parse_manifest(json.dumps({**MANIFEST, **change}).encode()).sha256 != build.sha256
 
 
 def test_upgrade_is_seen_in_the_next_sample(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_node_without_a_build_has_none(tmp_path: Path) -> None:
     assert BuildReader(tmp_path / "current").read() is None
 
 
-def test_damaged_manifest_still_tells_that_it_differs(tmp_path: Path) -> None:
+def test_damaged_manifest_still_differs_from_others(tmp_path: Path) -> None:
     link = install(tmp_path, "a")
     (link / "manifest.json").write_text('{"build": 67')
     build = BuildReader(link).read()

@@ -4,10 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from harness.monitor.readers import Rate
 from harness.monitor.readers.disk import DiskReader, cgroup_traffic, disk_traffic
-from harness.monitor.readers.memory import load1
-from harness.monitor.readers.pressure import cgroup_pressure, node_pressure
-from harness.monitor.readers.rate import Rate
+from harness.monitor.readers.memory import cgroup_pressure, load1, node_pressure
 from harness.monitor.sample import Source
 
 DATA = Path(__file__).parents[3] / "data" / "monitor"

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness.lab.kernel import OomRecords, wait_and_copy
+from harness.lab.supervisor import OomRecords, wait_and_copy
 from harness.monitor.readers import kernel_log as kernel
 from harness.monitor.readers.kernel_log import KernelLog, parse_record, parse_xid
 
@@ -17,31 +17,31 @@ KILLED = "Memory cgroup out of memory: Killed process 12357 (rpc-server) total-v
 
 
 def test_last_oom_kill_is_the_line_that_names_the_process() -> None:
-    seen = KernelLog(OOM).read(oom_kills=1)
-    assert seen.log
-    assert seen.oom_kills == 1
-    assert seen.last_oom is not None
-    assert seen.last_oom.startswith(KILLED)
+    log = KernelLog(OOM).read(oom_kills=1)
+    assert log.log
+    assert log.oom_kills == 1
+    assert log.last_oom is not None
+    assert log.last_oom.startswith(KILLED)
 
 
 def test_time_of_a_record_is_the_wall_clocks() -> None:
-    seen = KernelLog(OOM).read(None)
-    assert seen.last_oom_ns is not None
+    log = KernelLog(OOM).read(None)
+    assert log.last_oom_ns is not None
     booted_ns = time.time_ns() - time.monotonic_ns()
-    assert abs(seen.last_oom_ns - booted_ns - 2_892_207_947_000) < 1e9
+    assert abs(log.last_oom_ns - booted_ns - 2_892_207_947_000) < 1e9
 
 
 def test_xids_are_read_with_board_and_number_in_order() -> None:
-    seen = KernelLog(XID).read(None)
-    assert [(xid.pci, xid.code) for xid in seen.xids] == [
+    log = KernelLog(XID).read(None)
+    assert [(xid.pci, xid.code) for xid in log.xids] == [
         ("0000:65:00", 31),
         ("0000:65:00", 79),
         ("0000:b3:00.0", 79),
         ("0000:03:00", 13),
     ]
-    assert "GPU has fallen off the bus" in seen.xids[1].line
-    assert "\n" not in seen.xids[2].line
-    assert seen.last_oom is None
+    assert "GPU has fallen off the bus" in log.xids[1].line
+    assert "\n" not in log.xids[2].line
+    assert log.last_oom is None
 
 
 def test_newest_xids_are_kept_and_no_more(tmp_path: Path) -> None:
@@ -79,14 +79,14 @@ def test_records_that_were_overwritten_are_passed_over(monkeypatch: pytest.Monke
     assert reader.read(1).last_oom is not None
 
 
-def test_log_out_of_reach_is_said_once_and_told_from_a_quiet_one(
+def test_unreadable_log_is_logged_once_and_differs_from_a_quiet_one(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reader = KernelLog(tmp_path / "none")
     for _ in range(3):
         assert not reader.read(7).log
     assert reader.read(7).oom_kills == 7
-    assert capfd.readouterr().err.count("kernel's log cannot be read") == 1
+    assert capfd.readouterr().err.count("kernel_log_unreadable") == 1
     (tmp_path / "quiet").write_text("")
     assert KernelLog(tmp_path / "quiet").read(0).log
 

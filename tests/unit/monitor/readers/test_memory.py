@@ -3,8 +3,14 @@
 import shutil
 from pathlib import Path
 
-from harness.monitor.readers.cgroup import cgroup_cpu_s, cgroup_memory
-from harness.monitor.readers.memory import meminfo, node_cpu_s, node_memory, pairs
+from harness.monitor.readers.memory import (
+    cgroup_cpu_s,
+    cgroup_memory,
+    meminfo,
+    node_cpu_s,
+    node_memory,
+    pairs,
+)
 from harness.monitor.sample import Source
 
 DATA = Path(__file__).parents[3] / "data" / "monitor"

@@ -7,9 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from harness.monitor.readers.network import NetworkReader, interface_of
-from harness.monitor.readers.processes import ProcessTable
-from harness.monitor.readers.sockets import parse_tcp_table, rpc_socket
+from harness.monitor.readers.llama_cpp import ProcessTable
+from harness.monitor.readers.network import NetworkReader, interface_of, parse_tcp_table, rpc_socket
 from harness.monitor.readers.systemd import UnitStates, keep_last_exits, parse_show
 
 DATA = Path(__file__).parents[3] / "data" / "monitor"
@@ -253,8 +252,8 @@ def test_sample_does_not_wait_for_a_slow_systemd(tmp_path: Path) -> None:
     assert "ssh.service" in units.read(101.0, [])
 
 
-def test_unknown_unit_states_are_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_unknown_unit_states_are_logged_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     units = UnitStates([str(tmp_path / "none")], command=("cat",), proc=PROC)
     assert units.read(100.0, []) == {}
     assert units.read(106.0, []) == {}
-    assert capfd.readouterr().err.count("unit states are unknown") == 1
+    assert capfd.readouterr().err.count("unit_states_unknown") == 1

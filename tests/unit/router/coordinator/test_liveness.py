@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from harness.contracts.diagnosis import Confidence, FailureClass
 from harness.monitor.sample import Memory, Process, RpcSocket, Sample, Source
-from harness.router.coordinator.liveness import Look, signs_of_life, stalled, thread_wakes
+from harness.router.coordinator.engine import context_switches
+from harness.router.coordinator.liveness import Progress, signs_of_life, stalled
 
 NOW = 10**18
 NODES = frozenset({"node1", "node2"})
@@ -35,7 +36,7 @@ def sample(node: str, *, cpu_s: float = 1, listens: bool = True, age_s: float = 
 
 def found(still_s: float, *samples: Sample) -> tuple[FailureClass, Confidence] | None:
     diagnosis = stalled(
-        still_s, {s.node: s for s in samples}, NODES, now_ns=NOW, seen_s=15, unseen_s=900
+        still_s, {s.node: s for s in samples}, NODES, now_ns=NOW, sampled_limit_s=15, unsampled_limit_s=900
     )  # fmt: skip
     return (diagnosis.failure_class, diagnosis.confidence) if diagnosis else None
 
@@ -65,7 +66,7 @@ def test_stall_is_decided_by_evidence(
 
 def test_stall_names_the_backend_that_is_gone() -> None:
     gone = {"node1": sample("node1", listens=False)}
-    diagnosis = stalled(20, gone, NODES, now_ns=NOW, seen_s=15, unseen_s=900)
+    diagnosis = stalled(20, gone, NODES, now_ns=NOW, sampled_limit_s=15, unsampled_limit_s=900)
     assert diagnosis is not None
     assert [evidence.source for evidence in diagnosis.evidence] == ["router", "samples node1"]
 
@@ -73,17 +74,17 @@ def test_stall_names_the_backend_that_is_gone() -> None:
 @pytest.mark.parametrize(
     ("now", "signs"),
     [
-        (Look(1, 5, {"node1": sample("node1")}), []),
-        (Look(2, 5, {"node1": sample("node1")}), ["bytes"]),
-        (Look(1, 6, {"node1": sample("node1")}), ["main thread"]),
-        (Look(1, 5, {"node1": sample("node1", cpu_s=1.5)}), ["cpu of node1"]),
+        (Progress(1, 5, {"node1": sample("node1")}), []),
+        (Progress(2, 5, {"node1": sample("node1")}), ["bytes"]),
+        (Progress(1, 6, {"node1": sample("node1")}), ["main thread"]),
+        (Progress(1, 5, {"node1": sample("node1", cpu_s=1.5)}), ["cpu of node1"]),
         # A node that is no longer heard of, or whose rpc-server is a new one, shows no work.
-        (Look(1, 5, {}), []),
-        (Look(1, 5, {"node1": sample("node1", cpu_s=0.1)}), []),
+        (Progress(1, 5, {}), []),
+        (Progress(1, 5, {"node1": sample("node1", cpu_s=0.1)}), []),
     ],
 )
-def test_signs_of_life(now: Look, signs: list[str]) -> None:
-    assert signs_of_life(Look(1, 5, {"node1": sample("node1")}), now) == signs
+def test_signs_of_life(now: Progress, signs: list[str]) -> None:
+    assert signs_of_life(Progress(1, 5, {"node1": sample("node1")}), now) == signs
 
 
 def test_thread_that_works_wakes_and_one_that_waits_for_ever_does_not() -> None:
@@ -93,12 +94,12 @@ def test_thread_that_works_wakes_and_one_that_waits_for_ever_does_not() -> None:
         process.stdout.readline()
         while state_of(process.pid) != "S":
             time.sleep(0.01)
-        before, own = thread_wakes(process.pid), thread_wakes(os.getpid())
+        before, own = context_switches(process.pid), context_switches(os.getpid())
         time.sleep(0.2)
-        assert thread_wakes(process.pid) == before > 0
-        assert thread_wakes(os.getpid()) > own
+        assert context_switches(process.pid) == before > 0
+        assert context_switches(os.getpid()) > own
         process.communicate(b"\n")
-    assert thread_wakes(process.pid) == 0
+    assert context_switches(process.pid) == 0
 
 
 def state_of(pid: int) -> str:

@@ -1,58 +1,60 @@
 """The dashboard's login, its one feed for all viewers, and the end of a log."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
 from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState, LoadTimings
-from harness.monitor.backend_state import BackendState, State
-from harness.router.coordinator.restarts import Failure
-from harness.router.dashboard.attempts import FREE, LONGEST_S, Attempts
-from harness.router.dashboard.feed import Feed
-from harness.router.dashboard.outcome import outcome
-from harness.router.dashboard.session import LASTS_S, Sessions
-from harness.router.dashboard.snapshot import shown_state
-from harness.router.dashboard.tail import log_tail
+from harness.router.coordinator.recovery import Failure
+from harness.router.dashboard.page import COOKIE, LOGIN_S, Dashboard, Feed
+from harness.router.dashboard.snapshot import log_tail, outcome
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 KEY = "the-key-of-admins-only"
 
 
-class Clock:
-    now = 1_000_000.0
+def client(key: str = KEY) -> TestClient:
+    async def take() -> str:
+        return "{}"
 
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_only_the_admin_key_begins_a_session_and_its_token_does_not_hold_the_key() -> None:
-    sessions = Sessions(KEY, Clock())
-    token = sessions.begin(KEY)
-    assert token is not None
-    assert sessions.begin(KEY[:-1]) is None
-    assert sessions.begin("") is None
-    assert KEY not in token
-    assert sessions.holds(token)
+    return TestClient(Starlette(routes=Dashboard(Feed(take), key).routes), "https://router")
 
 
-def test_session_outlives_a_restart_and_ends_with_its_time_or_its_key() -> None:
-    clock = Clock()
-    token = Sessions(KEY, clock).begin(KEY)
-    assert token is not None
-    assert Sessions(KEY, clock).holds(token)
-    assert not Sessions("another-key-of-admins", clock).holds(token)
-    clock.now += LASTS_S
-    assert not Sessions(KEY, clock).holds(token)
+def log_in(key: str = KEY) -> str:
+    """The cookie of a login."""
+    answer = client().post("/dashboard/login", data={"key": key}, follow_redirects=False)
+    return str(answer.cookies.get(COOKIE, ""))
 
 
-@pytest.mark.parametrize("token", ["", ".", "..", "9999999999.a.b", "x.y.\xff"])
-def test_forged_token_is_no_session(token: str) -> None:
-    assert not Sessions(KEY, Clock()).holds(token)
+def valid(cookie: str, key: str = KEY) -> bool:
+    return client(key).get("/dashboard/session", headers={"cookie": f"{COOKIE}={cookie}"}).status_code == 204
 
 
-def test_lengthened_session_is_no_session() -> None:
-    sessions = Sessions(KEY, Clock())
-    expires, rest = (sessions.begin(KEY) or "").split(".", 1)
-    assert not sessions.holds(f"{int(expires) + 1}.{rest}")
+def test_only_the_admin_key_logs_in_and_the_cookie_does_not_hold_it() -> None:
+    cookie = log_in()
+    assert valid(cookie)
+    assert KEY not in cookie
+    assert log_in(KEY[:-1]) == log_in("") == ""
+    assert client().post("/dashboard/login", data={"key": "x"}).status_code == 401
+
+
+def test_login_outlives_a_restart_and_ends_with_its_time_or_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    cookie, now = log_in(), time.time()
+    assert not valid(cookie, "another-key-of-admins")
+    monkeypatch.setattr("harness.router.dashboard.page.time.time", lambda: now + LOGIN_S + 1)
+    assert not valid(cookie)
+
+
+@pytest.mark.parametrize("cookie", ["", ".", "..", "9999999999.a.b", "x.y", "9" * 5000 + ".a"])
+def test_forged_cookie_is_no_login(cookie: str) -> None:
+    assert not valid(cookie)
+
+
+def test_lengthened_login_is_no_login() -> None:
+    expires_s, _, signature = log_in().partition(".")
+    assert not valid(f"{int(expires_s) + 1}.{signature}")
 
 
 async def test_all_viewers_share_one_feed_which_stops_with_the_last() -> None:
@@ -108,12 +110,6 @@ async def test_viewer_that_waits_is_let_go_when_the_router_stops() -> None:
     assert await waiting is None
 
 
-def test_backend_that_our_coordinator_holds_is_busy_where_no_monitor_can_be_asked() -> None:
-    assert shown_state(None, held=True)["state"] == "busy"
-    assert shown_state(None, held=False)["state"] == "unknown"
-    assert shown_state(BackendState(State.BUSY, "serves 10.0.0.1"), held=False)["state"] == "busy"
-
-
 def test_log_tail_is_bounded_and_shows_no_control_characters(tmp_path: Path) -> None:
     path = tmp_path / "server.log"
     path.write_bytes(b"x" * 100_000 + b"\n" + b"line \x1b[31mred\n" * 100 + b"y" * 5000)
@@ -122,40 +118,6 @@ def test_log_tail_is_bounded_and_shows_no_control_characters(tmp_path: Path) -> 
     assert lines[0] == "line \N{REPLACEMENT CHARACTER}[31mred"
     assert lines[-1] == "y" * 400
     assert log_tail(tmp_path / "none") == log_tail(None) == []
-
-
-def test_client_that_fails_often_waits_longer_each_time_and_keeps_nobody_else_out() -> None:
-    clock = Clock()
-    attempts = Attempts(clock)
-    for _ in range(FREE):
-        assert attempts.wait_s("a") == 0
-        attempts.failed("a")
-    assert attempts.wait_s("a") == 0
-    for pause in (1, 2, 4, 8):
-        attempts.failed("a")
-        assert attempts.wait_s("a") == pause
-        clock.now += pause
-        assert attempts.wait_s("a") == 0
-    assert attempts.wait_s("b") == 0
-    for _ in range(100):
-        attempts.failed("a")
-    assert attempts.wait_s("a") == LONGEST_S
-    attempts.succeeded("a")
-    attempts.failed("a")
-    assert attempts.wait_s("a") == 0
-
-
-def test_old_failures_are_forgotten_and_their_number_is_bounded() -> None:
-    clock = Clock()
-    attempts = Attempts(clock)
-    for _ in range(FREE + 3):
-        attempts.failed("a")
-    clock.now += 3600
-    attempts.failed("a")
-    assert attempts.wait_s("a") == 0
-    for number in range(2000):
-        attempts.failed(f"10.0.0.{number}")
-    assert len(attempts._failures) <= 1024
 
 
 SECOND = 10**9

@@ -1,83 +1,34 @@
-"""A real router on a loopback port, and clients that send too much, too slowly or nonsense."""
+"""Clients that send too much, too slowly or nonsense, or open too many connections."""
 
-import asyncio
-import json
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness.router.http.limits import HeadWithBody
-from tests.integration.router_stack import free_port, listens, wait_for
+import pytest_asyncio
+from harness.router.http import disconnect
+from tests.unit.router.serving import KEY, Connection, exchange, serve
 
-KEY = "a-key-of-one-user"
 HEAD = b"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: Bearer " + KEY.encode() + b"\r\n"
+POST = HEAD.replace(b"GET /v1/models", b"POST /v1/chat/completions")
+LOGIN = b"POST /dashboard/login HTTP/1.1\r\nhost: x\r\n"
 
 
-@pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    folder, port = tmp_path_factory.mktemp("limits"), free_port()
-    for name in ("router", "admin"):
-        (folder / f"{name}.key").write_text(KEY)
-    config = {
-        "address": "127.0.0.1",
-        "port": port,
-        "router_key_file": str(folder / "router.key"),
-        "admin_key_file": str(folder / "admin.key"),
-        "models_dir": str(folder),
+@pytest_asyncio.fixture
+async def port(tmp_path: Path) -> AsyncIterator[int]:
+    limits = {
         "head_timeout_s": 0.3,
         "head_limit_bytes": 4096,
         "headers_limit": 20,
         "connections_limit": 3,
         "body_limit_bytes": 100,
     }
-    (folder / "router.json").write_text(json.dumps(config))
-    with (folder / "log").open("wb") as log:
-        router = subprocess.Popen(
-            [sys.executable, "-m", "harness.router", "--config", str(folder / "router.json")],
-            stdout=log,
-            stderr=log,
-            cwd=Path(__file__).parents[4],
-            env=os.environ,
-        )
-    try:
-        wait_for(lambda: listens(port), 60, "router")
+    async with serve(tmp_path, **limits) as port:
         yield port
-    finally:
-        router.terminate()
-        router.wait(20)
 
 
-def said(port: int, data: bytes) -> tuple[int, dict[str, str], Any]:
-    """Status, headers and JSON of what comes back before the router closes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
-        client.sendall(data)
-        return heard(client)
-
-
-def heard(client: socket.socket) -> tuple[int, dict[str, str], Any]:
-    answer = b""
-    while b"\r\n\r\n" not in answer or not _whole(answer):
-        piece = client.recv(65536)
-        assert piece, f"closed after {answer!r}"
-        answer += piece
-    head, _, body = answer.partition(b"\r\n\r\n")
-    lines = head.decode().split("\r\n")
-    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
-    return int(lines[0].split()[1]), headers, json.loads(body)
-
-
-def _whole(answer: bytes) -> bool:
-    head, _, body = answer.lower().partition(b"\r\n\r\n")
-    return len(body) >= int(head.partition(b"content-length: ")[2].split(b"\r")[0])
-
-
-def test_whole_request_is_answered(port: int) -> None:
-    status, _, body = said(port, HEAD + b"\r\n")
+async def test_whole_request_is_answered(port: int) -> None:
+    status, _, body = await exchange(port, HEAD + b"\r\n")
     assert (status, body["data"]) == (200, [])
 
 
@@ -93,76 +44,53 @@ def test_whole_request_is_answered(port: int) -> None:
     ],
     ids=["cut", "silent", "endless", "long", "many headers", "not HTTP"],
 )
-def test_head_beyond_its_bounds_is_refused_with_a_typed_error(
+async def test_head_beyond_its_limits_is_refused_with_a_typed_error(
     port: int, data: bytes, status: int, error_class: str
 ) -> None:
-    got, headers, body = said(port, data)
+    got, headers, body = await exchange(port, data)
     assert (got, body["error"]["class"]) == (status, error_class)
     assert headers["content-type"] == "application/json"
 
 
-def test_kept_open_connection_may_not_send_its_next_head_slowly(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
-        client.sendall(HEAD + b"\r\n")
-        assert heard(client)[0] == 200
-        client.sendall(HEAD)
-        status, _, body = heard(client)
+async def test_kept_connection_may_not_send_its_next_head_slowly(port: int) -> None:
+    async with Connection.to(port) as client:
+        client.send(HEAD + b"\r\n")
+        assert (await client.response())[0] == 200
+        client.send(HEAD)
+        status, _, body = await client.response()
     assert (status, body["error"]["class"]) == (408, "head_timeout")
 
 
-def test_body_beyond_its_bounds_is_refused(port: int) -> None:
-    head = HEAD.replace(b"GET /v1/models", b"POST /v1/chat/completions")
-    status, _, body = said(port, head + b"content-length: 200\r\n\r\n" + b"a" * 200)
+async def test_body_that_is_too_long_is_refused(port: int) -> None:
+    status, _, body = await exchange(port, POST + b"content-length: 200\r\n\r\n" + b"a" * 200)
     assert (status, body["error"]["class"]) == (413, "too_large")
 
 
-def test_connection_beyond_the_limit_is_told_to_come_back(port: int) -> None:
-    open_ones = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3)]
-    try:
-        for client in open_ones:
-            client.sendall(HEAD + b"\r\n")
-            assert heard(client)[0] == 200
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
-            status, headers, body = heard(client)
-    finally:
-        for client in open_ones:
-            client.close()
-    assert (status, body["error"]["class"]) == (503, "too_many_connections")
-    assert headers["retry-after"] == "1"
+@pytest.mark.parametrize("sent", [b"", b"{"], ids=["nothing", "a part"])
+@pytest.mark.parametrize("head", [POST, LOGIN], ids=["chat", "login"])
+async def test_body_that_does_not_arrive_is_refused_and_its_connection_freed(
+    port: int, head: bytes, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disconnect, "BODY_TIMEOUT_S", 0.1)
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(Connection.to(port)) for _ in range(3)]
+        for client in clients:
+            client.send(head + b"content-length: 10\r\n\r\n" + sent)
+        for client in clients:
+            status, headers, body = await client.response()
+            assert (status, body["error"]["class"]) == (408, "body_timeout")
+            assert headers["connection"] == "close"
+            assert await client.closed()
+        status, _, body = await exchange(port, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (status, body) == (200, {"status": "ok"})
 
 
-class Wire(asyncio.Transport):
-    """Keeps each write apart: as many system calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.writes: list[bytes] = []
-
-    def write(self, data: Any) -> None:
-        self.writes.append(data)
-
-    def close(self) -> None:
-        self.writes.append(b"closed")
-
-
-async def test_head_leaves_with_what_follows_it_at_once_and_alone_where_nothing_does() -> None:
-    wire = Wire()
-    transport = HeadWithBody(wire, asyncio.get_running_loop())
-    transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
-    transport.write(b"a")
-    transport.write(b"b")
-    await asyncio.sleep(0)
-    transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
-    await asyncio.sleep(0)
-    transport.write(b"c")
-    transport.write(b"HTTP/1.1 204 No Content\r\n\r\n")
-    transport.close()
-    await asyncio.sleep(0)
-    assert wire.writes == [
-        b"HTTP/1.1 200 OK\r\n\r\na",
-        b"b",
-        b"HTTP/1.1 200 OK\r\n\r\n",
-        b"c",
-        b"HTTP/1.1 204 No Content\r\n\r\n",
-        b"closed",
-    ]
+async def test_connection_beyond_the_limit_gets_503_with_retry_after(port: int) -> None:
+    async with AsyncExitStack() as stack:
+        for _ in range(3):
+            client = await stack.enter_async_context(Connection.to(port))
+            client.send(HEAD + b"\r\n")
+            assert (await client.response())[0] == 200
+        status, headers, body = await exchange(port, b"")
+        assert (status, body["error"]["class"]) == (503, "too_many_connections")
+        assert headers["retry-after"] == "1"

@@ -2,9 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
-from harness.contracts.load_report import BackendBuffers, LoadReport
+from harness.contracts.coordinator_state import BackendBuffers, LoadReport
 from harness.contracts.plan import BackendShare, Plan
-from harness.router.models.command_line import coordinator_argv, disagreements, refused_flags, release_args
+from harness.router.errors import RouterError
+from harness.router.models.command_line import check_flags, contradiction, coordinator_argv, release_args
 
 
 def share(node: str, port: int, layers: int) -> BackendShare:
@@ -64,11 +65,12 @@ def test_plan_without_offloading_says_so_on_the_command_line() -> None:
 
 @pytest.mark.parametrize("flag", ["--host", "-ngl", "--rpc", "--port=1", "--log-file", "--api-key"])
 def test_flags_of_the_plan_and_the_router_are_refused(flag: str) -> None:
-    assert refused_flags(["--no-mmap", flag]) == [flag]
+    with pytest.raises(RouterError, match=f": {flag}$"):
+        check_flags(["--no-mmap", flag])
 
 
 def test_log_that_agrees_with_the_plan_has_nothing_against_it() -> None:
-    assert disagreements(PLAN, report()) == []
+    assert contradiction(PLAN, report()) is None
 
 
 @pytest.mark.parametrize(
@@ -77,17 +79,17 @@ def test_log_that_agrees_with_the_plan_has_nothing_against_it() -> None:
         (report(offloaded=None), "the log has no 'offloaded' line"),
         (report(offloaded=30), "offloaded 30/31 layers, planned 31/31"),
         (report(offloaded=0), "offloaded 0/31 layers, planned 31/31"),
-        (report(b=0), "no part of the model on b"),
+        (report(b=0), "no model buffer on b"),
     ],
 )
 def test_log_that_contradicts_the_plan_is_found_out(seen: LoadReport, against: str) -> None:
-    assert disagreements(PLAN, seen)[0] == against
+    assert contradiction(PLAN, seen) == against
 
 
 def test_plan_that_keeps_every_layer_local_agrees_with_empty_backends() -> None:
     local = PLAN.model_copy(update={"n_gpu_layers": 0})
-    assert disagreements(local, report(offloaded=0, a=0, b=0)) == []
-    assert disagreements(local, report(offloaded=31)) != []
+    assert contradiction(local, report(offloaded=0, a=0, b=0)) is None
+    assert contradiction(local, report(offloaded=31)) is not None
 
 
 def test_release_is_given_the_arguments_of_its_catalogue_entry(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The pool against doubles of Ollama and llama-server: what each has, which is asked, who is set aside."""
+"""The pool against doubles of Ollama and llama-server: what each has, which is asked, which cools down."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,16 +10,18 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from harness.router.config import PoolServer
 from harness.router.pool.pool import Pool
-from harness.router.pool.probe import LookError, look
 from harness.router.pool.server import (
-    FIRST_ASIDE_S,
-    LONGEST_ASIDE_S,
+    FIRST_COOL_DOWN_S,
+    LONGEST_COOL_DOWN_S,
     PoolModel,
+    PoolSnapshot,
     PoolTarget,
-    Seen,
+    ProbeError,
     ServerState,
     canonical,
+    probe,
 )
+from harness.router.supervisor import TaskSupervisor
 
 GIB = 1 << 30
 INFO = {
@@ -41,7 +43,8 @@ async def server(routes: dict[str, Callable[[], Any]]) -> AsyncIterator[str]:
     async def answer(request: web.Request) -> web.Response:
         if request.path not in routes:
             return web.Response(status=404)
-        return web.json_response(routes[request.path]())
+        body = routes[request.path]()
+        return web.Response(text=body) if isinstance(body, str) else web.json_response(body)
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
@@ -105,9 +108,9 @@ async def test_description_of_an_unchanged_model_is_not_asked_for_again() -> Non
     routes["/api/show"] = lambda: shown.append(1) or show()
     async with server(routes) as url, aiohttp.ClientSession() as session:
         target = PoolTarget("n", url, None, "ollama")
-        seen = await look(session, target)
-        again = await look(session, target, seen)
-    assert seen == again
+        first = await probe(session, target)
+        second = await probe(session, target, first)
+    assert first == second
     assert len(shown) == 1
 
 
@@ -118,18 +121,19 @@ async def test_description_of_an_unchanged_model_is_not_asked_for_again() -> Non
         {"/api/tags": lambda: [], "/api/ps": lambda: {"models": []}},
         {"/api/tags": lambda: {"models": [{"size": 1}]}, "/api/ps": lambda: {"models": []}},
         {"/api/tags": lambda: {"models": [{"name": "m", "size": "huge"}]}, "/api/ps": lambda: {"models": []}},
+        {"/api/tags": lambda: "[" * 100_000, "/api/ps": lambda: {"models": []}},
     ],
-    ids=["nothing", "a list", "no name", "no number"],
+    ids=["nothing", "a list", "no name", "no number", "nested too deeply"],
 )
 async def test_answer_of_another_shape_is_a_failure_of_the_server(
     routes: dict[str, Callable[[], Any]],
 ) -> None:
     async with server(routes) as url, aiohttp.ClientSession() as session:
-        with pytest.raises(LookError):
-            await look(session, PoolTarget("n", url, None, "ollama"))
+        with pytest.raises(ProbeError):
+            await probe(session, PoolTarget("n", url, None, "ollama"))
 
 
-async def test_server_that_is_away_at_the_start_is_set_aside_and_its_listed_models_stay() -> None:
+async def test_server_that_is_away_at_the_start_cools_down_and_its_listed_models_stay() -> None:
     servers = pool("http://127.0.0.1:9", models=["m"])
     async with aiohttp.ClientSession() as session:
         await servers.start(session)
@@ -139,39 +143,67 @@ async def test_server_that_is_away_at_the_start_is_set_aside_and_its_listed_mode
     assert servers.pick("m"), "it is all there is: asked all the same"
 
 
+async def test_probes_of_a_server_go_on_after_an_error_of_the_router_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcomes: list[Exception | PoolSnapshot] = [AssertionError("a bug"), PoolSnapshot((PoolModel("m"),))]
+
+    async def probe_once(*given: object) -> PoolSnapshot:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr("harness.router.pool.pool.probe", probe_once)
+    failures = 0
+
+    def count() -> None:
+        nonlocal failures
+        failures += 1
+
+    servers = Pool([PoolServer(node="n", url="http://a")], TaskSupervisor(count))
+    async with aiohttp.ClientSession() as session:
+        await servers.start(session, patience_s=5)
+        await servers.close()
+    assert (servers.models, failures) == (["m"], 1)
+
+
 def test_server_with_the_model_in_memory_and_the_fewest_requests_is_asked() -> None:
     servers = pool("http://a", "http://b", "http://c")
     a, b, c = servers._servers
     for state in (a, b, c):
-        state.seen = Seen((PoolModel("m:latest"),))
+        state.snapshot = PoolSnapshot((PoolModel("m:latest"),))
     assert servers.pick("m") == a.target
     with servers.use(a.target):
         assert servers.pick("m") == b.target
         with servers.use(b.target), servers.use(c.target), servers.use(c.target):
             assert servers.pick("m") in (a.target, b.target)
-        c.seen = Seen((PoolModel("m:latest"),), frozenset({"m:latest"}))
+        c.snapshot = PoolSnapshot((PoolModel("m:latest"),), frozenset({"m:latest"}))
         with servers.use(c.target):
             assert servers.pick("m") == c.target
     assert servers.pick("m", ["http://b"]) == b.target
-    assert servers.pick("m", ["http://b"], but="http://b") is None
+    assert servers.pick("m", ["http://b"], exclude="http://b") is None
     servers.failed(c.target, "refused")
     assert servers.pick("m") == a.target
     servers.succeeded(c.target)
     assert servers.pick("m") == c.target
 
 
-def test_failing_server_is_set_aside_twice_as_long_each_time_and_at_most_a_minute() -> None:
+def test_failing_server_cools_down_twice_as_long_each_time_and_at_most_a_minute() -> None:
     state = ServerState(PoolServer(node="a", url="http://a", kind="ollama"), None)
     pauses = []
     for _ in range(9):
         state.failed(100.0, "refused", jitter=lambda: 0.0)
-        pauses.append(state.aside_until - 100.0)
-    assert pauses[:4] == [FIRST_ASIDE_S, 2 * FIRST_ASIDE_S, 4 * FIRST_ASIDE_S, 8 * FIRST_ASIDE_S]
-    assert pauses[-1] == LONGEST_ASIDE_S
-    assert state.aside(100.0)
-    assert not state.aside(100.0 + LONGEST_ASIDE_S)
+        pauses.append(state.cooling_until - 100.0)
+    assert pauses[:4] == [
+        FIRST_COOL_DOWN_S,
+        2 * FIRST_COOL_DOWN_S,
+        4 * FIRST_COOL_DOWN_S,
+        8 * FIRST_COOL_DOWN_S,
+    ]
+    assert pauses[-1] == LONGEST_COOL_DOWN_S
     state.succeeded()
-    assert not state.aside(100.0)
+    assert state.cooling_until < 100.0
 
 
 def test_configured_memory_wins_over_what_the_monitor_shows() -> None:

@@ -1,18 +1,10 @@
 """Which way a model goes, as a table of facts."""
 
 import pytest
-from harness.router.proxy.proxy import route_header
-from harness.router.routing.rule import (
-    Decision,
-    Facts,
-    Need,
-    Offer,
-    Refusal,
-    Route,
-    Rule,
-    Sharded,
-    choose_route,
-)
+from harness.router.config import Route, RouteRule
+from harness.router.pool.server import Need, PoolOffer
+from harness.router.proxy.upstream import route_header
+from harness.router.routing.rule import Decision, Facts, Refusal, Sharded, choose_route
 
 GIB = 1 << 30
 NEED = Need(4 * GIB, 33)
@@ -21,11 +13,15 @@ TOO_LARGE = Sharded(False, "needs 4.10 GiB on the backends and they can give 2.0
 UNSIZED = Sharded(None, "cannot be sized: no cache of keys and values")
 
 
-def offer(node: str = "a", capacity: int | None = None, certain: str | None = None) -> Offer:
-    return Offer(f"http://{node}", node, certain, capacity)
+def rule(pattern: str, route: Route) -> RouteRule:
+    return RouteRule(pattern=pattern, route=route)
 
 
-def facts(*offers: Offer, file: bool = True, need: Need | None = NEED, sharded: Sharded = FITS) -> Facts:
+def offer(node: str = "a", capacity: int | None = None, certain: str | None = None) -> PoolOffer:
+    return PoolOffer(f"http://{node}", node, certain, capacity)
+
+
+def facts(*offers: PoolOffer, file: bool = True, need: Need | None = NEED, sharded: Sharded = FITS) -> Facts:
     return Facts("m", 3 * GIB if file else None, need, offers, sharded if file else None)
 
 
@@ -119,28 +115,36 @@ def test_model_that_nobody_has_is_unknown() -> None:
 @pytest.mark.parametrize(
     ("known", "rules", "route"),
     [
-        (facts(offer(capacity=5 * GIB)), [Rule("m", Route.COORDINATOR)], Route.COORDINATOR),
-        (facts(offer(capacity=GIB)), [Rule("?", Route.POOL)], Route.POOL),
-        (facts(sharded=TOO_LARGE), [Rule("*", Route.COORDINATOR)], Route.COORDINATOR),
-        (facts(), [Rule("other*", Route.POOL)], Route.COORDINATOR),
-        (facts(offer()), [Rule("m*", Route.POOL), Rule("*", Route.COORDINATOR)], Route.POOL),
+        (
+            facts(offer(capacity=5 * GIB)),
+            [rule("m", Route.COORDINATOR)],
+            Route.COORDINATOR,
+        ),
+        (facts(offer(capacity=GIB)), [rule("?", Route.POOL)], Route.POOL),
+        (facts(sharded=TOO_LARGE), [rule("*", Route.COORDINATOR)], Route.COORDINATOR),
+        (facts(), [rule("other*", Route.POOL)], Route.COORDINATOR),
+        (
+            facts(offer()),
+            [rule("m*", Route.POOL), rule("*", Route.COORDINATOR)],
+            Route.POOL,
+        ),
     ],
     ids=["by name", "by pattern", "even where it does not fit", "no match", "the first match decides"],
 )
-def test_operators_rule_comes_first(known: Facts, rules: list[Rule], route: Route) -> None:
+def test_operators_rule_comes_first(known: Facts, rules: list[RouteRule], route: Route) -> None:
     chosen = choose_route(known, rules)
     assert isinstance(chosen, Decision)
     assert chosen.route is route
     assert ("the rule" in chosen.reason) is (rules[0].pattern != "other*")
 
 
-@pytest.mark.parametrize("rule", [Rule("*", Route.POOL), Rule("*", Route.COORDINATOR)])
-def test_rule_that_sends_a_model_where_it_is_not_is_named(rule: Rule) -> None:
-    known = facts() if rule.route is Route.POOL else facts(offer(), file=False)
-    chosen = choose_route(known, [rule])
+@pytest.mark.parametrize("other", [rule("*", Route.POOL), rule("*", Route.COORDINATOR)])
+def test_rule_that_sends_a_model_where_it_is_not_is_named(other: RouteRule) -> None:
+    known = facts() if other.route is Route.POOL else facts(offer(), file=False)
+    chosen = choose_route(known, [other])
     assert isinstance(chosen, Refusal)
     assert chosen.status == 404
-    assert f"the rule '*' sends 'm' to the {rule.route}" in chosen.message
+    assert f"the rule '*' sends 'm' to the {other.route}" in chosen.message
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from harness.contracts.diagnosis import FailureClass
 from harness.errors import HarnessError
+from harness.trials.profile.base_step import stated
 from harness.trials.profile.profile import (
     PROFILES,
     Profile,
@@ -14,7 +15,7 @@ from harness.trials.profile.profile import (
     parse_profile,
     schema_text,
 )
-from harness.trials.profile.steps import InferenceStep, LoadStep, UnloadStep, stated
+from harness.trials.profile.steps import InferenceStep, LoadStep, UnloadStep
 from jsonschema import Draft202012Validator
 
 
@@ -119,8 +120,8 @@ def test_what_is_no_text_is_no_profile(tmp_path: Path) -> None:
         ("trials: []", "trials"),
         ("repeats: 0\ntrials: [{kind: pool, model: m}]", "repeats"),
         (
-            "stop_when: {fails: 1}\ntrials: [{kind: pool, model: m}]",
-            "unknown key 'stop_when.fails'; known keys here: failed, classes",
+            "stop_when: {failed: 1}\ntrials: [{kind: pool, model: m}]",
+            "unknown key 'stop_when'; known keys here: description",
         ),
         ("load: {}\ntrials: [{kind: pool, model: m}]", "unknown key 'load'; known keys here: description"),
         ("- a\n- b", "mine.yml: the file"),
@@ -133,28 +134,13 @@ def test_fault_is_named_in_one_line(text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_node_set_stands_for_its_nodes(tmp_path: Path) -> None:
-    (tmp_path / "base.yml").write_text(
-        "node_sets: {small: [node1, node3], big: [node2]}\n"
-        "trials: [{kind: load, model: m, nodes: [small, node3, node4]}]"
-    )
-    (tmp_path / "mine.yml").write_text(
-        f"extends: {tmp_path}/base.yml\nnode_sets: {{big: [node5]}}\n"
-        "trials: [{kind: load, model: m, nodes: big}, {kind: load, model: m, nodes: 2}]"
-    )
-    loads = load_profile(str(tmp_path / "mine.yml"))[2].trials
-    assert [s.nodes for s in loads if isinstance(s, LoadStep)] == [["node1", "node3", "node4"], ["node5"], 2]
-
-
 def test_profile_keeps_what_it_extends_says_and_it_does_not(tmp_path: Path) -> None:
-    (tmp_path / "base.yml").write_text(
-        "repeats: 3\norder: shuffled\ndeadline_s: 60\ntrials: [{kind: pool, model: m}]"
-    )
+    (tmp_path / "base.yml").write_text("repeats: 3\norder: shuffled\ntrials: [{kind: pool, model: m}]")
     (tmp_path / "mine.yml").write_text(
         f"extends: {tmp_path}/base.yml\nrepeats: 2\ntrials: [{{kind: pool, model: n}}]"
     )
     mine = load_profile(str(tmp_path / "mine.yml"))[2]
-    assert (mine.repeats, mine.order, mine.deadline_s, mine.model_names) == (2, "shuffled", 60, ["m", "n"])
+    assert (mine.repeats, mine.order, mine.model_names) == (2, "shuffled", ["m", "n"])
 
 
 def _validator() -> Draft202012Validator:
@@ -176,7 +162,7 @@ def test_schema_admits_the_shipped_profiles(path: Path) -> None:
         ("trials: [{kind: load, model: m, nodes: 0}]", False),
         ("trials: [{kind: load, model: m, repeat: 2}]", False),
         ("order: random\ntrials: [{kind: pool, model: m}]", False),
-        ("stop_when: {classes: [exploded]}\ntrials: [{kind: pool, model: m}]", False),
+        ("node_sets: {small: [a]}\ntrials: [{kind: pool, model: m}]", False),
     ],
 )
 def test_schema_and_reader_agree(text: str, *, admitted: bool) -> None:
@@ -236,3 +222,21 @@ def test_more_in_flight_than_requests_in_all_is_refused() -> None:
     asked = "{kind: inference, model: m, prompt_tokens: 35, generated_tokens: 1, concurrency: 4, repeats: 2}"
     with pytest.raises(HarnessError, match="2 repeats are never 4 in flight"):
         profile(f"trials: [{asked}]")
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("{kind: load, model: 13b-q4_0}", "13b-q4_0-cold-load"),
+        ("{kind: load, model: m, nodes: 3}", "m-cold-load-3-nodes"),
+        ("{kind: load, model: m, n_gpu_layers: 0}", "m-cold-load-ngl0"),
+        ("{kind: load, model: m, starve: {node: a, memory: 1G}}", "m-cold-load-starved"),
+        (
+            "{kind: inference, model: m, prompt_tokens: 35, generated_tokens: 1, repeats: 3}",
+            "m-inference-35x3",
+        ),
+        ("{kind: unload, model: m}", "m-unload"),
+    ],
+)
+def test_trial_is_named_after_what_it_does(text: str, title: str) -> None:
+    assert profile(f"trials: [{text}]").trials[0].title == title

@@ -6,7 +6,7 @@ from typing import Any
 from harness.router.api.ollama.request import chat_request, generate_request
 from harness.router.api.ollama.response import AnswerStream, Shape, whole_answer
 from harness.router.http.json_body import dump, line, parse_object
-from harness.router.proxy.sse import Events
+from harness.router.proxy.stream import Events
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,7 +92,6 @@ def converted(pieces: list[bytes], shape: Shape) -> list[Json]:
     for event in data:
         if event != b"[DONE]":
             lines += stream.event(json.loads(event))
-    stream.check_finished()
     lines += stream.end(total_ns=7, load_ns=3)
     return [json.loads(line(one)) for one in lines]
 

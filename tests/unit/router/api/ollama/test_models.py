@@ -103,6 +103,7 @@ def test_tool_call_that_comes_in_pieces_is_put_together() -> None:
     stream = AnswerStream(Shape.CHAT, "m")
     stream.event(delta(tool_calls=[{"index": 0, "function": {"name": "f", "arguments": '{"x"'}}]))
     stream.event(delta(tool_calls=[{"index": 0, "function": {"arguments": ": 1}"}}]))
+    stream.event({"choices": [{"delta": {}, "finish_reason": "tool_calls"}]})
     calls, _ = stream.end(total_ns=1, load_ns=0)
     assert calls["message"]["tool_calls"] == [{"function": {"name": "f", "arguments": {"x": 1}}}]
 
@@ -262,7 +263,7 @@ def test_stream_that_stops_without_a_reason_is_the_servers_failure() -> None:
     stream = AnswerStream(Shape.CHAT, "m")
     stream.event(delta(content="Hi"))
     with pytest.raises(RouterError, match="without a reason"):
-        stream.check_finished()
+        stream.end(total_ns=1, load_ns=0)
 
 
 def test_server_without_timings_gets_no_durations() -> None:

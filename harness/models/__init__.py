@@ -1,1 +1,0 @@
-"""GGUF facts, Ollama storage and synthetic models."""

@@ -1,0 +1,100 @@
+"""The client of a request: its body is read within a time limit, its disconnect cancels the work."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar, cast
+
+from starlette.requests import Request
+from starlette.types import Receive, Scope
+
+from harness.router.errors import RouterError
+
+T = TypeVar("T")
+
+BODY_TIMEOUT_S = 60.0
+"""How long a client may take to send a request's body."""
+
+
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """The request's body.
+
+    Raises:
+        RouterError: it is longer than ``limit_bytes`` (413), or took longer than 60 s to arrive (408).
+        ClientLeftError: the client disconnected before its end.
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            more = True
+            while more and len(body) <= limit_bytes:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientLeftError
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+    except TimeoutError:
+        raise RouterError(408, "body_timeout", f"the body took longer than {BODY_TIMEOUT_S:g} s") from None
+    if len(body) > limit_bytes:
+        raise RouterError(413, "too_large", f"the body is longer than {limit_bytes} bytes")
+    return bytes(body)
+
+
+class ClientLeftError(RouterError):
+    """The client disconnected: nobody waits for the response any more."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "client_left", "the client left before the answer")
+
+
+class ClientWatch:
+    """Watches for the disconnect of one request's client, once the body has been read."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._client_left = False
+        self._worker: asyncio.Task[Any] | None = None
+        self._task = asyncio.create_task(self._watch(receive))
+
+    @classmethod
+    def of(cls, scope: Scope, receive: Receive) -> "ClientWatch":
+        """The watch of this request; the first call starts it, ``Gate`` closes it."""
+        state = scope.setdefault("state", {})
+        if "watch" not in state:
+            state["watch"] = cls(receive)
+        watch: ClientWatch = state["watch"]
+        return watch
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._client_left = True
+        if self._worker:
+            self._worker.cancel()
+
+    async def guard(self, work: Awaitable[T]) -> T:
+        """Await ``work``, and cancel it when the client disconnects, so that no server works for nobody.
+
+        Raises:
+            ClientLeftError: the client disconnected.
+        """
+        worker = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._worker = worker
+        if self._client_left:
+            worker.cancel()
+        try:
+            return await work
+        except asyncio.CancelledError:
+            # Somebody else may have cancelled too: that cancellation is not swallowed.
+            if self._client_left and worker.uncancel() == 0:
+                raise ClientLeftError from None
+            raise
+        finally:
+            self._worker = None
+
+    def close(self) -> None:
+        """Stop watching: the response has been sent."""
+        self._task.cancel()
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """See ``ClientWatch.guard``."""
+    return await ClientWatch.of(request.scope, request.receive).guard(work)
