@@ -71,7 +71,8 @@ def upgrade(inventory: Inventory, build: int, extra: list[str], *tags: str) -> t
 
 def said(text: str) -> str:
     """The playbook's last message about the result."""
-    lines = [line.strip() for line in text.splitlines() if "was away for" in line or "was not kept" in line]
+    messages = ("was interrupted for", "was not kept")
+    lines = [line.strip() for line in text.splitlines() if any(message in line for message in messages)]
     return lines[-1] if lines else "nothing: " + " ".join(text.split()[-20:])
 
 

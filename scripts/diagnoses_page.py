@@ -27,7 +27,7 @@ def what_decides(rule: Rule) -> str:
     lines = " or ".join(f'"{kind.name}"' for kind in rule.lines)
     if not lines:
         return condition
-    requirement = f"has {lines}{', before it serves' if rule.overtaken else ''}"
+    requirement = f"has {lines}{', before it serves' if rule.superseded else ''}"
     return f"{condition}; its log {requirement}" if condition else f"Its log {requirement}"
 
 

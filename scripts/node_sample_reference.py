@@ -14,7 +14,7 @@ from harness.monitor.sample import Sample
 from pydantic import BaseModel
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "node-sample.md"
-_MARK = "<!-- From here on made by scripts/node_sample_reference.py from harness/monitor/sample.py. -->\n"
+_MARK = "<!-- Generated from monitor/sample.py by scripts/node_sample_reference.py. Do not edit. -->\n"
 _HEADER = "\n| Field | Type | Meaning |\n|---|---|---|\n"
 
 

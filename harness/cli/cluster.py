@@ -125,7 +125,7 @@ async def _watch(inventory: "Inventory", interval_s: float, repeat: bool, *, as_
 
     console = Console()
     async with Sources(inventory, lambda: _coordinator(inventory), interval_s) as sources:
-        await sources.first_look()
+        await sources.first_snapshot()
         if as_json:
             print(sources.view().model_dump_json(), flush=True)
             while repeat:

@@ -93,7 +93,7 @@ def prove(
     gate.check()
     gguf = proof_model(model)
     gate.check(gguf)
-    proof = run_gate(gate, local_build(build), gguf, lambda one: typer.echo(one.line(), err=as_json))
+    proof = run_gate(gate, local_build(build), gguf, lambda result: typer.echo(result.line(), err=as_json))
     if as_json:
         typer.echo(proof.model_dump_json(indent=2))
     for line in proof.evidence():

@@ -36,7 +36,7 @@ def run(
         str | None, typer.Option(help="Builds to try in turns, what runs now first: 11549,11434.")
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(help="Go on with a run that was cut short: its name, or last.")
+        str | None, typer.Option(help="Continue a run that was interrupted: its name, or last.")
     ] = None,
 ) -> None:
     """Load and exercise models through the router, watch every node, and write a report.
@@ -64,7 +64,7 @@ def run(
     if what == "founding" and profile:
         raise HarnessError("run founding has a profile of its own; leave --profile out, or use run benchmark")
     if resume and (seed is not None or model or pins):
-        raise HarnessError("--resume goes on with the run's own trials; leave --seed, --model and --pins out")
+        raise HarnessError("--resume continues the run's own trials; leave --seed, --model and --pins out")
     options = Options(
         profile or ("founding" if what == "founding" else "default"),
         inventory,

@@ -54,7 +54,7 @@ class RpcConnection(_Strict):
     waiting_bytes: int
     """Sent and not acknowledged by the peer's kernel, or not sent yet."""
     since_sent_s: float | None
-    since_heard_s: float | None
+    since_acknowledged_s: float | None
     """Since the peer's kernel acknowledged anything."""
 
     @property
@@ -63,13 +63,13 @@ class RpcConnection(_Strict):
 
         The kernel of a peer that is busy, stopped or slow still acknowledges: silence means a broken link.
         """
-        if not self.waiting_bytes or self.since_sent_s is None or self.since_heard_s is None:
+        if not self.waiting_bytes or self.since_sent_s is None or self.since_acknowledged_s is None:
             return None
-        if self.since_heard_s - self.since_sent_s < UNACKNOWLEDGED_S:
+        if self.since_acknowledged_s - self.since_sent_s < UNACKNOWLEDGED_S:
             return None
         return (
             f"{self.waiting_bytes} bytes to {self.peer} unacknowledged, the last of them sent "
-            f"{self.since_sent_s:.1f} s ago; nothing heard for {self.since_heard_s:.1f} s"
+            f"{self.since_sent_s:.1f} s ago; nothing heard for {self.since_acknowledged_s:.1f} s"
         )
 
 
@@ -115,14 +115,14 @@ class NodeInspection(_Strict):
         return min(servers, key=lambda process: str(process.pid) != self.unit.get("MainPID"), default=None)
 
     def backend_evidence(
-        self, endpoint: str, window_s: float, silent_s: float | None = None, unheard: str | None = None
+        self, endpoint: str, window_s: float, silent_s: float | None = None, unacknowledged: str | None = None
     ) -> BackendSnapshot:
         """What it shows of its rpc-server at ``endpoint``.
 
         Args:
             window_s: the inspection's.
             silent_s: seconds since the node's last sample, where one is known.
-            unheard: bytes to or from it that nobody acknowledges, in words.
+            unacknowledged: bytes to or from it that nobody acknowledges, in words.
         """
         process = self.backend
         return BackendSnapshot(
@@ -131,7 +131,7 @@ class NodeInspection(_Strict):
             peer=next((c.peer for c in self.connections if c.local == endpoint), None),
             cpu_s=process.used_s if process else None,
             window_s=window_s,
-            unheard=unheard,
+            unacknowledged=unacknowledged,
         )
 
 
@@ -203,20 +203,22 @@ def backend_evidence(
         silent_s: seconds since each node's last sample, where one is known.
         window_s: the inspections' window.
     """
-    unheard: dict[str, str] = {}
+    unacknowledged: dict[str, str] = {}
     names = {node.rpc_endpoint: node.name for node in backends}
     for name, reached in reachable(inspections).items():
         for connection in reached.connections:
             backend = names.get(connection.peer) or names.get(connection.local)
             if backend and connection.unacknowledged:
-                unheard.setdefault(backend, f"{name}: {connection.unacknowledged}")
+                unacknowledged.setdefault(backend, f"{name}: {connection.unacknowledged}")
     evidence = {}
     for node in backends:
         inspection, silent = inspections.get(node.name, ""), silent_s.get(node.name)
         evidence[node.name] = (
             BackendSnapshot(reachable=False, silent_s=silent)
             if isinstance(inspection, str)
-            else inspection.backend_evidence(node.rpc_endpoint, window_s, silent, unheard.get(node.name))
+            else inspection.backend_evidence(
+                node.rpc_endpoint, window_s, silent, unacknowledged.get(node.name)
+            )
         )
     return evidence
 

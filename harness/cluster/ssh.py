@@ -43,7 +43,7 @@ async def run_on(
     if process.returncode == 255:
         raise HarnessError(
             f"{node.name} ({node.address}) cannot be reached over SSH: {last_line(stderr)}; "
-            "see that it is up and that the inventory's user and key are right"
+            "check that it runs and that the inventory's user and key are right"
         )
     texts = (output.decode(errors="replace") for output in (stdout, stderr))
     return CompletedProcess(argv, process.returncode or 0, *texts)
@@ -64,7 +64,7 @@ async def run_script(
         HarnessError: the node cannot be reached or the script failed.
     """
     argv = ("python3", "-", json.dumps(argument))
-    done = await run_on(node, *argv, stdin=source_of(script), deadline_s=deadline_s, root=root)
-    if done.returncode != 0:
-        raise HarnessError(f"{node.name} ({node.address}): {script} failed: {last_line(done.stderr)}")
-    return json.loads(done.stdout)
+    result = await run_on(node, *argv, stdin=source_of(script), deadline_s=deadline_s, root=root)
+    if result.returncode != 0:
+        raise HarnessError(f"{node.name} ({node.address}): {script} failed: {last_line(result.stderr)}")
+    return json.loads(result.stdout)

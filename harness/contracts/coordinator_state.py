@@ -120,7 +120,7 @@ class LoadTimings(Record):
     def overhead_s(self) -> float | None:
         """Router's own share at most: request -> exec, plus ready -> noticed.
 
-        When the coordinator became ready is known to within one look: the whole of it is counted.
+        The time of ready is known to within one poll; the whole poll is counted.
         """
         if self.exec_ns is None or self.healthy_ns is None or self.ready_ns is None:
             return None

@@ -185,9 +185,9 @@ class RunManifest(Record):
     questions: list[Question] = []
     """Answered when the run ends."""
     steps: dict[str, Any] = {}
-    """The profile as it ran, models and nodes put in, trials in order: what ``--resume`` goes on with."""
+    """The profile as it ran, models and nodes put in, trials in order: ``--resume`` continues it."""
     resumed_ns: list[int] = []
-    """When the run was resumed after it had been cut short."""
+    """When the run was resumed after an interruption."""
     seed: int | None = None
     """Of the shuffle of the trials; None where they ran in the profile's order."""
     stopped: str | None = None

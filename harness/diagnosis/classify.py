@@ -111,7 +111,7 @@ def _unknown(facts: Facts) -> Diagnosis:
     inputs, ended = facts.inputs, exit_evidence(facts)
     missing = []
     if inputs.running:
-        advice = "It runs, and nothing that was read speaks against it."
+        advice = "It runs, and no input shows a failure."
     else:
         if ended is None:
             missing.append("its exit status")
@@ -119,9 +119,9 @@ def _unknown(facts: Facts) -> Diagnosis:
             missing.append("its log")
         if not inputs.journal:
             missing.append("the journals of its nodes")
-        advice = "No rule is supported by what was read."
+        advice = "No rule matches the inputs."
         if facts.ended_by == exits.KILL:
-            advice = "Somebody killed it (SIGKILL); the kernel's log would say whether memory had run out."
+            advice = "Somebody killed it (SIGKILL); the kernel's log would show whether memory had run out."
         if missing:
             advice += f" Missing: {', '.join(missing)}."
     return Diagnosis(

@@ -1,6 +1,6 @@
 """Conditions of the rules. Each docstring says what the condition asks for, and docs/diagnoses.md shows it.
 
-A condition gives its evidence; an empty list where it holds without any; None where it does not hold.
+A condition gives its evidence; an empty list where it holds without evidence; None where it does not hold.
 """
 
 import re
@@ -23,7 +23,7 @@ _BEFORE_THE_START = re.compile(r"^(?:ggml_\w+|load_backend|register_\w+| *Device
 
 
 def _state(meaning: str, holds: Callable[[Facts], bool]) -> Condition:
-    """A condition on how the process runs or ended, which has no evidence of its own."""
+    """A condition on how the process runs or ended, without evidence."""
 
     def condition(facts: Facts) -> list[Evidence] | None:
         return [] if holds(facts) else None
@@ -37,35 +37,38 @@ def _exit_code(facts: Facts) -> int | None:
 
 
 always = _state("", lambda facts: True)
-failed = _state("It ended, and not with code 0 (or it is unknown how)", lambda facts: facts.failed)
-not_running = _state("It ended, even with code 0", lambda facts: not facts.inputs.running)
-failed_or_runs = _state("It did not exit with code 0", lambda facts: facts.failed or facts.inputs.running)
+failed = _state(
+    "It failed: it ended, but not with exit code 0, or its end is unknown", lambda facts: facts.failed
+)
+not_running = _state("It ended, with any exit code", lambda facts: not facts.inputs.running)
+failed_or_runs = _state("It runs or failed", lambda facts: facts.failed or facts.inputs.running)
 runs = _state("It runs", lambda facts: facts.inputs.running)
 waits = _state("It runs, and a request or a load makes no progress", lambda facts: facts.inputs.waiting)
-exit_code_0 = _state("It exited with code 0", lambda facts: _exit_code(facts) == 0)
-end_unknown = _state("It is unknown how it ended", lambda facts: not (facts.inputs.running or facts.exit))
+exit_code_0 = _state("It ended with exit code 0", lambda facts: _exit_code(facts) == 0)
+end_unknown = _state("Its end is unknown", lambda facts: not (facts.inputs.running or facts.exit))
 aborted_or_unknown = _state(
-    "It died of SIGABRT, exited with code 1, or it is unknown how it ended",
+    "It died of SIGABRT or ended with exit code 1, or its end is unknown",
     lambda facts: facts.failed and (_exit_code(facts) == 1 or facts.may_have_died_of(exits.ABORT)),
 )
 check_failed = _state(
-    "It ended, and not with code 0, nor by SIGKILL, SIGTERM, SIGINT, SIGILL or SIGPIPE",
+    "It ended, but neither with exit code 0 nor by SIGKILL, SIGTERM, SIGINT, SIGILL or SIGPIPE",
     lambda facts: facts.failed and facts.ended_by not in _OTHER_ENDS,
 )
 no_memory_status = _state(
-    "It ended with a Windows status that says so: 0xC0000017, 0xC000012D or 0xC000009A",
+    "It ended with a Windows status for missing memory: 0xC0000017, 0xC000012D or 0xC000009A",
     lambda facts: exits.unsigned(_exit_code(facts) or 0) in exits.NTSTATUS_NO_MEMORY,
 )
 
 
 def not_distributed(facts: Facts) -> list[Evidence] | None:
-    """It should be distributed, runs or ended quietly, and its log offloads fewer layers than the model has,
-    or shows a planned backend without a model buffer"""
-    return _offload_gap(facts) if facts.inputs.running or _ended_quietly(facts) else None
+    """It should be distributed, and it runs or ended without an error; its log shows fewer offloaded layers
+    than the model has, or a planned backend without a model buffer"""
+    return _offload_gap(facts) if facts.inputs.running or _ended_without_error(facts) else None
 
 
 def log_is_not_distributed(facts: Facts) -> list[Evidence] | None:
-    """It is unknown how it ended; it should be distributed, and its log says the same"""
+    """It should be distributed, and its end is unknown; its log shows fewer offloaded layers than the model
+    has, or a planned backend without a model buffer"""
     return _offload_gap(facts) if end_unknown(facts) is not None else None
 
 
@@ -74,29 +77,29 @@ def _offload_gap(facts: Facts) -> list[Evidence] | None:
     return [gap] if gap else None
 
 
-def _ended_quietly(facts: Facts) -> bool:
-    return facts.exit is not None and (facts.exit.code == 0 or bool(ended_as_asked(facts)))
+def _ended_without_error(facts: Facts) -> bool:
+    return facts.exit is not None and (facts.exit.code == 0 or bool(ended_as_requested(facts)))
 
 
 def stopped_while_busy(facts: Facts) -> list[Evidence] | None:
-    """We sent SIGTERM, SIGINT or SIGKILL with a request in flight"""
+    """The harness sent SIGTERM, SIGINT or SIGKILL with a request in flight"""
     sent = [s for s in facts.sent(*_STOPPING_SIGNALS) if s.requests_in_flight > 0]
     return [signal_evidence(facts.inputs, s) for s in sent] or None
 
 
-def ended_as_asked(facts: Facts) -> list[Evidence] | None:
-    """We sent SIGTERM, SIGINT or SIGKILL, and it exited with code 0 or died of that signal"""
+def ended_as_requested(facts: Facts) -> list[Evidence] | None:
+    """The harness sent SIGTERM, SIGINT or SIGKILL, and it ended with exit code 0 or died of that signal"""
     sent = facts.sent(*_STOPPING_SIGNALS)
     if not sent or facts.exit is None:
         return None
-    as_told = facts.exit.code == 0 or any(
+    as_requested = facts.exit.code == 0 or any(
         facts.ended_by == signal.Signals[s.name] for s in sent if s.name in signal.Signals.__members__
     )
-    return [signal_evidence(facts.inputs, s) for s in sent] if as_told else None
+    return [signal_evidence(facts.inputs, s) for s in sent] if as_requested else None
 
 
 def stop_before_loss(facts: Facts) -> list[Evidence] | None:
-    """It was stopped before that: the stop interrupts what it waits for"""
+    """It was stopped before that line: a stop interrupts its wait for a backend"""
     stop = facts.own.first(ends.STOPPING)
     lost = facts.own.first(rpc.LOST) or facts.own.first(rpc.LOST_FRAME)
     if not facts.failed or lost is None or stop is None or stop.at > lost.at:
@@ -105,9 +108,8 @@ def stop_before_loss(facts: Facts) -> list[Evidence] | None:
 
 
 def receive_interrupted(facts: Facts) -> list[Evidence] | None:
-    """It had begun to load and died of SIGABRT as a receive from a backend failed (`recv failed`), and every
-    backend of its plan still has the rpc-server that it had before: a signal interrupts a receive, a lost
-    backend ends it"""
+    """It had begun to load and died of SIGABRT when a receive from a backend failed (`recv failed`), but
+    every backend of its plan still runs the same rpc-server as before: a signal interrupted the receive"""
     inputs = facts.inputs
     broken = [hit for hit in facts.own.all(rpc.LOST) if _RECEIVE_FAILED.search(hit.text)]
     planned = {share.node for share in inputs.plan.shares} if inputs.plan else set()
@@ -121,7 +123,7 @@ def receive_interrupted(facts: Facts) -> list[Evidence] | None:
     older = [
         Evidence(
             source=f"samples {node}",
-            line=f"its rpc-server runs since {(inputs.began_ns - at) / 1e9:.0f} s before the coordinator",
+            line=f"its rpc-server started {(inputs.began_ns - at) / 1e9:.0f} s before the coordinator",
         )
         for node, at in sorted(began.items())
         if at is not None
@@ -130,7 +132,7 @@ def receive_interrupted(facts: Facts) -> list[Evidence] | None:
 
 
 def killed_by_others(facts: Facts) -> list[Evidence] | None:
-    """It died of a SIGKILL that is not ours, and its node has counted no OOM kill meanwhile"""
+    """It died of a SIGKILL that the harness did not send, and its node counted no OOM kill while it ran"""
     node = facts.inputs.node
     if facts.ended_by != exits.KILL or facts.sent("SIGKILL") or node is None:
         return None
@@ -163,8 +165,8 @@ def has_line(kind: Kind, *, waiting: bool = False) -> Condition:
 
 
 def oom_killed(facts: Facts) -> list[Evidence] | None:
-    """It died of a SIGKILL that is not ours (or it is unknown of what), while its node counted an OOM kill,
-    or the kernel or systemd logged one of it"""
+    """It died of a SIGKILL that the harness did not send, or its end is unknown; its node counted an OOM
+    kill, or the kernel or systemd logged an OOM kill of it"""
     inputs = facts.inputs
     by_unit = inputs.unit.get("Result") == "oom-kill"
     if inputs.running or facts.sent("SIGKILL") or not (by_unit or facts.may_have_died_of(exits.KILL)):
@@ -180,8 +182,8 @@ def oom_killed(facts: Facts) -> list[Evidence] | None:
 
 
 def silent_death_at_start(facts: Facts) -> list[Evidence] | None:
-    """A coordinator died of SIGSEGV before its first line (devices aside): a closed `--rpc` port, in builds
-    up to 6792"""
+    """A coordinator died of SIGSEGV before its first line (lines about devices do not count): a closed
+    `--rpc` port, in builds up to 6792"""
     if not facts.inputs.logs or not coordinates(facts.inputs) or facts.ended_by != exits.SEGV:
         return None
     if facts.own.last_line is None:
@@ -191,7 +193,7 @@ def silent_death_at_start(facts: Facts) -> list[Evidence] | None:
 
 
 def disk_is_full(facts: Facts) -> list[Evidence] | None:
-    """The disk of rpc-server's cache has no space left: what is written there is cut silently"""
+    """The disk of rpc-server's cache has no space left: files written there are truncated without an error"""
     inputs = facts.inputs
     nodes = [inputs.node] if inputs.node and inputs.process == RPC_SERVER else [*inputs.full_disks]
     if _exit_code(facts) == 0:

@@ -54,7 +54,7 @@ class Facts:
 
     @property
     def failed(self) -> bool:
-        """It ended, and not with code 0, or it is unknown how."""
+        """It did not end with exit code 0, or its end is unknown."""
         return not self.inputs.running and not (self.exit and self.exit.code == 0)
 
     @cached_property
@@ -91,14 +91,14 @@ class Facts:
         """Whether nothing speaks against one of these signals as its end."""
         return self.failed and (self.exit is None or self.ended_by in numbers)
 
-    def best_line(self, kind: Kind, *, overtaken: bool = False) -> Hit | None:
+    def best_line(self, kind: Kind, *, superseded: bool = False) -> Hit | None:
         """The most specific line of a kind in its own logs; of equals the first.
 
         Args:
-            overtaken: leave out lines after which the same process became ready or went on serving.
+            superseded: leave out lines after which the same process became ready or continued to serve.
         """
         hits = self.own.all(kind)
-        if overtaken and hits:
+        if superseded and hits:
             hits = [hit for hit in hits if not self._survived(hit)]
         return min(hits, key=lambda hit: (hit.rank, hit.at), default=None)
 
@@ -141,7 +141,7 @@ def signal_evidence(inputs: Inputs, sent: Signal) -> Evidence:
 def offload_gap(facts: Facts) -> Evidence | None:
     """What is missing from a full distribution; None where it is complete or nothing was loaded.
 
-    A backend without a buffer counts only once the load went on to the KV cache: a log may be cut before.
+    A backend without a buffer counts only once the load continued to the KV cache: a log may end before.
     """
     inputs, report = facts.inputs, facts.inputs.report
     if report is None or report.offloaded is None:

@@ -29,7 +29,7 @@ class BackendSnapshot:
     cpu_s: float | None = None
     """CPU seconds that rpc-server used in the window."""
     window_s: float = 0.0
-    unheard: str | None = None
+    unacknowledged: str | None = None
     """In words, RPC bytes to or from it that wait without the other end's kernel acknowledging anything."""
 
 

@@ -28,8 +28,8 @@ def find_thrash(samples: Mapping[str, Sequence[Pressure]]) -> Diagnosis | None:
     """Whether a backend worked from swap.
 
     It did where rpc-server had at least 128 MiB in swap and the node took at least 100 major faults a second
-    over the window, or only waited for memory a fifth of the time (PSI, median of the samples): the figures
-    of a trial of the founding report's kind are an order of magnitude above.
+    over the window, or every task waited for memory a fifth of the time (PSI, median of the samples). The
+    figures of the founding report's thrashing are ten times higher.
 
     Args:
         samples: by node, in order of time, those of the window.
@@ -59,31 +59,31 @@ def find_thrash(samples: Mapping[str, Sequence[Pressure]]) -> Diagnosis | None:
 
 def thrashes(facts: Facts) -> list[Evidence] | None:
     """It waits or runs, and on a backend's node rpc-server works from swap: at least 128 MiB in swap, and
-    100 major faults a second or nothing but waiting for memory a fifth of the time (PSI)"""
+    100 major faults a second, or every task waited for memory a fifth of the time (PSI)"""
     thrash = find_thrash(facts.inputs.pressure) if facts.inputs.running or facts.inputs.waiting else None
     return thrash.evidence if thrash else None
 
 
 def node_unreachable(facts: Facts) -> list[Evidence] | None:
-    """It waits, or lost a backend, and a backend's node neither answers nor sends samples, or what is sent
-    between the two is not acknowledged"""
+    """It waits, or lost a backend, and a backend's node neither answers nor sends samples, or data
+    sent between the two is not acknowledged"""
     if not (facts.inputs.waiting or broke_at_a_backend(facts)):
         return None
     return [
         Evidence(source=f"node {node}", line=_silence(backend))
         for node, backend in facts.inputs.backends.items()
-        if backend.unheard or not (backend.reachable or _sends_samples(backend))
+        if backend.unacknowledged or not (backend.reachable or _sends_samples(backend))
     ] or None
 
 
 def _sends_samples(backend: BackendSnapshot) -> bool:
-    """Then its network works, whatever made a login fail."""
+    """Whether its network works, even if a login failed."""
     return backend.silent_s is not None and backend.silent_s < SILENT_AFTER_S
 
 
 def _silence(backend: BackendSnapshot) -> str:
-    if backend.reachable and backend.unheard:
-        return backend.unheard
+    if backend.reachable and backend.unacknowledged:
+        return backend.unacknowledged
     since = f"; its last sample is {backend.silent_s:.0f} s old" if backend.silent_s is not None else ""
     return f"the node cannot be reached{since}"
 

@@ -26,9 +26,9 @@ class Rule:
     lines: tuple[Kind, ...] = ()
     when: Condition = conditions.always
     process: str | None = None
-    """The process that it is about; None for both."""
-    overtaken: bool = False
-    """Whether a line no longer counts once llama-server became ready, or went on serving, after it."""
+    """The process that the rule is for; None for both."""
+    superseded: bool = False
+    """Whether a line does not count if llama-server became ready, or continued to serve, after it."""
 
     def evidence(self, facts: Facts) -> list[Evidence] | None:
         """The evidence that makes this rule hold; None where it does not hold."""
@@ -37,11 +37,11 @@ class Rule:
         evidence = self.when(facts)
         if evidence is None or not self.lines:
             return evidence
-        hits = [hit for kind in self.lines if (hit := facts.best_line(kind, overtaken=self.overtaken))]
+        hits = [hit for kind in self.lines if (hit := facts.best_line(kind, superseded=self.superseded))]
         return [hits[0].evidence, *evidence] if hits else None
 
     def confidence_in(self, facts: Facts) -> Confidence:
-        """How far this rule decides: never for certain while it is unknown how the process ended."""
+        """The confidence of this rule: never certain while the end of the process is unknown."""
         if self.confidence is Confidence.CERTAIN and not facts.end_known:
             return Confidence.LIKELY
         return self.confidence
@@ -53,57 +53,55 @@ _C = FailureClass
 _DISTRIBUTE = (
     "Start it with -ngl covering every layer, and with --device and --tensor-split naming every backend."
 )
-_SEE_BACKEND = (
-    "See on the backend's node that llama-rpc-server.service is active and listens there (ss -Hltn)."
-)
+_SEE_BACKEND = "Check on the backend's node that llama-rpc-server.service is active and listens (ss -Hltn)."
 _WHY_BACKEND = "Find why the backend ended: its node's journal of llama-rpc-server.service and its OOM kills."
 _ONE_BUILD = "Install the same build on every node: run site.yml."
 _FEWER_LAYERS = "Use a smaller context or model, or give the device named in the line fewer layers."
 _DRIVER = "Read the node's kernel log; check driver, device and build (its GPU architectures), then restart."
-_LINK = (
-    "Look at the link: ip addresses, cables, switch, firewall; then start again: RPC connections do not heal."
-)
-_SPACE = (
-    "Free space on that disk, then empty rpc-server's cache: a file cut by a full disk is used as if whole."
-)
+_LINK = "Check the link: addresses, cables, switch, firewall. Then start again: RPC does not reconnect."
+_SPACE = "Free space on that disk, then empty rpc-server's cache: it uses cut files as if they were whole."
 STOPPED_BY_OTHERS = (
     "Somebody other than the harness stopped it with a request in flight: see the node's journal."
 )
-_LET_FINISH = "Nothing to repair: it was stopped with a request in flight. Let requests finish, then stop it."
-_AS_REQUESTED = "Nothing to repair: it ended when asked."
+_LET_FINISH = (
+    "Nothing to repair: it was stopped with a request in flight. Next time, let requests finish first."
+)
+_AS_REQUESTED = "Nothing to repair: it stopped on request."
 _NODE_MEMORY = (
     "Give the node fewer layers or more memory: the kernel killed the process because memory ran out."
 )
-_BACKEND_MEMORY = "The backend lives, but could not take what it was given: give its node fewer layers."
-_CONTINUE_BACKEND = "Continue that rpc-server (kill -CONT) or restart it, and start the coordinator again."
-_FREE_PORT = "Find what holds the port (ss -Hltnp) and stop it, or choose another port."
-_CORRECT_ARGUMENT = "Correct the argument that the line names; the release may not know it."
-_OWN_ADDRESS = "Give it an address of the machine itself, an IPv4 literal for rpc-server."
-_PORT_OR_ADDRESS = "Find what holds the port (ss -Hltnp); the address must also be one of the node's own."
-_WHOLE_MODEL = "Give it a whole GGUF file that this build knows: check path, size and digest."
-_OTHER_CPU = "The build uses instructions that this CPU lacks: build it for this platform."
-_UNDER_SYSTEMD = "It wrote to a peer that had gone: run it under systemd, which ignores SIGPIPE."
-_FAILED_CHECK = "A check inside llama.cpp failed: look for the line in its issues, or try another release."
-_CHECK_GPU = "Check that the GPU and its driver are there for this user, or start it without the GPU."
-_DEFECT = "A defect in llama.cpp or a broken machine: keep the log and a core dump, try another release."
-_RESTART_BOTH = "Restart the backends and the coordinator; keep their stacks (gdb -p) if it comes again."
-_SEE_WAIT = "Look at what the process waits for: its stack (gdb -p), its disk, its device."
-_NO_CAUSE = (
-    "No cause can be seen: look at the log's last line, the backends' own state and the stack (gdb -p)."
+_BACKEND_MEMORY = (
+    "The backend runs, but could not allocate memory for its layers: give its node fewer layers."
 )
-_LOAD_FAILED = "The load failed, and the log does not say of what: see the file, and the lines before."
-_ABORTED = "It aborted, and its log does not say why: see the lines before, and the journal."
+_CONTINUE_BACKEND = "Continue that rpc-server (kill -CONT) or restart it, and start the coordinator again."
+_FREE_PORT = "Find the process that uses the port (ss -Hltnp) and stop it, or choose another port."
+_CORRECT_ARGUMENT = "Correct the argument that the line names; the release may not know it."
+_OWN_ADDRESS = "Use an address of the machine itself; rpc-server needs an IPv4 address, not a name."
+_PORT_OR_ADDRESS = (
+    "Find the process that uses the port (ss -Hltnp); the address must also be one of the node's own."
+)
+_WHOLE_MODEL = "Use a complete GGUF file that this build supports: check path, size and digest."
+_OTHER_CPU = "The build uses instructions that this CPU lacks: build it for this platform."
+_UNDER_SYSTEMD = "It wrote to a closed connection: run it under systemd, which ignores SIGPIPE."
+_FAILED_CHECK = "A check inside llama.cpp failed: look for the line in its issues, or try another release."
+_CHECK_GPU = "Check that this user can use the GPU and its driver, or start it without the GPU."
+_DEFECT = "A defect in llama.cpp or a broken machine: keep the log and a core dump, try another release."
+_RESTART_BOTH = "Restart the backends and the coordinator; if it happens again, record their stacks (gdb -p)."
+_SEE_WAIT = "Find what the process waits for: check its stack (gdb -p), its disk, its device."
+_NO_CAUSE = "No cause was found: check the log's last line, the state of the backends and the stack (gdb -p)."
+_LOAD_FAILED = "The load failed, and the log does not say why: check the file, and the lines before."
+_ABORTED = "It aborted, and its log does not say why: check the lines before, and the journal."
 _CLEAN_STOP = "Nothing to repair: it ended cleanly; somebody other than the harness stopped it."
 _FIND_KILLER = (
-    "Neither the harness nor the kernel killed it: find who did (last, sudo's and the nodes' journals)."
+    "Neither the harness nor the kernel killed it: find who did, with `last` and the journals of the node."
 )
 _BY_A_PERSON = "Nothing to repair: it was stopped by systemd or by a person."
-_STOP_UNKNOWN = "It was stopped; only its exit status would say whether it ended cleanly."
+_STOP_UNKNOWN = "It was stopped; without its exit status it is not known whether it ended cleanly."
 
 RULES: tuple[Rule, ...] = (
     Rule(_C.NOT_DISTRIBUTED, _CERTAIN, _DISTRIBUTE, when=conditions.not_distributed, process=LLAMA_SERVER),
     Rule(_C.STOPPED_BUSY, _CERTAIN, _LET_FINISH, when=conditions.stopped_while_busy),
-    Rule(_C.STOPPED, _CERTAIN, _AS_REQUESTED, when=conditions.ended_as_asked),
+    Rule(_C.STOPPED, _CERTAIN, _AS_REQUESTED, when=conditions.ended_as_requested),
     Rule(_C.OOM_KILLED, _CERTAIN, _NODE_MEMORY, when=conditions.oom_killed),
     Rule(_C.RPC_VERSION_MISMATCH, _CERTAIN, _ONE_BUILD, (rpc.VERSION_MISMATCH,)),
     Rule(_C.BACKEND_UNREACHABLE, _CERTAIN, _SEE_BACKEND, (rpc.UNREACHABLE,), conditions.failed, LLAMA_SERVER),
@@ -114,7 +112,7 @@ RULES: tuple[Rule, ...] = (
         when=conditions.silent_death_at_start,
         process=LLAMA_SERVER,
     ),
-    Rule(_C.DISK_FULL, _CERTAIN, _SPACE, (start.DISK_FULL,), conditions.failed_or_runs, overtaken=True),
+    Rule(_C.DISK_FULL, _CERTAIN, _SPACE, (start.DISK_FULL,), conditions.failed_or_runs, superseded=True),
     Rule(_C.DISK_FULL, _LIKELY, _SPACE, when=conditions.disk_is_full),
     Rule(
         _C.OUT_OF_MEMORY,
@@ -122,7 +120,7 @@ RULES: tuple[Rule, ...] = (
         _FEWER_LAYERS,
         (hardware.ALLOCATION_FAILED,),
         conditions.failed,
-        overtaken=True,
+        superseded=True,
     ),
     Rule(
         _C.OUT_OF_MEMORY,
@@ -165,21 +163,25 @@ RULES: tuple[Rule, ...] = (
         _CORRECT_ARGUMENT,
         (start.BAD_ARGUMENTS,),
         conditions.not_running,
-        overtaken=True,
+        superseded=True,
     ),
     Rule(_C.BAD_ARGUMENTS, _CERTAIN, _OWN_ADDRESS, (start.ADDRESS_REFUSED,), conditions.not_running),
     Rule(_C.PORT_IN_USE, _LIKELY, _PORT_OR_ADDRESS, (start.SERVER_SOCKET,), conditions.not_running),
-    Rule(_C.MODEL_INVALID, _CERTAIN, _WHOLE_MODEL, (start.MODEL_INVALID,), conditions.failed, overtaken=True),
+    Rule(
+        _C.MODEL_INVALID, _CERTAIN, _WHOLE_MODEL, (start.MODEL_INVALID,), conditions.failed, superseded=True
+    ),
     Rule(_C.ILLEGAL_INSTRUCTION, _CERTAIN, _OTHER_CPU, when=conditions.died_of(exits.ILL)),
     Rule(_C.SIGPIPE, _CERTAIN, _UNDER_SYSTEMD, when=conditions.died_of(exits.PIPE)),
     Rule(_C.ASSERTION, _CERTAIN, _FAILED_CHECK, (ends.ASSERTION,), conditions.check_failed),
-    Rule(_C.GPU_DRIVER, _LIKELY, _CHECK_GPU, (hardware.GPU_ABSENT,), conditions.failed, overtaken=True),
+    Rule(_C.GPU_DRIVER, _LIKELY, _CHECK_GPU, (hardware.GPU_ABSENT,), conditions.failed, superseded=True),
     Rule(_C.SEGFAULT, _CERTAIN, _DEFECT, when=conditions.died_of(exits.SEGV, exits.BUS)),
     Rule(_C.BACKEND_STALLED, _LIKELY, _RESTART_BOTH, when=nodes.all_backends_idle, process=LLAMA_SERVER),
     Rule(_C.HUNG, _LIKELY, _SEE_WAIT, when=conditions.has_line(ends.HUNG, waiting=True)),
     Rule(_C.HUNG, _POSSIBLE, _NO_CAUSE, when=conditions.waits),
     Rule(_C.BUILD_MISMATCH, _CERTAIN, _ONE_BUILD, when=nodes.other_build),
-    Rule(_C.MODEL_INVALID, _POSSIBLE, _LOAD_FAILED, (start.MODEL_FAILED,), conditions.failed, overtaken=True),
+    Rule(
+        _C.MODEL_INVALID, _POSSIBLE, _LOAD_FAILED, (start.MODEL_FAILED,), conditions.failed, superseded=True
+    ),
     Rule(
         _C.NOT_DISTRIBUTED, _LIKELY, _DISTRIBUTE, when=conditions.log_is_not_distributed, process=LLAMA_SERVER
     ),

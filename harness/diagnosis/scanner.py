@@ -29,7 +29,7 @@ _LONGEST = 8 << 10
 """Of a longer line only the beginning is matched: llama.cpp's own messages are short, prompts are not."""
 _KEPT = 1_000
 _KEPT_LOAD = 20_000
-"""Lines of one kind that are kept; of more, only the last beside them."""
+"""Lines of one kind that are kept; if there are more, only the last one is kept beside them."""
 _REMEMBERED = 10_000
 _REMEMBERED_BYTES = 500
 """Lines whose meaning is remembered: their number, and the longest."""
@@ -154,12 +154,12 @@ class _Search:
 
     def _line(self, source: str, line: bytes, number: int, base: int) -> None:
         for kind, rank, name in self._meaning(line):
-            kept = self.matches.hits.setdefault(kind.name, [])
+            hits = self.matches.hits.setdefault(kind.name, [])
             hit = Hit(base + number, source, number, _text(line).strip(), rank, name)
-            if len(kept) < (_KEPT_LOAD if kind is start.LOAD else _KEPT):
-                kept.append(hit)
+            if len(hits) < (_KEPT_LOAD if kind is start.LOAD else _KEPT):
+                hits.append(hit)
             else:
-                kept[-1] = hit
+                hits[-1] = hit
 
     def _meaning(self, line: bytes) -> _Meaning:
         if len(line) > _REMEMBERED_BYTES or DECISIVE_NUMBERS.search(line):

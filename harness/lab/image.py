@@ -141,7 +141,7 @@ def mmdebstrap(target: Path, names: list[str], codename: str) -> list[str]:
 def build_image(lab: LabSpec) -> bool:
     """Make the image for machines that are not made yet; returns whether it was missing."""
     image = wanted_image(lab)
-    if not lab.unmade:
+    if not lab.missing:
         return False
     if image.is_dir():
         os.utime(image)

@@ -192,15 +192,15 @@ def wait_until_reachable(machine: Machine) -> None:
     answer = "the machine ended"
     while time.monotonic() < deadline and machine.supervisor() is not None:
         try:
-            done = subprocess.run(
+            result = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=_REACHABLE_WITHIN_S
             )
         except subprocess.TimeoutExpired:
             answer = "it never finished booting"
             break
-        if done.stdout.strip() in ("running", "degraded"):
+        if result.stdout.strip() in ("running", "degraded"):
             return
-        answer = " ".join((done.stderr or done.stdout).split())
+        answer = " ".join((result.stderr or result.stdout).split())
         time.sleep(0.1)
     raise HarnessError(
         f"{machine.name}: no SSH at {address} within {_REACHABLE_WITHIN_S:.0f} s ({answer}); "

@@ -92,19 +92,19 @@ def _memory(lab: LabSpec) -> Iterator[str]:
             f"memory: the largest model and {len(lab.machines)} machines need {gib(loaded)}, "
             f"and this computer has {gib(total)}"
         )
-    needed = MACHINE_RESIDENT_BYTES * len(lab.unmade)
+    needed = MACHINE_RESIDENT_BYTES * len(lab.missing)
     if needed > available:
         yield (
-            f"{len(lab.unmade)} machines need {gib(needed)} of memory to boot and {gib(available)} is "
+            f"{len(lab.missing)} machines need {gib(needed)} of memory to boot and {gib(available)} is "
             "available: end something or ask for fewer nodes"
         )
 
 
 def _disk(lab: LabSpec) -> Iterator[str]:
     planned = [
-        (lab.images, IMAGE_BYTES if lab.unmade and not wanted_image(lab).is_dir() else 0, "image"),
+        (lab.images, IMAGE_BYTES if lab.missing and not wanted_image(lab).is_dir() else 0, "image"),
         (lab.folder, 0 if lab.swap_file.exists() else lab.swap, "swap"),
-        (lab.folder, lab.machine_disk * len(lab.unmade), "machines"),
+        (lab.folder, lab.machine_disk * len(lab.missing), "machines"),
         (lab.models, lab.models_disk, "models"),
     ]
     by_device: dict[int, list[tuple[Path, int, str]]] = {}

@@ -1,4 +1,4 @@
-"""What the machines of a lab share: its record, keys, swap and network; and taking all of it away."""
+"""What the machines of a lab share: its record, keys, swap and network; and its removal."""
 
 import contextlib
 import fcntl

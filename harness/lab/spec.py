@@ -111,10 +111,12 @@ class LabSpec(_Strict):
         return self.cache / "images"
 
     @property
-    def unmade(self) -> list[MachineSpec]:
+    def missing(self) -> list[MachineSpec]:
         """Machines whose own files are not there, or not whole."""
-        made = self.folder / "machines"
-        return [machine for machine in self.machines if not (made / machine.name / "machine.json").exists()]
+        existing = self.folder / "machines"
+        return [
+            machine for machine in self.machines if not (existing / machine.name / "machine.json").exists()
+        ]
 
     def machine(self, name: str) -> MachineSpec:
         """The machine called ``name``; a HarnessError where there is none."""

@@ -18,13 +18,13 @@ def run(*argv: str | Path, stdin: str | None = None) -> str:
     """
     words = [str(word) for word in argv]
     try:
-        done = subprocess.run(words, input=stdin, capture_output=True, text=True, check=False)
+        result = subprocess.run(words, input=stdin, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise HarnessError(f"{words[0]} is not installed on this computer") from None
-    if done.returncode != 0:
-        output = " ".join((done.stderr or done.stdout).split()) or "no output"
-        raise HarnessError(f"`{' '.join(words)}` failed with exit status {done.returncode}: {output}")
-    return done.stdout
+    if result.returncode != 0:
+        output = " ".join((result.stderr or result.stdout).split()) or "no output"
+        raise HarnessError(f"`{' '.join(words)}` failed with exit status {result.returncode}: {output}")
+    return result.stdout
 
 
 def succeeds(*argv: str | Path) -> bool:

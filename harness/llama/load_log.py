@@ -100,7 +100,7 @@ class PhaseClock:
     _begun: dict[str, int] = field(default_factory=dict)
 
     def line(self, arrived_ns: int, text: str) -> None:
-        """Add one log line. A marker that comes again, or out of order, changes nothing."""
+        """Add one log line. A repeated marker, or one out of order, changes nothing."""
         phase = load_phase(text)
         if phase is None:
             return

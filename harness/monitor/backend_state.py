@@ -40,7 +40,7 @@ class BackendState:
     reason: str
 
     @property
-    def heard(self) -> bool:
+    def has_samples(self) -> bool:
         """Whether the node's monitor sends samples."""
         return self.state not in (State.SILENT, State.UNKNOWN)
 

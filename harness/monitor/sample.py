@@ -28,7 +28,7 @@ class Memory(_Figures):
     used_bytes: int = Field(description="resident anonymous and shared memory, without page cache")
     cache_bytes: int = Field(description="page cache")
     swap_total_bytes: int = Field(description="swap the node or cgroup may use")
-    swap_used_bytes: int = Field(description="of it, in use now")
+    swap_used_bytes: int = Field(description="swap in use")
     major_faults: int = Field(description="major page faults since boot (counter)")
     refaults_anon: int | None = Field(None, description="anonymous refaults since boot (counter, cgroup)")
     oom_kills: int | None = Field(None, description="OOM kills in this cgroup or node since boot (counter)")
@@ -37,7 +37,7 @@ class Memory(_Figures):
 class Pressure(_Figures):
     """Time that tasks waited for memory or io (the kernel's accounting/psi.rst).
 
-    Null where the kernel counts none for this node alone: a lab node is never given its host's.
+    Null where the kernel counts none for this node alone: a lab node never shows its host's.
     """
 
     source: Source = Field(description="whose tasks waited: the whole node's or those of its machine cgroup")
@@ -55,11 +55,13 @@ class Disk(_Figures):
     """Traffic between memory and disks, as far as it is certain to be this node's."""
 
     source: Source = Field(description="whose traffic: the node's disks or its cgroup's share")
-    device: str = Field(description="names of the disks counted, by comma")
+    device: str = Field(description="names of the counted disks, separated by commas")
     read_bytes: int = Field(description="bytes read since boot (counter)")
     written_bytes: int = Field(description="bytes written since boot (counter)")
-    read_bytes_per_s: float | None = Field(None, description="since the sample before; null in the first")
-    written_bytes_per_s: float | None = Field(None, description="since the sample before; null in the first")
+    read_bytes_per_s: float | None = Field(None, description="since the previous sample; null in the first")
+    written_bytes_per_s: float | None = Field(
+        None, description="since the previous sample; null in the first"
+    )
 
 
 class Process(_Figures):
@@ -70,7 +72,7 @@ class Process(_Figures):
     rss_bytes: int = Field(description="VmRSS of /proc/PID/status: resident memory, mapped files included")
     swap_bytes: int = Field(description="VmSwap of /proc/PID/status")
     cpu_s: float = Field(description="user + system CPU seconds since its start (counter)")
-    threads: int | None = Field(None, description="threads it has now")
+    threads: int | None = Field(None, description="number of its threads")
     started_ns: int | None = Field(None, description="when it was started, UTC, within a clock tick (10 ms)")
 
 
@@ -101,8 +103,10 @@ class Network(_Figures):
     interface: str = Field(description="name of the interface")
     received_bytes: int = Field(description="bytes received since it came up (counter)")
     sent_bytes: int = Field(description="bytes sent since it came up (counter)")
-    received_bytes_per_s: float | None = Field(None, description="since the sample before; null in the first")
-    sent_bytes_per_s: float | None = Field(None, description="since the sample before; null in the first")
+    received_bytes_per_s: float | None = Field(
+        None, description="since the previous sample; null in the first"
+    )
+    sent_bytes_per_s: float | None = Field(None, description="since the previous sample; null in the first")
 
 
 class GpuSource(StrEnum):
@@ -116,14 +120,14 @@ class Gpu(_Figures):
     """One GPU. A figure that the driver or the board does not give is null, never zero."""
 
     index: int = Field(description="the driver's number for it, from 0")
-    name: str = Field(description="as the driver names the board")
+    name: str = Field(description="the driver's name for the board")
     uuid: str | None = Field(None, description="GPU-... (NVML) or the board's unique_id (amdgpu)")
     driver: str | None = Field(None, description="version of the driver")
     source: GpuSource = Field(description="NVIDIA's library or amdgpu's files in /sys")
     problem: str | None = Field(None, description="why it has no figures, such as 'GPU is lost'")
     memory_total_bytes: int | None = Field(None, description="memory of the board")
-    memory_used_bytes: int | None = Field(None, description="of it, in use by all processes and the driver")
-    use_percent: float | None = Field(None, description="percent of the last moments in which it computed")
+    memory_used_bytes: int | None = Field(None, description="memory in use by all processes and the driver")
+    use_percent: float | None = Field(None, description="percent of the last moments in which it was busy")
     temperature_c: float | None = Field(None, description="degrees Celsius at the chip's edge")
     power_w: float | None = Field(None, description="watts drawn by the board")
     throttle: list[str] = Field([], description="why its clocks are reduced: sw_power_cap, hw_thermal, ...")
@@ -148,7 +152,8 @@ class Kernel(_Figures):
     log: bool = Field(False, description="whether its log can be read; if not, null below proves nothing")
     oom_kills: int | None = Field(None, description="the same counter as memory.oom_kills")
     last_oom: str | None = Field(
-        None, description="newest line of a process killed for memory; in a lab its number is the host's"
+        None,
+        description="newest line about a process that the OOM killer ended; in a lab its PID is the host's",
     )
     last_oom_ns: int | None = Field(None, description="when the kernel wrote it, UTC")
     xids: list[Xid] = Field([], description="the newest reports of NVIDIA's driver, oldest first, at most 8")

@@ -105,7 +105,7 @@ def next_tick(previous: int, now: float) -> int:
     """The whole second to sample at next.
 
     Seconds that passed while a sample was slow are skipped; a second is never sampled twice; after the
-    clock was set back, sampling goes on from the new time.
+    clock was set back, sampling continues from the new time.
 
     Args:
         previous: the second sampled last.

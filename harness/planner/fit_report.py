@@ -27,7 +27,7 @@ def explain_no_fit(
     kv_type: str,
     fits: Fits,
 ) -> str:
-    """One line: what the model needs, what there is, and the ways out that were found to work."""
+    """One line: what the model needs, what there is, and the changes that were found to work."""
     start, end = costs.start, costs.end
     buffers = costs.compute[True, False] + costs.compute[False, True]
     buffers += costs.compute[False, False] * (len(devices) - 2)
@@ -49,15 +49,15 @@ def explain_no_fit(
 
 
 def _remedies(devices: Sequence[DeviceCapacity], context: int, kv_type: str, fits: Fits) -> list[str]:
-    ways = []
+    changes = []
     if shorter := _longest(context, lambda tokens: fits(devices, tokens, kv_type)):
-        ways.append(f"a context of {shorter} fits")
+        changes.append(f"a context of {shorter} fits")
     smaller = _KV_TYPES[_KV_TYPES.index(kv_type) + 1 :] if kv_type in _KV_TYPES else _KV_TYPES
     if other := next((kind for kind in smaller if fits(devices, context, kind)), None):
-        ways.append(f"a KV cache of type {other} fits")
+        changes.append(f"a KV cache of type {other} fits")
     if node := _smallest_node(devices, lambda more: fits(more, context, kv_type)):
-        ways.append(f"add one node with at least {_gib(node)} available")
-    return ways
+        changes.append(f"add one node with at least {_gib(node)} available")
+    return changes
 
 
 def _longest(context: int, fits: Callable[[int], bool]) -> int | None:

@@ -70,9 +70,9 @@ def make_plan(
         HarnessError: unknown node, no backends, an architecture that cannot be sized, or a model that does
             not fit.
     """
-    given = _choose(backends, nodes)
-    chosen = largest_usable(given)
-    notes = _over_the_limit(given, chosen)
+    selected = _choose(backends, nodes)
+    chosen = largest_usable(selected)
+    notes = _over_the_limit(selected, chosen)
     layers_total = model.block_count + 1
     offload = max(_ALL_LAYERS, layers_total) if n_gpu_layers is None else n_gpu_layers
     costs_of = partial(model_costs, model, offload=offload, parallel=parallel, build=build)
@@ -124,9 +124,9 @@ def _shares(devices: Sequence[DeviceCapacity], costs: Costs, counts: Sequence[in
     ]
 
 
-def _over_the_limit(given: Sequence[DeviceCapacity], chosen: Sequence[DeviceCapacity]) -> list[str]:
-    limit = f"one coordinator can use {MAX_RPC_DEVICES} RPC devices, and {len(given)} are given"
-    return [f"{names} left out: {limit}"] if (names := _left_out(given, chosen)) else []
+def _over_the_limit(selected: Sequence[DeviceCapacity], chosen: Sequence[DeviceCapacity]) -> list[str]:
+    limit = f"one coordinator can use {MAX_RPC_DEVICES} RPC devices, and {len(selected)} are selected"
+    return [f"{names} left out: {limit}"] if (names := _left_out(selected, chosen)) else []
 
 
 def _left_out(devices: Sequence[DeviceCapacity], used: Sequence[DeviceCapacity]) -> str:

@@ -7,10 +7,10 @@ import numpy as np
 from harness.planner.device_capacity import DeviceCapacity
 from harness.planner.memory import Costs
 
-WORTH_IT = 0.97
+WORTHWHILE_RATIO = 0.97
 """A split by speed replaces llama.cpp's own only where it takes less than this part of its time: measured
 speeds of equal machines differ by a few percent."""
-_AS_GOOD = 1.02
+_BALANCED_RATIO = 1.02
 """A balanced split is preferred to the fastest one if it takes at most this much longer."""
 
 Split = Callable[[Sequence[DeviceCapacity]], list[int] | None]
@@ -41,10 +41,10 @@ def faster_split(
     if best is None:
         return None
     best_s = token_seconds(devices, costs, best)
-    if by_memory is not None and best_s >= WORTH_IT * token_seconds(devices, costs, by_memory):
+    if by_memory is not None and best_s >= WORTHWHILE_RATIO * token_seconds(devices, costs, by_memory):
         return None
     for counts in _balanced(devices, split):
-        if token_seconds(devices, costs, counts) <= _AS_GOOD * best_s:
+        if token_seconds(devices, costs, counts) <= _BALANCED_RATIO * best_s:
             return counts
     return best
 

@@ -146,7 +146,7 @@ def _observe(client: subprocess.Popen[bytes], backends: Sequence[Backend], windo
 def _ended(backends: Sequence[Backend]) -> list[str]:
     """Backends that do not run any more, and how each ended."""
     codes = [(backend, backend.process.poll()) for backend in backends]
-    return [f"rpc-server {one.endpoint} {how_ended(code)}" for one, code in codes if code is not None]
+    return [f"rpc-server {backend.endpoint} {how_ended(code)}" for backend, code in codes if code is not None]
 
 
 def _holding(log: Path) -> int:

@@ -92,14 +92,14 @@ class RunData:
 
     @property
     def end_ns(self) -> int:
-        """End of the run: as recorded, or the latest record of a run that was cut short."""
+        """End of the run: as recorded, or the latest record of a run that was interrupted."""
         times = [t.ended_ns for t in self.trials] + [e.time_ns for e in self.events]
         times += [int(s.time_ns[-1]) for s in self.samples.values() if len(s.time_ns)]
         return self.manifest.ended_ns or max(times, default=self.start_ns)
 
 
 def load_run(folder: Path) -> RunData:
-    """Read a run folder; a line that a kill cut short becomes a warning.
+    """Read a run folder; an incomplete last line becomes a warning.
 
     Raises:
         HarnessError: the folder is no run, or a record in it is damaged.
@@ -108,7 +108,7 @@ def load_run(folder: Path) -> RunData:
         raise HarnessError(f"no run folder at {folder}; `harness runs` lists the runs")
     manifest = read_manifest(folder)
     warnings = [
-        f"{name}.jsonl: its last line was cut short, as by a kill, and is left out"
+        f"{name}.jsonl: its last line is incomplete, for example after a kill, and is left out"
         for name in ("trials", "requests", "events", "samples")
         if _is_cut_short(folder / f"{name}.jsonl")
     ]

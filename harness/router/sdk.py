@@ -18,7 +18,6 @@ from harness.common.sockets import connected_endpoints
 from harness.common.text import first_error
 from harness.errors import HarnessError
 from harness.llama.rpc.client import RpcError, ask
-from harness.llama.rpc.messages import ProtocolError
 from harness.router.app import Drain, create_app
 from harness.router.config import RouterConfig
 from harness.settings import NODE_MODELS, RPC_PORT
@@ -230,7 +229,7 @@ async def _with_memory(backend: dict[str, Any]) -> dict[str, Any]:
     host, _, port = backend["endpoint"].partition(":")
     try:
         memory = (await ask(host, int(port))).total_bytes
-    except (RpcError, ProtocolError) as error:
+    except RpcError as error:
         raise HarnessError(
             f"backend {backend['endpoint']} does not say its memory: {error}; give memory_bytes, "
             "or use auto_discover_rpc_backends()"

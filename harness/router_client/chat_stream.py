@@ -98,8 +98,8 @@ async def stream_chat(
     except TimeoutError:
         record.error = f"no end within {chat.deadline_s:.0f} s ({len(record.token_ns)} tokens came)"
     except aiohttp.ClientError as error:
-        why = str(error) or type(error).__name__
-        record.error = f"the stream broke after {len(record.token_ns)} tokens: {why}"
+        reason = str(error) or type(error).__name__
+        record.error = f"the stream broke after {len(record.token_ns)} tokens: {reason}"
     except (ValueError, KeyError) as error:
         record.error = f"the stream cannot be read after {len(record.token_ns)} tokens: {error}"
     record.done_ns = clock.now()

@@ -199,7 +199,7 @@ class RouterClient:
         except (aiohttp.ClientError, ValueError) as error:
             raise HarnessError(
                 f"router at {self.address.url} cannot be reached ({method} {path}: {error}); "
-                f"see that {self.address.node} is up and llama-router.service active there"
+                f"check that {self.address.node} runs and llama-router.service is active there"
             ) from error
 
     async def _refusal(self, method: str, path: str, response: aiohttp.ClientResponse) -> HarnessError:

@@ -75,9 +75,9 @@ async def _backends(inventory: Inventory) -> tuple[list[tuple[Node, int]], dict[
     read: dict[str, str] = {}
 
     async def memory(node: Node) -> int:
-        if given := node.variables.get("router_backend_memory"):
+        if memory := node.variables.get("router_backend_memory"):
             read[node.name] = "inventory"
-            return parse_size(given)
+            return parse_size(memory)
         read[node.name] = "node"
         return (await read_state(node)).facts.memory_available_bytes or 0
 

@@ -105,7 +105,7 @@ class OutcomeChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several runs beside the first of them."""
+    """Several runs compared with the first of them."""
 
     runs: list[RunFigures]
     changes: list[Change]
@@ -153,7 +153,7 @@ def _values(trial: Trial, requests: Sequence[Request]) -> Iterator[tuple[str, fl
 
 
 def compare(runs: Sequence[RunFigures]) -> Comparison:
-    """Every later run beside the first."""
+    """Every later run compared with the first."""
     first, *others = runs
     changes = [change for other in others for change in _changes(first, other)]
     order = {"worse": 0, "better": 1, "same": 2}
@@ -183,7 +183,7 @@ def slower(comparison: Comparison, share: float) -> list[Change]:
 
 
 def too_few_values(comparison: Comparison) -> int:
-    """How many figures have fewer than three values on a side: no difference can be told from noise."""
+    """How many figures have fewer than three values on a side: too few to tell a difference from noise."""
     return sum(change.difference.low is None for change in comparison.changes)
 
 

@@ -171,7 +171,7 @@ def read_samples(run: Path) -> Iterator[Sample]:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """JSON objects of one file, line by line; a last line cut short by a kill is left out.
+    """JSON objects of one file, line by line; an incomplete last line is left out.
 
     Raises:
         HarnessError: a line other than the last is damaged.

@@ -53,7 +53,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of one group beside the same of another."""
+    """A figure of one group compared with the same figure of another."""
 
     ratio: float
     """Median after / median before; infinite where only the first is zero, 1 where both are."""

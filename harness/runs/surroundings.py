@@ -23,13 +23,13 @@ def surroundings(first: RunManifest, other: RunManifest) -> Iterator[str]:
             yield f"{other.run}: {name} {_text(after)}, not {_text(before)}"
     if first.profile == other.profile and first.profile_text != other.profile_text:
         yield f"{other.run}: the text of profile {other.profile} is another"
-    were, are = ({node.name: node for node in run.nodes} for run in (first, other))
-    if gone := sorted(were.keys() - are.keys()):
-        yield f"{other.run}: without {', '.join(gone)}"
-    if new := sorted(are.keys() - were.keys()):
-        yield f"{other.run}: with {', '.join(new)} beside them"
-    for name in sorted(were.keys() & are.keys()):
-        for line in _of_node(were[name], are[name]):
+    old, new = ({node.name: node for node in run.nodes} for run in (first, other))
+    if removed := sorted(old.keys() - new.keys()):
+        yield f"{other.run}: without {', '.join(removed)}"
+    if added := sorted(new.keys() - old.keys()):
+        yield f"{other.run}: also with {', '.join(added)}"
+    for name in sorted(old.keys() & new.keys()):
+        for line in _of_node(old[name], new[name]):
             yield f"{other.run}: {line}"
     for model in sorted(first.models.keys() & other.models.keys()):
         for what in ("file_bytes", "sha256", "quantisation"):
@@ -50,8 +50,8 @@ def loads_differ(
     """
     for what in sorted(first.keys() & other.keys()):
         before, after = first[what], other[what]
-        if (were := _placed(before.plan)) != (are := _placed(after.plan)):
-            yield f"{run}: {what} placed {are}, not {were}"
+        if (old_split := _placed(before.plan)) != (new_split := _placed(after.plan)):
+            yield f"{run}: {what} placed {new_split}, not {old_split}"
         old, new = _flags(before.argv), _flags(after.argv)
         for flag in sorted(old.keys() | new.keys()):
             if old.get(flag) != new.get(flag):

@@ -20,8 +20,8 @@ _LIST = 'for f in "$1"/*; do [ -f "$f" ] && stat -c "%n %s" "$f"; done; true'
 
 async def list_cache(node: Node) -> dict[str, int]:
     """Sizes of the tensors in the node's cache, by FNV-1a-64 hash of their bytes (16 hex digits)."""
-    done = await run_on(node, "sh", "-c", _LIST, "sh", str(node.rpc_cache), root=True)
-    lines = (line.rpartition(" ") for line in done.stdout.splitlines())
+    result = await run_on(node, "sh", "-c", _LIST, "sh", str(node.rpc_cache), root=True)
+    lines = (line.rpartition(" ") for line in result.stdout.splitlines())
     sizes = {path.rpartition("/")[2]: int(size) for path, _, size in lines}
     return {name: size for name, size in sizes.items() if len(name) == 16}
 
@@ -40,7 +40,7 @@ class CacheStatus:
 
 
 async def cache_status(node: Node) -> CacheStatus:
-    """What the node's cache holds, beside what the plan of the last ``harness warm`` needs."""
+    """Content of the node's cache, and the part of it that the plan of the last ``harness warm`` needs."""
     folder = node.rpc_cache
     sizes, listed = await asyncio.gather(
         list_cache(node), run_on(node, "cat", str(folder.parent / "needed.json"), root=True)
@@ -85,12 +85,12 @@ async def _run(node: Node, *command: str, stdin: str) -> str:
     Raises:
         HarnessError: the node cannot be reached, the build has no such program, or it failed.
     """
-    done = await run_on(node, *command, stdin=stdin, deadline_s=_SLOW_S, root=True)
-    if done.returncode == 127 or "No such file or directory" in done.stderr:
-        raise HarnessError(f"{node.name}: {done.stderr.strip()}; deploy again (harness deploy)")
-    if done.returncode != 0:
-        raise HarnessError(f"{node.name}: {last_line(done.stderr or done.stdout)}")
-    return done.stdout
+    result = await run_on(node, *command, stdin=stdin, deadline_s=_SLOW_S, root=True)
+    if result.returncode == 127 or "No such file or directory" in result.stderr:
+        raise HarnessError(f"{node.name}: {result.stderr.strip()}; deploy again (harness deploy)")
+    if result.returncode != 0:
+        raise HarnessError(f"{node.name}: {last_line(result.stderr or result.stdout)}")
+    return result.stdout
 
 
 async def verify_caches(nodes: list[Node]) -> dict[str, str]:

@@ -74,8 +74,8 @@ async def warm(
             f"{load.model} has no tensor over 10 MiB on the backends: a cache would keep nothing"
         )
     filler = _Filler(inventory, offer, push)
-    done = await asyncio.gather(*(filler.fill(inventory.node(name), say) for name in offer.tensors))
-    return offer, list(done)
+    results = await asyncio.gather(*(filler.fill(inventory.node(name), say) for name in offer.tensors))
+    return offer, list(results)
 
 
 class _Filler:

@@ -20,7 +20,7 @@ from harness.trials.load_generator.samples import NodeClocks, Sampler
 
 @dataclass(frozen=True)
 class Loaded:
-    """The coordinator that is up, as far as this run knows."""
+    """The coordinator that runs, as far as this run knows."""
 
     start_id: str
     request: LoadRequest

@@ -22,8 +22,8 @@ from harness.trials.kinds.load import load_request
 from harness.trials.profile.profile import Profile
 from harness.trials.profile.steps import LoadStep, PinStep
 
-CUT_SHORT = (None, Outcome.INTERRUPTED)
-"""Outcomes of a run that ``--resume`` can go on with."""
+UNFINISHED_OUTCOMES = (None, Outcome.INTERRUPTED)
+"""Outcomes of a run that ``--resume`` can continue."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class EarlierRun:
     manifest: RunManifest
 
     @property
-    def cut_short(self) -> bool:
+    def interrupted(self) -> bool:
         """Whether it was killed or interrupted, and can be resumed."""
-        return self.manifest.outcome in CUT_SHORT and bool(self.manifest.steps)
+        return self.manifest.outcome in UNFINISHED_OUTCOMES and bool(self.manifest.steps)
 
 
 def earlier_runs(reports: Path, inventory: Path) -> list[EarlierRun]:
@@ -53,7 +53,7 @@ def earlier_runs(reports: Path, inventory: Path) -> list[EarlierRun]:
 
 
 def may_have_left_a_fault(runs: Sequence[EarlierRun]) -> bool:
-    """Whether the newest of these runs causes faults and was cut short, or did not undo its last one."""
+    """Whether the newest of these runs causes faults and was interrupted, or did not undo its last one."""
     if not runs or not any(step["kind"] == "fault" for step in runs[0].manifest.steps.get("trials", [])):
         return False
     try:
@@ -61,7 +61,7 @@ def may_have_left_a_fault(runs: Sequence[EarlierRun]) -> bool:
     except HarnessError:
         return True
     last = next((kind for kind in reversed(kinds) if kind in ("fault", "fault_undone")), None)
-    return runs[0].manifest.outcome in CUT_SHORT or last == "fault"
+    return runs[0].manifest.outcome in UNFINISHED_OUTCOMES or last == "fault"
 
 
 def trial_durations(runs: Sequence[EarlierRun]) -> dict[str, float]:
@@ -81,12 +81,12 @@ def trial_durations(runs: Sequence[EarlierRun]) -> dict[str, float]:
 LAST = "last"
 """In place of a run's name: the newest on the inventory, if it did not end."""
 RETIRED_KEYS = ("node_sets", "seed", "deadline_s", "stop_when")
-"""Keys of a profile that earlier versions recorded with each run; a resumed run goes on without them."""
+"""Keys of a profile that earlier versions recorded with each run; a resumed run continues without them."""
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run that was cut short."""
+    """A run that was interrupted."""
 
     folder: Path
     manifest: RunManifest
@@ -108,9 +108,9 @@ def read_unfinished(name: str, reports: Path, inventory: Path, earlier: Sequence
     """
     folder = reports / name
     if name == LAST:
-        if not earlier or not earlier[0].cut_short:
+        if not earlier or not earlier[0].interrupted:
             raise HarnessError(
-                f"no run on {inventory} in {reports} was cut short: there is nothing to resume"
+                f"no run on {inventory} in {reports} was interrupted: there is nothing to resume"
             )
         folder = earlier[0].folder
     manifest = read_manifest(folder)
@@ -119,7 +119,7 @@ def read_unfinished(name: str, reports: Path, inventory: Path, earlier: Sequence
             f"run {manifest.run} was on {manifest.inventory}, not on {shown_path(inventory)}; "
             f"resume it with --inventory {manifest.inventory}"
         )
-    if manifest.outcome not in CUT_SHORT or not manifest.steps:
+    if manifest.outcome not in UNFINISHED_OUTCOMES or not manifest.steps:
         raise HarnessError(f"run {manifest.run} has ended ({manifest.outcome}): there is nothing to resume")
     steps = {key: value for key, value in manifest.steps.items() if key not in RETIRED_KEYS}
     try:
@@ -133,13 +133,13 @@ def read_unfinished(name: str, reports: Path, inventory: Path, earlier: Sequence
 
 
 def drop_unfinished(run: Unfinished) -> None:
-    """Take what belongs to no finished trial out of the run: the trial that was cut short begins anew."""
+    """Remove the records of unfinished trials from the run: the interrupted trial begins again."""
     for packed in run.folder.glob("*.parquet"):
         packed.unlink()  # of an earlier end; made again at the next one
-    kept = {trial.id for trial in run.done}
+    finished = {trial.id for trial in run.done}
     for path, key in ((run.folder / "trials.jsonl", "id"), (run.folder / "requests.jsonl", "trial")):
         if path.exists():
-            lines = [line for line in read_lines(path) if line[key] in kept]
+            lines = [line for line in read_lines(path) if line[key] in finished]
             write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -155,12 +155,12 @@ def check_same_cluster(run: Unfinished, facts: Mapping[str, NodeFacts]) -> None:
     changes = [step.build for step in steps[: len(run.done)] if isinstance(step, PinStep)]
     if steps[len(run.done) :] and isinstance(steps[len(run.done)], PinStep):
         return
-    were = {node.name: node for node in manifest.nodes}
-    if were.keys() != facts.keys():
-        gone = ", ".join(sorted(were.keys() ^ facts.keys()))
-        raise HarnessError(f"run {manifest.run} had other nodes ({gone}): begin a new run")
+    nodes = {node.name: node for node in manifest.nodes}
+    if nodes.keys() != facts.keys():
+        differing = ", ".join(sorted(nodes.keys() ^ facts.keys()))
+        raise HarnessError(f"run {manifest.run} had other nodes ({differing}): begin a new run")
     for name, now in facts.items():
-        before = were[name]
+        before = nodes[name]
         wanted = changes[-1] if changes else before.build
         if now.build != wanted or (wanted == before.build and before.binaries != now.binaries):
             raise HarnessError(

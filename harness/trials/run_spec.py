@@ -101,7 +101,7 @@ class Options:
     seed: int | None = None
     """Shuffle with this seed, whatever the profile says."""
     resume: str | None = None
-    """A run to go on with, instead of a new one."""
+    """A run to continue, instead of a new one."""
     models: Mapping[str, str] = field(default_factory=dict)
     """In place of those that the profile's ``models`` names."""
     pins: tuple[int, ...] = ()
@@ -126,7 +126,7 @@ class RunSpec:
 
     @property
     def done(self) -> list[Trial]:
-        """Trials that the run finished before it was cut short."""
+        """Trials that the run finished before it was interrupted."""
         return self.resumed.done if self.resumed else []
 
 
@@ -139,8 +139,17 @@ def read_run_spec(options: Options) -> RunSpec:
     earlier = earlier_runs(options.reports, options.inventory)
     if options.resume:
         run = read_unfinished(options.resume, options.reports, options.inventory, earlier)
-        was = run.manifest
-        return RunSpec(was.run, was.profile, was.profile_text, run.profile, was.seed, options, earlier, run)
+        manifest = run.manifest
+        return RunSpec(
+            manifest.run,
+            manifest.profile,
+            manifest.profile_text,
+            run.profile,
+            manifest.seed,
+            options,
+            earlier,
+            run,
+        )
     name, text, profile = load_profile(options.profile, options.models)
     seed = shuffle_seed(profile, options.seed)
     profile = profile.model_copy(update={"trials": arrange(profile, seed)})
@@ -154,12 +163,12 @@ def announce(say: Callable[[str], None], spec: RunSpec, estimate: Estimate) -> N
     count, done = len(spec.profile.trials), len(spec.done)
     left = f"about {duration(sum(estimate.seconds[done:]))}"
     if spec.resumed:
-        say(f"Run {spec.name} goes on: {done} of {count} trials are done, {left} left ({estimate.basis})")
+        say(f"Run {spec.name} continues: {done} of {count} trials are done, {left} left ({estimate.basis})")
     else:
-        if spec.earlier and spec.earlier[0].cut_short:
+        if spec.earlier and spec.earlier[0].interrupted:
             cut = spec.earlier[0].manifest.run
             where = f" --inventory {spec.options.inventory} --reports {spec.options.reports}"
-            say(f"Run {cut} was cut short; `harness run benchmark --resume {cut}{where}` goes on with it")
+            say(f"Run {cut} was interrupted; `harness run benchmark --resume {cut}{where}` continues it")
         say(f"Profile {spec.profile_name}: {count} trials, {left} ({estimate.basis})")
     if spec.seed is not None:
         say(f"Order shuffled with seed {spec.seed} (--seed {spec.seed} gives it again)")
@@ -178,9 +187,9 @@ def open_folder(spec: RunSpec, cluster: ClusterSnapshot, estimate: Estimate) -> 
         check_same_cluster(spec.resumed, cluster.facts)
         drop_unfinished(spec.resumed)
         folder = RunFolder(spec.resumed.folder)
-        was = spec.resumed.manifest
-        again = {"resumed_ns": [*was.resumed_ns, time.time_ns()], "outcome": None, "ended_ns": None}
-        manifest = was.model_copy(update={**again, "stopped": None})
+        manifest = spec.resumed.manifest
+        reset = {"resumed_ns": [*manifest.resumed_ns, time.time_ns()], "outcome": None, "ended_ns": None}
+        manifest = manifest.model_copy(update={**reset, "stopped": None})
     folder.write_manifest(manifest)
     return folder, manifest
 
@@ -207,16 +216,16 @@ def _new_manifest(spec: RunSpec, cluster: ClusterSnapshot, estimate: Estimate) -
 
 
 def _commit() -> str | None:
-    shown = subprocess.run(
+    output = subprocess.run(
         ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
-    return shown.stdout.strip() or None if shown.returncode == 0 else None
+    return output.stdout.strip() or None if output.returncode == 0 else None
 
 
 FORMULAS = {
     "load_s": "coordinator exec -> /health 200, on the head node's clock",
     "canary_s": "coordinator exec -> first token of a one-token request",
-    "overhead_s": "request received -> coordinator exec, plus the last look that found it loading -> ready: "
+    "overhead_s": "request received -> coordinator exec, plus the last poll that found it loading -> ready: "
     "what the router adds at most, one poll of 50 ms included",
     "phase_*_s": "between two moments of the coordinator's log: connect, open, transfer, kv, warmup",
     "file_bytes": "size of the model's file",

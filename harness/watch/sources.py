@@ -28,7 +28,7 @@ LINE_WITHIN_S = 15.0
 """The longest wait for a line: a connection takes seconds to a node that swaps."""
 ROUTER_EVERY_S = 2.0
 ROUTER_WITHIN_S = 5.0
-FIRST_LOOK_WITHIN_S = 15.0
+FIRST_SNAPSHOT_WITHIN_S = 15.0
 _POLL_S = 0.1
 _TAIL_SINCE_NS = 5 * 10**9
 _LINE_MAX_BYTES = 1 << 24
@@ -71,9 +71,9 @@ class Sources:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def first_look(self) -> None:
+    async def first_snapshot(self) -> None:
         """Wait until every node and the router have answered or failed, or some seconds have passed."""
-        for _ in range(int(FIRST_LOOK_WITHIN_S / _POLL_S)):
+        for _ in range(int(FIRST_SNAPSHOT_WITHIN_S / _POLL_S)):
             self._raise_errors()
             samples = self._redis_problem is None or set(self._nodes) <= {*self._samples, *self._problems}
             if samples and (self._router or self._router_problem):
@@ -158,7 +158,7 @@ class Sources:
 
 
 class _EndedError(Exception):
-    """A command that should go on ended or prints nothing; the message says why."""
+    """A command that should continue has ended or prints nothing; the message says why."""
 
 
 async def _follow_lines(argv: Sequence[str], within_s: float) -> AsyncGenerator[str, None]:

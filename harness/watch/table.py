@@ -32,7 +32,7 @@ def table(view: ClusterView) -> Group:
     rows.add_column("model, layers, GiB", overflow="fold")
     for column in ("memory GiB", "swap GiB", "GPU", "load", "restarts", "age"):
         rows.add_column(column, justify="right", overflow="fold")
-    rows.add_column("why", overflow="fold")
+    rows.add_column("reason", overflow="fold")
     for node in view.nodes:
         rows.add_row(*_row(node))
     return Group(rows, _router(view.router), _source(view))
@@ -50,8 +50,8 @@ def _row(node: NodeView) -> list[Text]:
         _NOTHING if node.age_s is None else f"{node.age_s:.0f} s",
     ]
     state = Text(node.state, style=_COLOUR.get(node.state, ""))
-    why = "" if node.state in _PLAIN else node.reason
-    return [Text(node.name, style="bold"), state, *(Text(figure, style) for figure in figures), Text(why)]
+    reason = "" if node.state in _PLAIN else node.reason
+    return [Text(node.name, style="bold"), state, *(Text(figure, style) for figure in figures), Text(reason)]
 
 
 def _share(node: NodeView) -> str:

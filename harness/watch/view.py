@@ -79,7 +79,7 @@ def router_view(state: CoordinatorState | None, problem: str | None) -> RouterVi
 
 
 def plan_in_use(state: CoordinatorState | None) -> Plan | None:
-    """The distributed plan of the coordinator that is up or starting; None where backends hold no layers."""
+    """The distributed plan of the coordinator that runs or starts; None where backends hold no layers."""
     plan = state.plan if state and state.phase in _UP else None
     return plan if plan and plan.distributed else None
 
@@ -122,7 +122,7 @@ def node_view(
         address=node.address,
         groups=sorted(node.groups),
         state=state.state,
-        reason=f"{state.reason}: {problem}" if problem and not state.heard else state.reason,
+        reason=f"{state.reason}: {problem}" if problem and not state.has_samples else state.reason,
         share=share,
     )
     if sample:

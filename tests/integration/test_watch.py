@@ -145,6 +145,6 @@ async def test_coordinator_is_shown_as_the_router_reports_it(cluster: Cluster) -
         return CoordinatorState(phase=CoordinatorPhase.READY, model="70b", requests_in_flight=2)
 
     async with Sources(cluster.inventory, ready) as sources:
-        await sources.first_look()
+        await sources.first_snapshot()
         router = sources.view().router
     assert (router.phase, router.model, router.requests_in_flight) == (CoordinatorPhase.READY, "70b", 2)

@@ -89,7 +89,7 @@ def test_node_without_a_password_is_refused(deployed: LabUnderTest) -> None:
     assert said.startswith("refused:")
 
 
-def test_machine_outside_the_inventory_is_refused_by_the_fence(deployed: LabUnderTest) -> None:
+def test_machine_outside_the_inventory_is_refused_by_the_firewall(deployed: LabUnderTest) -> None:
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((deployed.inventory.head.address, PORT), timeout=10)
 

@@ -1,4 +1,4 @@
-"""Role rpc_server on real systemd machines: kept running, fenced, sandboxed, its cache trustworthy."""
+"""Role rpc_server on real systemd machines: kept running, firewalled, sandboxed, its cache trustworthy."""
 
 import re
 import socket
@@ -97,7 +97,7 @@ def test_control_machine_is_refused(nodes: dict[str, Host]) -> None:
         socket.create_connection((ADDRESSES[OTHER], PORT), timeout=5)
 
 
-def test_sandbox_refuses_others_where_the_fence_is_gone(nodes: dict[str, Host]) -> None:
+def test_sandbox_refuses_others_where_the_firewall_is_gone(nodes: dict[str, Host]) -> None:
     """IPAddressAllow= stands on its own: packets of others never reach the process."""
     node = nodes[HEAD]
     node.check_output("nft delete table inet llama_rpc")
@@ -109,7 +109,7 @@ def test_sandbox_refuses_others_where_the_fence_is_gone(nodes: dict[str, Host]) 
     assert serves(node, HEAD)
 
 
-def test_lost_fence_comes_back_with_the_next_deployment(nodes: dict[str, Host]) -> None:
+def test_lost_firewall_comes_back_with_the_next_deployment(nodes: dict[str, Host]) -> None:
     nodes[OTHER].check_output("nft delete table inet llama_rpc")
     result = run_playbook(PLAYBOOK, INVENTORY, limit=OTHER)
     assert len(result.changed_tasks) == 1
@@ -117,7 +117,7 @@ def test_lost_fence_comes_back_with_the_next_deployment(nodes: dict[str, Host]) 
     assert "10.77.44.12" in nodes[OTHER].check_output("nft list table inet llama_rpc")
 
 
-def test_fence_survives_a_reload_of_the_systems_own_rules(nodes: dict[str, Host]) -> None:
+def test_firewall_survives_a_reload_of_the_systems_rules(nodes: dict[str, Host]) -> None:
     node = nodes[OTHER]
     node.check_output("systemctl start nftables.service && systemctl reload nftables.service")
     try:

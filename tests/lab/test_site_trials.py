@@ -178,7 +178,7 @@ async def test_starved_backend_that_gets_nowhere_ends_its_trial_with_the_figures
     deployed: LabUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The harness waits a minute; fifteen seconds are enough to see it."""
-    monkeypatch.setattr("harness.trials.load_generator.thrash_guard.HOPELESS_S", 15.0)
+    monkeypatch.setattr("harness.trials.load_generator.thrash_guard.NO_PROGRESS_S", 15.0)
     load = {"kind": "load", "model": "1b-q8_0", "nodes": 2, "context": 512}
     asked = {"kind": "inference", "model": "1b-q8_0", "prompt_tokens": 64, "generated_tokens": 64}
     profile = tmp_path / "starved.yml"

@@ -59,8 +59,8 @@ def build(folder: str) -> dict[str, Any]:
     if not manifest.exists():
         return {}
     content = json.loads(manifest.read_text())
-    kept = ("build", "commit", "platform", "accelerator", "binaries")
-    return {key: content[key] for key in kept if content.get(key) is not None}
+    fields = ("build", "commit", "platform", "accelerator", "binaries")
+    return {key: content[key] for key in fields if content.get(key) is not None}
 
 
 def facts(argument: dict[str, Any]) -> dict[str, Any]:

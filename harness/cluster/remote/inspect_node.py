@@ -59,7 +59,7 @@ def connections(port: int) -> Iterator[dict[str, Any]]:
             row = {"unread_bytes": int(received), "waiting_bytes": int(sent), "local": local, "peer": peer}
             continue
         times = {name: int(value) / 1000 for name, value in re.findall(r"\b(lastsnd|lastack):(\d+)", line)}
-        yield {**row, "since_sent_s": times.get("lastsnd"), "since_heard_s": times.get("lastack")}
+        yield {**row, "since_sent_s": times.get("lastsnd"), "since_acknowledged_s": times.get("lastack")}
 
 
 def cache(folder: str, threshold: int) -> dict[str, Any] | None:

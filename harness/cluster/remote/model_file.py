@@ -42,15 +42,15 @@ def make_cold(argument: dict[str, Any]) -> dict[str, Any]:
     /proc/sys cannot be written in a lab node, so pages go by posix_fadvise, which works even where others
     have the file open (pages that are mapped stay).
     """
-    done: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if argument["rpc_cache"]:
-        done["rpc_cache_removed"] = empty(argument["rpc_cache"])
-    done["resident_before"] = {path: resident(path) for path in argument["drop"]}
+        result["rpc_cache_removed"] = empty(argument["rpc_cache"])
+    result["resident_before"] = {path: resident(path) for path in argument["drop"]}
     for path in argument["drop"]:
         with pathlib.Path(path).open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    done["resident_after"] = {path: resident(path) for path in argument["drop"]}
-    return done
+    result["resident_after"] = {path: resident(path) for path in argument["drop"]}
+    return result
 
 
 def empty(folder: str) -> dict[str, int]:

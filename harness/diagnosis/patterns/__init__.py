@@ -21,7 +21,7 @@ _QUOTES = re.compile(
 _INFORMS = re.compile(
     r"(?:^|\s)\d+\.\d\d\.\d{3}\.\d{3} [ID] |\"level\":\"(?:INFO|VERB|DEBUG)\"|(?:^|: )(?:INFO|VERB|DEBUG) +\["
 )
-"""What llama-server marks as news or debugging, in its formats of 2024 to 2026."""
+"""What llama-server marks as information or debugging, in its formats of 2024 to 2026."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +36,9 @@ class Kind:
     patterns: tuple[re.Pattern[str], ...]
     """The most specific first: of several lines, it is the evidence."""
     unless: re.Pattern[str] | None
-    """A line that has this too says something else: a warning, or a way out that was taken."""
-    trouble: bool
-    """Whether such a line reports trouble: then quoted text, such as a prompt, and news do not count."""
+    """A line that matches this too says something else: a warning, or a fallback that was used."""
+    is_failure: bool
+    """Whether such a line reports a failure: then quoted text (a prompt) and information do not count."""
 
     def match(self, text: str) -> tuple[int, re.Match[str]] | None:
         """The number of the first pattern that makes this line one of this kind, and its match."""
@@ -46,12 +46,12 @@ class Kind:
             if match := pattern.search(text):
                 if self.unless and self.unless.search(text):
                     return None
-                return None if self.trouble and _is_quoted(text, match.start()) else (rank, match)
+                return None if self.is_failure and _is_quoted(text, match.start()) else (rank, match)
         return None
 
 
 def kind(
-    name: str, meaning: str, words: str, *patterns: str, unless: str | None = None, trouble: bool = True
+    name: str, meaning: str, words: str, *patterns: str, unless: str | None = None, is_failure: bool = True
 ) -> Kind:
     """A kind of line; ``words`` are joined by ``|``."""
     return Kind(
@@ -60,7 +60,7 @@ def kind(
         tuple(words.split("|")),
         tuple(re.compile(pattern) for pattern in patterns),
         re.compile(unless) if unless else None,
-        trouble,
+        is_failure,
     )
 
 

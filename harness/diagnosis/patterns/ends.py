@@ -93,7 +93,11 @@ TERMINATED_BUSY = kind(
 )
 
 STOPPING = kind(
-    "clean stop", "llama-server began a clean stop", "cleaning up", r"cleaning up before exit", trouble=False
+    "clean stop",
+    "llama-server began a clean stop",
+    "cleaning up",
+    r"cleaning up before exit",
+    is_failure=False,
 )
 
 STOPPED = kind(
@@ -104,7 +108,7 @@ STOPPED = kind(
     r"status=(?:15/TERM|2/INT)",
     r"systemd\[\d+\]: (?:Stopped |.*Deactivated successfully)",
     r"signal: (?:terminated|interrupt)",
-    trouble=False,
+    is_failure=False,
 )
 
 STOP_TIMED_OUT = kind(
@@ -124,7 +128,7 @@ SERVES = kind(
     r"all slots are idle",
     r"starting the main loop",
     r"llama runner started in",
-    trouble=False,
+    is_failure=False,
 )
 
 HUNG = kind(

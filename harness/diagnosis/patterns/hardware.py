@@ -63,7 +63,7 @@ KERNEL_OOM = kind(
     r"OOMKilled(?:\"?[:=]\s*\"?true|\b(?!\"?[:=]))",
 )
 
-KERNEL_OOM_ASKED = kind(
+KERNEL_OOM_CALLED = kind(
     "OOM killer called",
     "a process called the kernel's OOM killer",
     "oom",

@@ -86,7 +86,7 @@ USES_RPC = kind(
     r"\bRPC\d*\[",
     r"using device RPC",
     r"--rpc[ =,'\"]",
-    trouble=False,
+    is_failure=False,
 )
 
 BACKEND_SIDE = kind(
@@ -98,5 +98,5 @@ BACKEND_SIDE = kind(
     r"create_backend: using",
     r"Never expose the RPC server",
     r"^\s*local cache\s+: ",
-    trouble=False,
+    is_failure=False,
 )

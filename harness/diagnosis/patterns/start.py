@@ -1,4 +1,4 @@
-"""Lines of a start: trouble with the model's file, arguments, port or disk; and a load's progress."""
+"""Lines of a start: failures of the model's file, arguments, port or disk; and a load's progress."""
 
 from harness.diagnosis.patterns import START, kind
 
@@ -72,7 +72,7 @@ BAD_ARGUMENTS = kind(
     r"(?:server )?preset file (?:does not exist)?|failed to (?:open|parse) server (?:preset|config)",
     r"static assets path not found",
     r"^\S+: (?:invalid|unrecognized) option",
-    trouble=True,
+    is_failure=True,
 )
 
 PORT_IN_USE = kind(
@@ -124,5 +124,5 @@ LOAD = kind(
     r"buffer size =",
     r"offloaded \d+/\d+ layers",
     r"\bbuild(?:_info)?: |print_info: build \d",
-    trouble=False,
+    is_failure=False,
 )

@@ -34,27 +34,27 @@ def main() -> int:
     fetch.add_argument("--archive-sha256")
     fetch.add_argument("--cache", type=Path, required=True)
     fetch.set_defaults(do=_fetch)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        print(json.dumps(given.do(given)))
+        print(json.dumps(arguments.do(arguments)))
     except HarnessError as error:
         print(f"harness: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _admit(given: argparse.Namespace) -> dict[str, Any]:
-    accepted = [name.strip() for name in given.accepted.split(",") if name.strip()]
-    release = catalogue().admit(given.build, accepted)
-    if given.source and given.source not in release.sources.kinds:
-        raise no_source(release, given.source)
-    issues = [issue.model_dump() for issue in catalogue().known_issues(given.build)]
+def _admit(arguments: argparse.Namespace) -> dict[str, Any]:
+    accepted = [name.strip() for name in arguments.accepted.split(",") if name.strip()]
+    release = catalogue().admit(arguments.build, accepted)
+    if arguments.source and arguments.source not in release.sources.kinds:
+        raise no_source(release, arguments.source)
+    issues = [issue.model_dump() for issue in catalogue().known_issues(arguments.build)]
     return {"release": release.model_dump(mode="json"), "issues": issues}
 
 
-def _fetch(given: argparse.Namespace) -> dict[str, Any]:
-    choice = SourceChoice(given.source, given.git_url, given.archive, given.archive_sha256)
-    return fetch_source(catalogue().release(given.build), choice, given.cache).as_json()
+def _fetch(arguments: argparse.Namespace) -> dict[str, Any]:
+    choice = SourceChoice(arguments.source, arguments.git_url, arguments.archive, arguments.archive_sha256)
+    return fetch_source(catalogue().release(arguments.build), choice, arguments.cache).as_json()
 
 
 if __name__ == "__main__":

@@ -187,8 +187,8 @@ def read_catalogue(path: Path) -> Catalogue:
     except ValidationError as error:
         raise HarnessError(f"release catalogue {path}: {first_error(error, root='the file')}") from error
     builds = [release.build for release in catalogue.releases]
-    if twice := {build for build in builds if builds.count(build) > 1}:
-        raise HarnessError(f"release catalogue {path}: build {min(twice)} is there twice")
+    if duplicates := {build for build in builds if builds.count(build) > 1}:
+        raise HarnessError(f"release catalogue {path}: build {min(duplicates)} is there twice")
     return catalogue
 
 

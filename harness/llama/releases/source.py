@@ -165,7 +165,7 @@ def _from_git(url: str, tag: str, commit: str, tree: Path) -> None:
 def _git(tree: Path, *arguments: str, what: str = "") -> str:
     slow = ["-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60"]
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", *slow, *arguments],
             cwd=tree,
             env=_git_environment(),
@@ -175,10 +175,10 @@ def _git(tree: Path, *arguments: str, what: str = "") -> str:
         )
     except FileNotFoundError as error:
         raise HarnessError("git is not installed on the control machine: apt install git") from error
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[0]
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[0]
         raise HarnessError(f"git cannot fetch {what or arguments[0]}: {redacted(reason)}")
-    return done.stdout.strip()
+    return result.stdout.strip()
 
 
 def _git_environment() -> dict[str, str]:

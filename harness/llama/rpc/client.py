@@ -108,9 +108,11 @@ class _Connection:
         except asyncio.IncompleteReadError as error:
             if error.partial:
                 raise ProtocolError(f"a reply that ends after {error.partial!r}") from None
-            raise RpcError(BackendStatus.STRANGER, f"{self._endpoint} hung up") from None
+            raise RpcError(BackendStatus.STRANGER, f"{self._endpoint} closed the connection") from None
         except ConnectionError as error:
-            raise RpcError(BackendStatus.STRANGER, f"{self._endpoint} hung up: {error!r}") from None
+            raise RpcError(
+                BackendStatus.STRANGER, f"{self._endpoint} closed the connection: {error!r}"
+            ) from None
 
 
 @asynccontextmanager
@@ -144,8 +146,8 @@ async def ask(host: str, port: int, *, connect_s: float = CONNECT_S, reply_s: fl
 
     Raises:
         RpcError: CLOSED: nothing listens; SILENT: no connection in time; BUSY: connected, and no reply: it
-            serves another client, or is stopped; STRANGER: it closed the connection instead of answering.
-        ProtocolError: something else than rpc-server answers.
+            serves another client, or is stopped; STRANGER: it closed the connection instead of answering, or
+            its answer is not that of an rpc-server.
     """
     whole_s = len(HELLO_PAYLOADS) * (connect_s + reply_s)
     try:
@@ -156,6 +158,8 @@ async def ask(host: str, port: int, *, connect_s: float = CONNECT_S, reply_s: fl
                 if error.status is not BackendStatus.STRANGER:
                     raise
                 return await _introduce(host, port, HELLO_PAYLOADS[1], connect_s, reply_s)
+    except ProtocolError as error:
+        raise RpcError(BackendStatus.STRANGER, f"no rpc-server: {error}") from None
     except TimeoutError:
         raise RpcError(BackendStatus.BUSY, f"{host}:{port} was not done after {whole_s:g} s") from None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.llama.rpc.client import CONNECT_S, REPLY_S, BackendInfo, BackendStatus, RpcError, ask
-from harness.llama.rpc.messages import ProtocolError, Version
+from harness.llama.rpc.messages import Version
 from harness.settings import RPC_PORT
 
 
@@ -71,9 +71,8 @@ async def probe(
     try:
         info = await ask(host, port, connect_s=connect_s, reply_s=reply_s)
     except RpcError as error:
-        return result(error.status, f"{error}{_MEANING.get(error.status, '')}")
-    except ProtocolError as error:
-        return result(BackendStatus.STRANGER, f"no rpc-server: {error}")
+        busy = error.status is BackendStatus.BUSY
+        return result(error.status, f"{error}{_BUSY if busy else ''}")
     if expected is not None and not info.version.serves(expected):
         reason = f"speaks protocol {info.version}, our coordinator {expected}"
         return result(BackendStatus.WRONG_VERSION, reason, info)
@@ -84,10 +83,7 @@ MAX_ADDRESSES = 1024
 """Addresses probed at most, unless more are allowed."""
 _AT_ONCE = 512
 """Connections that are open at a time."""
-_MEANING = {
-    BackendStatus.BUSY: ": it serves another client, or is stopped",
-    BackendStatus.STRANGER: " on a HELLO",
-}
+_BUSY = ": it serves another client, or is stopped"
 
 
 @dataclass(frozen=True)

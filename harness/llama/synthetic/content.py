@@ -74,8 +74,8 @@ def random_pool(kind: GGMLQuantizationType, rng: np.random.Generator, size: int 
         np.frombuffer(rng.bytes(size // block_bytes * block_bytes), np.uint8).reshape(-1, block_bytes).copy()
     )
     if kind is T.TQ2_0:
-        threes = rng.integers(0, 3, (len(blocks), _TERNARY_QUANTS, 4), dtype=np.uint8)
-        blocks[:, :_TERNARY_QUANTS] = (threes << np.array([0, 2, 4, 6], np.uint8)).sum(axis=2, dtype=np.uint8)
+        digits = rng.integers(0, 3, (len(blocks), _TERNARY_QUANTS, 4), dtype=np.uint8)
+        blocks[:, :_TERNARY_QUANTS] = (digits << np.array([0, 2, 4, 6], np.uint8)).sum(axis=2, dtype=np.uint8)
     _set_scales(kind, blocks, 1.0)
     sample = dequantize(blocks[:4096], kind)
     _set_scales(kind, blocks, WEIGHT_STD / float(sample.std()))

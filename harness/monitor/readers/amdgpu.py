@@ -25,7 +25,7 @@ _UNKNOWN = (1 << 64) - 1
 """What the driver fills in where a board has no such figure."""
 _HEADER = struct.Struct("<HBB")
 _INDEPENDENT_STATUS = {(1, 3): 112}
-"""Where ``indep_throttle_status`` (64 bits) lies in gpu_metrics, by format and content revision."""
+"""Where ``indep_throttle_status`` (64 bits) is in gpu_metrics, by format and content revision."""
 
 
 def amdgpu_cards(sys: Path = SYS) -> list[Path]:

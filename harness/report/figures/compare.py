@@ -75,11 +75,11 @@ def compare_figure(changes: Sequence[Change]) -> Picture | None:
         ax.set_xlabel("after / before (ratio of medians, 95% interval)")
         return figure
 
-    spoken = "; ".join(
+    alt = "; ".join(
         f"{change.figure.label}, {change.what}: {digits(change.difference.ratio)}, {change.verdict}"
         for change in drawn
     )
-    return draw_picture("compare", "Figures after over before", f"{spoken}.", draw)
+    return draw_picture("compare", "Figures after over before", f"{alt}.", draw)
 
 
 def _bounds(change: Change) -> tuple[float, float] | None:
@@ -96,7 +96,7 @@ def _limits(drawn: Sequence[Change]) -> tuple[float, float]:
 def _ticks(low: float, high: float) -> list[float]:
     """Those of the finest scale that reaches to both limits and has nine or fewer between them."""
     for scale in TICKS:
-        kept = [tick for tick in scale if low <= tick <= high]
-        if len(kept) <= 9 and scale[0] <= low * 1.1 and high <= scale[-1] * 1.1:
+        ticks = [tick for tick in scale if low <= tick <= high]
+        if len(ticks) <= 9 and scale[0] <= low * 1.1 and high <= scale[-1] * 1.1:
             break
-    return kept
+    return ticks

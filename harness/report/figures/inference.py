@@ -60,12 +60,12 @@ def inference_figure(stages: Sequence[StageRow]) -> Picture:
         _strips(axes[2], [_spread_values(s.server) for s in drawn], filled=False)
         return figure
 
-    spoken = "; ".join(
+    alt = "; ".join(
         f"{s.label}: median TTFT {seconds(_median(s.ttft))}, ITL {seconds(_median(s.itl))}, "
         f"{rate(_median(s.client))}"
         for s in drawn
     )
-    return draw_picture("inference", "Time to first token, gaps and decode rate", f"{spoken}.", draw)
+    return draw_picture("inference", "Time to first token, gaps and decode rate", f"{alt}.", draw)
 
 
 def _spread_values(spread: Spread | None) -> Sequence[float]:
@@ -84,9 +84,9 @@ def _strips(ax: Axes, rows: Sequence[Sequence[float]], *, filled: bool) -> None:
         ordered = np.sort(np.asarray(values, dtype=float))
         few = len(ordered) <= FEW_DOTS
         if not filled:
-            shown = ordered if few else ordered[[0, len(ordered) // 2, -1]]
-            heights = np.full(len(shown), place + 0.26)
-            ax.scatter(shown, heights, 30, marker="D", facecolors="none", edgecolors=SWAP, linewidths=1.3)
+            marked = ordered if few else ordered[[0, len(ordered) // 2, -1]]
+            heights = np.full(len(marked), place + 0.26)
+            ax.scatter(marked, heights, 30, marker="D", facecolors="none", edgecolors=SWAP, linewidths=1.3)
             continue
         if few:
             spread = 0.0 if len(ordered) == 1 else 0.17
@@ -110,8 +110,8 @@ def _thinned(ordered: Values) -> Values:
     """At most ``MOST_TICKS`` of the sorted values, the extremes among them."""
     if len(ordered) <= MOST_TICKS:
         return ordered
-    kept: Values = ordered[np.linspace(0, len(ordered) - 1, MOST_TICKS).round().astype(int)]
-    return kept
+    thinned: Values = ordered[np.linspace(0, len(ordered) - 1, MOST_TICKS).round().astype(int)]
+    return thinned
 
 
 def _value_axis(ax: Axes, rows: Sequence[Sequence[float]], canvas: Canvas) -> None:
@@ -161,12 +161,14 @@ class Panel:
 
 def scaling_panels(stages: Sequence[StageRow]) -> list[Panel]:
     """The panels for which there are at least two prompt lengths, or two numbers of requests at once."""
-    length, crowd = "prompt (tokens)", "requests at once"
+    length, concurrency = "prompt (tokens)", "requests at once"
     candidates = [
         Panel(length, "time to first token (s)", _series(stages, True, lambda stage: stage.ttft)),
         Panel(length, "decode rate (tokens/s)", _series(stages, True, lambda stage: stage.client)),
-        Panel(crowd, "output of all (tokens/s)", _series(stages, False, lambda stage: stage.output_rate)),
-        Panel(crowd, "time to first token (s)", _series(stages, False, lambda stage: stage.ttft)),
+        Panel(
+            concurrency, "output of all (tokens/s)", _series(stages, False, lambda stage: stage.output_rate)
+        ),
+        Panel(concurrency, "time to first token (s)", _series(stages, False, lambda stage: stage.ttft)),
     ]
     return [panel for panel in candidates if panel.series]
 
@@ -197,12 +199,12 @@ def scaling_figure(drawn: Sequence[Panel]) -> Picture | None:
         )  # fmt: skip
         return figure
 
-    spoken = "; ".join(
+    alt = "; ".join(
         f"{panel.y} by {panel.x}, {name}: " + ", ".join(f"{p.x}: {p.y:.3g}" for p in points)
         for panel in drawn
         for name, points in panel.series.items()
     )
-    return draw_picture("scaling", "Speed by prompt length and by requests at once", f"{spoken}.", draw)
+    return draw_picture("scaling", "Speed by prompt length and by requests at once", f"{alt}.", draw)
 
 
 def _series(
@@ -257,8 +259,8 @@ def soak_figure(soaks: Sequence[SoakRow]) -> Picture | None:
         grid = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
         for ax, row in zip(grid, drawn, strict=True):
             rates = np.asarray(row.rates)
-            kept = rates[np.unique(np.linspace(0, len(rates) - 1, MOST_DOTS).astype(int))]
-            ax.scatter(kept[:, 0] / 60, kept[:, 1], s=14, color=ACCENT, alpha=0.7, linewidths=0)
+            dots = rates[np.unique(np.linspace(0, len(rates) - 1, MOST_DOTS).astype(int))]
+            ax.scatter(dots[:, 0] / 60, dots[:, 1], s=14, color=ACCENT, alpha=0.7, linewidths=0)
             ax.axhline(float(np.median(rates[:, 1])), color=INK, linewidth=1.2)
             ax.set_xlim(0, max(row.took_s, 1.0) / 60)
             ax.set_ylim(0, float(rates[:, 1].max()) * 1.2)
@@ -267,9 +269,9 @@ def soak_figure(soaks: Sequence[SoakRow]) -> Picture | None:
         figure.supylabel("decode rate (tokens/s)", fontsize=11.5)
         return figure
 
-    spoken = "; ".join(
+    alt = "; ".join(
         f"{row.trial}: {len(row.rates)} requests in {seconds(row.took_s)}, "
         f"median {rate(float(np.median([value for _, value in row.rates])))}"
         for row in drawn
     )
-    return draw_picture("soak", "Decode rate over each soak", f"{spoken}.", draw)
+    return draw_picture("soak", "Decode rate over each soak", f"{alt}.", draw)

@@ -43,8 +43,8 @@ def load_figure(rows: Sequence[LoadRow]) -> Picture:
         ax.grid(axis="y", visible=False)
         return figure
 
-    spoken = "; ".join(f"{row.label}: {seconds(row.load_s)}" for row in drawn)
-    return draw_picture("load", "Load time in phases", f"{spoken}.", draw)
+    alt = "; ".join(f"{row.label}: {seconds(row.load_s)}" for row in drawn)
+    return draw_picture("load", "Load time in phases", f"{alt}.", draw)
 
 
 def _load_bar(ax: Axes, place: int, row: LoadRow, canvas: Canvas, longest: float) -> None:

@@ -99,14 +99,14 @@ def node_colour(nodes: list[str], name: str) -> str:
     return NODES[nodes.index(name) % len(NODES)]
 
 
-def _to_svg(figure: Figure, prefix: str, title: str, spoken: str) -> str:
+def _to_svg(figure: Figure, prefix: str, title: str, alt: str) -> str:
     """The figure as an ``<svg>`` element for a page that holds others.
 
     Args:
         figure: drawn under :data:`STYLE`.
         prefix: unique in the page; put before every identifier that the figure refers to.
         title: its name, of a few words.
-        spoken: what it shows, in words, for those who cannot see it.
+        alt: what it shows, in words, for those who cannot see it.
     """
     stream = io.StringIO()
     FigureCanvasSVG(figure)
@@ -122,9 +122,7 @@ def _to_svg(figure: Figure, prefix: str, title: str, spoken: str) -> str:
     width = round(float(view.group(1))) if view else 0
     head = f'<svg class="plot" role="img" aria-labelledby="{prefix}-title {prefix}-desc"'
     box = view.group(0) if view else ""
-    named = (
-        f'<title id="{prefix}-title">{_words(title)}</title><desc id="{prefix}-desc">{_words(spoken)}</desc>'
-    )
+    named = f'<title id="{prefix}-title">{_words(title)}</title><desc id="{prefix}-desc">{_words(alt)}</desc>'
     return f'{head} style="max-width:{width}px" {box}>{named}{text[text.index(">") + 1 :]}'.strip()
 
 
@@ -179,19 +177,18 @@ class Picture:
     narrow: str
 
 
-def draw_picture(prefix: str, title: str, spoken: str, draw: Callable[[Canvas], Figure]) -> Picture:
+def draw_picture(prefix: str, title: str, alt: str, draw: Callable[[Canvas], Figure]) -> Picture:
     """Draw a figure for both widths.
 
     Args:
         prefix: unique in the page.
         title: the figure's accessible name.
-        spoken: its figures in words, for those who cannot see it.
+        alt: its figures in words, for those who cannot see it.
         draw: makes the figure for a width.
     """
     with _matplotlib_style():
         svgs = [
-            _to_svg(draw(canvas), f"figure-{prefix}-{canvas.name}", title, spoken)
-            for canvas in (WIDE, NARROW)
+            _to_svg(draw(canvas), f"figure-{prefix}-{canvas.name}", title, alt) for canvas in (WIDE, NARROW)
         ]
     return Picture(*svgs)
 

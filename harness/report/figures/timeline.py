@@ -87,11 +87,11 @@ def memory_figure(run: RunData, rows: Sequence[PeakRow]) -> Picture:
         figure.supylabel("memory (GiB)", fontsize=11.5)
         return figure
 
-    spoken = "; ".join(
+    alt = "; ".join(
         f"{row.node}: peak {size(row.peak_used)} of {size(row.total)}, node swap {swap(row.node_swap)}"
         for row in rows
     )
-    return draw_picture("memory", "Memory and swap of each node over time", f"{spoken}.", draw)
+    return draw_picture("memory", "Memory and swap of each node over time", f"{alt}.", draw)
 
 
 def _memory_row(ax: Axes, run: RunData, row: PeakRow, canvas: Canvas) -> None:
@@ -134,12 +134,12 @@ def pressure_figure(run: RunData, rows: Sequence[PressureRow]) -> Picture | None
     def share(row: PressureRow, figure: str) -> str:
         return percent((row.highest[figure] or 0) / 100, signed=False)
 
-    spoken = "; ".join(
+    alt = "; ".join(
         f"{row.node}: a task waited for memory up to {share(row, 'memory_some')} of the time, "
         f"every task up to {share(row, 'memory_full')}"
         for row in drawn
     )
-    return draw_picture("pressure", "Pressure on each node over time", f"{spoken}.", draw)
+    return draw_picture("pressure", "Pressure on each node over time", f"{alt}.", draw)
 
 
 def _rows(

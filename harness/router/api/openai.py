@@ -1,6 +1,5 @@
 """The OpenAI API, ``/v1``: every server here speaks it, so bytes in and bytes out."""
 
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -13,8 +12,8 @@ from harness.router.http.disconnect import read_body, while_connected
 from harness.router.http.json_body import Json, dump, model_of, parse_answer, parse_object, respond
 from harness.router.models.catalogue import Catalogue
 from harness.router.proxy.proxy import Proxy
-from harness.router.proxy.stream import RelayedStream, whole_lines
-from harness.router.proxy.upstream import UpstreamRequest, UpstreamResponse, client_error
+from harness.router.proxy.stream import RelayedStream, lines_or_error
+from harness.router.proxy.upstream import client_error
 
 _SSE = "text/event-stream"
 _OWNER = "llama-harness"
@@ -57,16 +56,8 @@ class OpenAiApi:
                 ):
                     raise error
                 return Response(whole, answer.status, call.headers, media_type)
-            stream = self._relay(call, answer)
+            stream = lines_or_error(self.proxy.relay(call, answer), _error_event)
             return RelayedStream(stream, answer.status, call.headers, media_type, resources=stack.pop_all())
-
-    async def _relay(self, call: UpstreamRequest, answer: UpstreamResponse) -> AsyncIterator[bytes]:
-        try:
-            async for piece in whole_lines(self.proxy.relay(call, answer)):
-                yield piece
-        except RouterError as error:
-            # The empty line first ends an event that the server began.
-            yield b"\ndata: " + dump(error.body()) + b"\n\n"
 
     async def models(self, request: Request) -> Response:
         return respond({"object": "list", "data": await self._models()})
@@ -80,6 +71,11 @@ class OpenAiApi:
     async def _models(self) -> list[Json]:
         created = {file.name: file.modified_ns // 10**9 for file in await self.catalogue.list_files()}
         return [_entry(name, created.get(name, 0)) for name in await self.proxy.resolver.models()]
+
+
+def _error_event(error: RouterError) -> bytes:
+    # The empty line first ends an event that the server began.
+    return b"\ndata: " + dump(error.body()) + b"\n\n"
 
 
 def _entry(name: str, created_s: int) -> Json:

@@ -178,7 +178,7 @@ class CoordinatorInstance:
     def save(self) -> None:
         """Write ``start.json`` beside the log: argv, plan, timings, signals, exit, diagnosis.
 
-        Where it cannot be written the router goes on: the state is in memory too.
+        If it cannot be written, the router continues: the state is in memory too.
         """
         if not self.folder.is_dir():
             return

@@ -21,7 +21,7 @@ from harness.router.supervisor import TaskSupervisor
 
 _KILL_WAIT_S = 10
 _SECOND_SIGNAL_S = 2.0
-"""Builds since 11434 that are told to stop amid a request wait for ever; a second signal ends them."""
+"""Builds since 11434 wait for ever after a stop signal during a request; a second signal ends them."""
 _SLOTS_WAIT_S = 0.5
 _DRAIN_POLL_S = 0.2
 """A drain may be given less time while it waits."""
@@ -128,7 +128,7 @@ class Launcher:
             busy = await self._busy_after_drain(instance) if instance.ready_s is not None else 0
         except BaseException:
             if instance.running:
-                # Not signalled yet: it goes on as before.
+                # Not signalled yet: it continues as before.
                 instance.state.phase, instance.drain_until_s = phase, math.inf
             raise
         instance.signal(signal, reason, busy=busy)

@@ -17,7 +17,6 @@ from harness.llama.gguf import GgufModel
 from harness.llama.ollama_storage import same_model
 from harness.llama.releases.catalogue import installed_build
 from harness.llama.rpc.client import RpcError, ask
-from harness.llama.rpc.messages import ProtocolError
 from harness.monitor.sample import RPC_SERVERS, Sample
 from harness.planner.device_capacity import DeviceCapacity
 from harness.planner.memory import compute_buffers, learn, load_shape, with_buffers
@@ -201,7 +200,7 @@ class Planner:
             return
         sizes = [gpu.memory_total_bytes for gpu in sample.gpus if gpu.memory_total_bytes] if sample else []
         if not sizes and backend.endpoint not in {*self._accelerators, *connected_endpoints()}:
-            with suppress(RpcError, ProtocolError):
+            with suppress(RpcError):
                 devices = (await ask(backend.address, backend.port)).devices
                 sizes = [device.total_bytes for device in devices]
         if sizes:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from harness.common.sockets import has_connection
 from harness.llama.rpc.client import BackendStatus, RpcError, ask
-from harness.llama.rpc.messages import ProtocolError
 from harness.monitor.backend_state import State, backend_state
 from harness.monitor.sample import RPC_SERVERS, Sample
 from harness.router.config import Backend
@@ -50,8 +49,8 @@ class BackendWatch:
                 return f"{backend.node}: {state.reason}"
         try:
             await ask(backend.address, backend.port, reply_s=_REPLY_S)
-        except (RpcError, ProtocolError) as error:
-            if isinstance(error, RpcError) and error.status is BackendStatus.CLOSED:
+        except RpcError as error:
+            if error.status is BackendStatus.CLOSED:
                 return f"{backend.node}: nobody listens on {backend.endpoint}"
             return f"{backend.node}: {error}"
         return None

@@ -1,6 +1,6 @@
 """Streamed responses: bytes of an upstream on their way to the client."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
 
 from starlette.responses import StreamingResponse
@@ -54,6 +54,17 @@ async def whole_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             rest += chunk
     if rest:
         yield rest
+
+
+async def lines_or_error(
+    chunks: AsyncIterator[bytes], error_line: Callable[[RouterError], bytes]
+) -> AsyncIterator[bytes]:
+    """The whole lines of a stream; if it breaks, the error as its last line."""
+    try:
+        async for lines in whole_lines(chunks):
+            yield lines
+    except RouterError as error:
+        yield error_line(error)
 
 
 class Events:

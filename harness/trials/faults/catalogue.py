@@ -42,7 +42,7 @@ FAULTS: dict[str, type[Fault]] = {
 
 
 def cause_of(step: FaultStep) -> FailureClass | None:
-    """What a diagnosis must come to; None where the fault is no failure, as a slow link."""
+    """The class that a diagnosis must have; None where the fault is no failure, such as a slow link."""
     cause = step.expected or FAULTS[step.fault].expected
     return None if cause is FailureClass.UNKNOWN else cause
 

@@ -36,7 +36,7 @@ class Injected:
     time_ns: int
     """UTC on the control machine, when the injection began."""
     expected: FailureClass
-    """The class that a diagnosis must come to."""
+    """The class that a diagnosis must have."""
     signals: tuple[Signal, ...] = ()
     """Signals that were sent to the coordinator; a diagnosis counts them among our own."""
     undone_ns: int | None = None
@@ -109,13 +109,13 @@ async def run_as_root(node: Node, *argv: str, stdin: str = "", deadline_s: float
     Raises:
         HarnessError: it failed, or the node is unreachable.
     """
-    done = await run_on(node, *argv, stdin=stdin, deadline_s=deadline_s, root=True)
-    if done.returncode != 0:
-        output = " ".join((done.stderr or done.stdout).split()) or "no output"
+    result = await run_on(node, *argv, stdin=stdin, deadline_s=deadline_s, root=True)
+    if result.returncode != 0:
+        output = " ".join((result.stderr or result.stdout).split()) or "no output"
         raise HarnessError(
-            f"{node.name}: '{' '.join(argv[:3])}' failed with exit status {done.returncode}: {output}"
+            f"{node.name}: '{' '.join(argv[:3])}' failed with exit status {result.returncode}: {output}"
         )
-    return done.stdout
+    return result.stdout
 
 
 async def reset_failed(node: Node, unit: str = RPC_UNIT) -> None:
@@ -129,8 +129,8 @@ async def main_pid(node: Node, unit: str = RPC_UNIT) -> int:
     Raises:
         HarnessError: the unit does not run.
     """
-    shown = await run_as_root(node, "systemctl", "show", "--property=MainPID", "--value", unit)
-    pid = int(shown.strip() or 0)
+    output = await run_as_root(node, "systemctl", "show", "--property=MainPID", "--value", unit)
+    pid = int(output.strip() or 0)
     if pid == 0:
         raise HarnessError(f"{node.name}: {unit} does not run; see 'systemctl status {unit}' there")
     return pid
@@ -146,8 +146,8 @@ async def ensure_serving(node: Node) -> None:
     await run_as_root(node, "systemctl", "start", RPC_UNIT)
     port = node.rpc_endpoint.rpartition(":")[2]
     script = ("sh", "-s", "--", port, RPC_UNIT, str(_SERVES_WITHIN_S * 5))
-    done = await run_on(node, *script, stdin=_UNTIL_IT_SERVES, deadline_s=_SERVES_WITHIN_S * 2, root=True)
-    if done.returncode != 0:
+    result = await run_on(node, *script, stdin=_UNTIL_IT_SERVES, deadline_s=_SERVES_WITHIN_S * 2, root=True)
+    if result.returncode != 0:
         raise HarnessError(
             f"{node.name}: {RPC_UNIT} does not listen on {node.rpc_endpoint} {_SERVES_WITHIN_S} s after "
             f"its start: see 'journalctl -u {RPC_UNIT}' there"

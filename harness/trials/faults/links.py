@@ -88,9 +88,9 @@ table inet {TABLE} {{
     await run_as_root(node, "nft", "-f", "-", stdin=ruleset)
 
 
-async def _lift(node: Node, lab: LabSpec | None, mend: Callable[[LabSpec, str], object]) -> None:
+async def _lift(node: Node, lab: LabSpec | None, restore: Callable[[LabSpec, str], object]) -> None:
     if lab is not None:
-        await asyncio.to_thread(mend, lab, node.name)
+        await asyncio.to_thread(restore, lab, node.name)
         return
     await run_on(node, "nft", "delete", "table", "inet", TABLE, root=True)
     await run_on(node, "systemctl", "stop", f"{GUARD}.timer", root=True)

@@ -53,7 +53,7 @@ class FreezeBackend(Fault):
 
 @dataclass
 class KillCoordinator(Fault):
-    """kill -9 of the coordinator, on the head node; the router is not told."""
+    """kill -9 of the coordinator, on the head node; the router does not know."""
 
     kind = "kill-coordinator"
     expected = FailureClass.STOPPED_BUSY

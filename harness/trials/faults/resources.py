@@ -1,4 +1,4 @@
-"""Memory and disk space taken away: from the whole machine in a lab, from the backend's unit elsewhere."""
+"""Memory and disk space reduced: of the whole machine in a lab, from the backend's unit elsewhere."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class SqueezeMemory(Fault):
     expected = FailureClass.OOM_KILLED
 
     headroom_bytes: int = 32 << 20
-    """What may still be taken beside what is held now."""
+    """Bytes that may be used in addition to those in use now."""
     lab: LabSpec | None = None
     before: dict[str, str] = field(default_factory=dict, init=False)
 
@@ -38,8 +38,8 @@ class SqueezeMemory(Fault):
 
     async def _hold_unit(self) -> str:
         wanted = ",".join(("MemoryCurrent", *_PROPERTIES))
-        shown = await run_as_root(self.node, "systemctl", "show", f"--property={wanted}", RPC_UNIT)
-        values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+        output = await run_as_root(self.node, "systemctl", "show", f"--property={wanted}", RPC_UNIT)
+        values = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
         if not values.get("MemoryCurrent", "").isdigit():
             raise HarnessError(
                 f"{self.node.name}: systemd does not count its units' memory; that needs cgroup version 2"

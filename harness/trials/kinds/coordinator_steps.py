@@ -95,7 +95,7 @@ async def ended_state(ctx: Context, *, late: bool = False) -> CoordinatorState |
     return state
 
 
-def any_late(sent: Sequence[Request]) -> bool:
+def any_timed_out(sent: Sequence[Request]) -> bool:
     """Whether a request had no end by its deadline."""
     return any(request.error is not None and request.error.startswith("no end within") for request in sent)
 
@@ -105,7 +105,7 @@ def diagnose_requests(state: CoordinatorState | None, sent: Sequence[Request], w
     if state and state.diagnosis:
         return state.diagnosis
     return Diagnosis(
-        failure_class=FailureClass.HUNG if any_late(sent) else FailureClass.UNKNOWN,
+        failure_class=FailureClass.HUNG if any_timed_out(sent) else FailureClass.UNKNOWN,
         evidence=[Evidence(source="requests", line=wrong)],
         confidence=Confidence.POSSIBLE,
         advice="Read the coordinator's log and the journals of the backends in the run's logs folder.",

@@ -74,7 +74,7 @@ async def diagnose_waiting(ctx: Context, state: CoordinatorState) -> None:
     evidence = await _node_evidence(ctx, state, since_ns, WINDOW_S)
     backends = [node.name for node in ctx.inventory.backends]
     pressure = ctx.sampler.series.windows(backends, since_ns, time.time_ns())
-    nodes = {name: replace(one, pressure=pressure.get(name, ())) for name, one in evidence.items()}
+    nodes = {name: replace(node, pressure=pressure.get(name, ())) for name, node in evidence.items()}
     diagnosis = classify(
         coordinator_inputs(state, ctx.inventory.head.name, _log(ctx, state), nodes, waiting=True)
     )
@@ -87,14 +87,14 @@ async def diagnose_waiting(ctx: Context, state: CoordinatorState) -> None:
 
 async def diagnose_ready(ctx: Context, state: CoordinatorState) -> Diagnosis | None:
     """What is wrong around a coordinator though it answers: other builds, caches without room."""
-    looks = await inspect_nodes(_nodes(ctx))
+    inspections = await inspect_nodes(_nodes(ctx))
     diagnosis = classify(
         Inputs(
             node=ctx.inventory.head.name,
             running=True,
             argv=state.argv,
-            builds=builds(looks),
-            full_disks=full_disks(looks),
+            builds=builds(inspections),
+            full_disks=full_disks(inspections),
             expect_distributed=False,
         )
     )
@@ -136,12 +136,12 @@ async def _node_evidence(
         window_s: how long the CPU time of the processes is measured.
     """
     nodes = _nodes(ctx)
-    looks = await inspect_nodes(nodes, window_s)
-    reached = [node for node in nodes if node.name in reachable(looks)]
+    inspections = await inspect_nodes(nodes, window_s)
+    reached = [node for node in nodes if node.name in reachable(inspections)]
     journals = await asyncio.gather(*(_journal(ctx, node, since_ns) for node in reached))
     journal_of = dict(zip((node.name for node in reached), journals, strict=True))
-    build_of, disk_of = builds(looks), full_disks(looks)
-    backend_of = _backends(ctx, state, looks, window_s)
+    build_of, disk_of = builds(inspections), full_disks(inspections)
+    backend_of = _backends(ctx, state, inspections, window_s)
     return {
         node.name: NodeEvidence(
             journal=journal_of.get(node.name, ()),
@@ -155,7 +155,7 @@ async def _node_evidence(
 
 
 def _backends(
-    ctx: Context, state: CoordinatorState, looks: Inspections, window_s: float
+    ctx: Context, state: CoordinatorState, inspections: Inspections, window_s: float
 ) -> dict[str, BackendSnapshot]:
     """The backends of the coordinator's plan, as their nodes show them."""
     planned = {share.node for share in state.plan.shares} if state.plan else None
@@ -163,7 +163,7 @@ def _backends(
     last = {node.name: ctx.sampler.series.last_ns(node.name) for node in nodes}
     now_ns = time.time_ns()
     silent_s = {name: (now_ns - ns) / 1e9 for name, ns in last.items() if ns}
-    return backend_evidence(looks, nodes, silent_s, window_s)
+    return backend_evidence(inspections, nodes, silent_s, window_s)
 
 
 async def _journal(ctx: Context, node: Node, since_ns: int) -> list[str]:

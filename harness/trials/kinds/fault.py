@@ -48,8 +48,8 @@ class Observation:
 
     def best(self, cause: FailureClass | None) -> Diagnosis | None:
         """The diagnosis that names the cause, if one does; else the coordinator's, else the backend's."""
-        diagnoses = [one for one in (self.coordinator, self.backend) if one]
-        return next((one for one in diagnoses if one.failure_class == cause), next(iter(diagnoses), None))
+        diagnoses = [diagnosis for diagnosis in (self.coordinator, self.backend) if diagnosis]
+        return next((d for d in diagnoses if d.failure_class == cause), next(iter(diagnoses), None))
 
 
 async def run_fault(ctx: Context, trial: str, step: FaultStep) -> TrialResult:

@@ -8,7 +8,7 @@ from harness.contracts.run_records import Outcome
 from harness.diagnosis.node_conditions import find_thrash
 from harness.runs.metrics import summarise
 from harness.trials.context import Context, TrialResult, grade
-from harness.trials.kinds.coordinator_steps import any_late, diagnose_requests, ended_state
+from harness.trials.kinds.coordinator_steps import any_timed_out, diagnose_requests, ended_state
 from harness.trials.load_generator.requests import goodput, measure, shortfall
 from harness.trials.profile.base_step import stated
 from harness.trials.profile.steps import COUNTS, InferenceStep, PoolStep
@@ -32,7 +32,7 @@ async def run_inference(ctx: Context, trial: str, step: InferenceStep) -> TrialR
     if ctx.loaded is None or ctx.loaded.request.model != step.model:
         return TrialResult(Outcome.SKIPPED, f"{step.model} is not loaded", step.expected)
     started_ns = time.time_ns()
-    sent, hopeless = await measure(ctx, trial, step, step.repeats, step.concurrency)
+    sent, thrash = await measure(ctx, trial, step, step.repeats, step.concurrency)
     metrics = summarise(sent, stated(step.limits))
     metrics |= {name: float(getattr(step, name)) for name in COUNTS}
     wrong = shortfall(step, sent, route="coordinator", repeats=step.repeats)
@@ -43,15 +43,15 @@ async def run_inference(ctx: Context, trial: str, step: InferenceStep) -> TrialR
             wrong = "the coordinator that was loaded has ended: another one answered"
     if wrong:
         # An error may be the coordinator's end: the router then knows of it within seconds.
-        state = await ended_state(ctx, late=any_late(sent))
+        state = await ended_state(ctx, late=any_timed_out(sent))
     ended_ns = time.time_ns()
     await ctx.sampler.caught_up(ended_ns)
     names = [node.name for node in ctx.inventory.backends]
     thrash = find_thrash(ctx.sampler.series.windows(names, started_ns, ended_ns))
     answer = wrong or _figures(metrics) + _waiting(ctx.loaded.request.parallel, step.concurrency)
-    diagnosis = hopeless or (diagnose_requests(state, sent, wrong) if wrong else None)
-    if hopeless:
-        answer = "; ".join(f"{evidence.source}: {evidence.line}" for evidence in hopeless.evidence)
+    diagnosis = thrash or (diagnose_requests(state, sent, wrong) if wrong else None)
+    if thrash:
+        answer = "; ".join(f"{evidence.source}: {evidence.line}" for evidence in thrash.evidence)
     if diagnosis is None and thrash is not None:
         answer += f"; thrashed: {thrash.evidence[0].source}: {thrash.evidence[0].line}"
         diagnosis = thrash if step.expected is FailureClass.SWAP_THRASH else None

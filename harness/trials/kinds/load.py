@@ -19,7 +19,7 @@ from harness.router_client.client import RouterRefusedError
 from harness.tensor_cache.client import make_cold
 from harness.trials.context import Context, Loaded, TrialResult, grade, load_key
 from harness.trials.kinds.coordinator_steps import (
-    any_late,
+    any_timed_out,
     diagnose_requests,
     ended_state,
     keep_log,
@@ -45,7 +45,7 @@ WARM_SHARE = 0.5
 
 
 async def run_load(ctx: Context, trial: str, step: LoadStep) -> TrialResult:
-    """Unload what is up, make the caches what the step says, load, and prove it with one token."""
+    """Unload the loaded model, prepare the caches as the step says, load, and request one token."""
     nodes = ctx.backends(step.nodes)
     if nodes is None:
         return TrialResult(Outcome.SKIPPED, too_few_backends(ctx, step.nodes), step.expected)
@@ -56,17 +56,17 @@ async def run_load(ctx: Context, trial: str, step: LoadStep) -> TrialResult:
     if step.repeats_split:
         # A starved load keeps the split made before the node shrank.
         request = request.model_copy(update={"plan": ctx.plans.get(key)})
-    ctx.say("unloading what is up")
+    ctx.say("unloading the loaded model")
     await stop(ctx, trial)
     details: dict[str, Any] = {"cache": step.cache, "nodes": [node.name for node in nodes]}
     if step.cache == "cold":
         ctx.say("emptying caches")
         path = str(ctx.models[step.model]["path"])
         details["made_cold"] = await make_cold(ctx.inventory.backends, ctx.inventory.head, path)
-        for node, done in details["made_cold"].items():
-            for file, kept in done["resident_after"].items():
-                if kept:
-                    message = f"{kept / 2**20:,.0f} MiB of {file} stayed in the page cache of a cold load"
+        for node, result in details["made_cold"].items():
+            for file, resident in result["resident_after"].items():
+                if resident:
+                    message = f"{resident / 2**20:,.0f} MiB of {file} stayed in the page cache of a cold load"
                     ctx.warn(node, message, trial)
     if step.starve:
         ctx.limit_memory(step.starve.node, step.starve.memory)
@@ -114,7 +114,7 @@ def _skipped(ctx: Context, step: LoadStep, key: str) -> str | None:
             f"a warm load of {step.model} needs an earlier one over the same nodes in this run; none came up"
         )
     if step.starve and ctx.lab is None:
-        return "only a lab's node can be starved, and this inventory names no lab that is up on this computer"
+        return "only a lab's node can be starved, and this inventory names no lab that runs on this computer"
     return None
 
 
@@ -181,7 +181,7 @@ async def _canary(
     )
     ctx.run.append_request(canary)
     if canary.error:
-        ended = await ended_state(ctx, late=any_late([canary]))
+        ended = await ended_state(ctx, late=any_timed_out([canary]))
         return ended or state, diagnose_requests(ended, [canary], f"one-token canary: {canary.error}")
     if state.timings and canary.token_ns:
         state.timings.canary_ns = ctx.clocks.to_node(ctx.inventory.head.name, canary.token_ns[0])

@@ -8,7 +8,13 @@ from harness.contracts.run_records import Outcome, Request
 from harness.router_client.chat_stream import ChatRequest
 from harness.router_client.client import RouterRefusedError
 from harness.trials.context import Context, TrialResult, grade
-from harness.trials.kinds.coordinator_steps import any_late, diagnose_requests, ended_state, keep_log, stop
+from harness.trials.kinds.coordinator_steps import (
+    any_timed_out,
+    diagnose_requests,
+    ended_state,
+    keep_log,
+    stop,
+)
 from harness.trials.kinds.load import refused, too_few_backends, undistributed
 from harness.trials.profile.steps import ParityStep
 
@@ -85,7 +91,7 @@ async def run_parity(ctx: Context, trial: str, step: ParityStep) -> TrialResult:
         )
         ctx.run.append_request(answer)
         if wrong := _wrong(answer, step):
-            ended = await ended_state(ctx, late=any_late([answer]))
+            ended = await ended_state(ctx, late=any_timed_out([answer]))
             return grade(wrong, step.expected, diagnose_requests(ended, [answer], wrong), ended)
         answers.append(answer)
         await keep_log(ctx, state)
@@ -127,9 +133,9 @@ def _compare_answers(
         answer = "the tokens with an id are the same, the text is not"
     else:
         place = parity.equal
-        one, other = ([*map(str, answer.token_ids), "nothing"][place] for answer in answers)
+        first, second = ([*map(str, answer.token_ids), "nothing"][place] for answer in answers)
         answer = (
-            f"token {place + 1} of {parity.compared} differs: {one} on the coordinator alone, "
-            f"{other} over {', '.join(names)}"
+            f"token {place + 1} of {parity.compared} differs: {first} on the coordinator alone, "
+            f"{second} over {', '.join(names)}"
         )
     return TrialResult(Outcome.FAILED, answer, step.expected, state, None, metrics, details)

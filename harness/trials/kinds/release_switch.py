@@ -60,14 +60,14 @@ async def run_pin(ctx: Context, trial: str, step: PinStep) -> TrialResult:
         console=Console(quiet=True),
     )
     try:
-        done = await asyncio.to_thread(upgrade)
+        result = await asyncio.to_thread(upgrade)
     except HarnessError as error:
         return TrialResult(Outcome.FAILED, f"build {step.build}: {error}")
     nodes = {node.name: node for node in [*ctx.inventory.backends, ctx.inventory.head]}
     states = await asyncio.gather(*map(read_state, nodes.values()))
     built = zip(nodes, (state.facts.build for state in states), strict=True)
     others = {name: build for name, build in built if build != step.build}
-    metrics = {"pin_s": done.seconds}
+    metrics = {"pin_s": result.seconds}
     if others:
         wrong = ", ".join(f"{name} has {build}" for name, build in others.items())
         return TrialResult(Outcome.FAILED, f"build {step.build} is not everywhere: {wrong}", metrics=metrics)

@@ -12,9 +12,9 @@ from harness.errors import HarnessError
 from harness.trials.context import Context
 from harness.trials.load_generator.samples import Point
 
-HOPELESS_S = 60.0
+NO_PROGRESS_S = 60.0
 """After so long without progress in thrash, a load or request is ended: it would take hours."""
-LOOK_EVERY_S = 2.0
+CHECK_EVERY_S = 2.0
 GROWN_BYTES = 64 << 20
 """A load makes progress if its backends hold this much more than a minute ago."""
 
@@ -26,7 +26,9 @@ class ThrashWatch:
     diagnosis: Diagnosis | None = None
 
 
-def hopeless(windows: Mapping[str, Sequence[Point]], *, progress: bool, over_s: float) -> Diagnosis | None:
+def find_stalled_thrash(
+    windows: Mapping[str, Sequence[Point]], *, progress: bool, over_s: float
+) -> Diagnosis | None:
     """The diagnosis of a load or request that thrashes without progress; None otherwise.
 
     Args:
@@ -63,7 +65,7 @@ async def ends_thrash(
         last_token: monotonic time of the newest token; without it, growing memory is the progress.
     """
     watch = ThrashWatch()
-    watching = asyncio.create_task(_look(ctx, watch, last_token))
+    watching = asyncio.create_task(_check(ctx, watch, last_token))
     try:
         yield watch
     finally:
@@ -72,18 +74,18 @@ async def ends_thrash(
             await watching
 
 
-async def _look(ctx: Context, watch: ThrashWatch, last_token: Callable[[], float] | None) -> None:
+async def _check(ctx: Context, watch: ThrashWatch, last_token: Callable[[], float] | None) -> None:
     names = [node.name for node in ctx.inventory.backends]
     started_ns = time.time_ns()
     while watch.diagnosis is None:
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(CHECK_EVERY_S)
         now_ns = time.time_ns()
         # Samples from before the start may be of an earlier trial that thrashed.
-        since_ns = max(started_ns, now_ns - int(HOPELESS_S * 1e9))
+        since_ns = max(started_ns, now_ns - int(NO_PROGRESS_S * 1e9))
         windows = ctx.sampler.series.windows(names, since_ns, now_ns)
-        tokens_come = last_token is not None and time.monotonic() - last_token() < HOPELESS_S
-        progress = memory_grows(windows) if last_token is None else tokens_come
-        watch.diagnosis = hopeless(windows, progress=progress, over_s=HOPELESS_S)
-    ctx.say("it thrashes without progress; unloading")
+        tokens_arrive = last_token is not None and time.monotonic() - last_token() < NO_PROGRESS_S
+        progress = memory_grows(windows) if last_token is None else tokens_arrive
+        watch.diagnosis = find_stalled_thrash(windows, progress=progress, over_s=NO_PROGRESS_S)
+    ctx.say("backends thrash without progress; unloading")
     with suppress(HarnessError):
         await ctx.router.unload(0)

@@ -75,7 +75,7 @@ class BaseStep(Strict):
     loads_itself: ClassVar[bool] = False
     """It loads what it needs: no earlier load has to be up."""
     ends_unloaded: ClassVar[bool] = False
-    """No coordinator is up after it."""
+    """No coordinator runs after it."""
 
     @property
     def title(self) -> str:

@@ -151,7 +151,7 @@ def parse_profile(path: Path, text: str) -> Profile:
 
 def _explain(error: ValidationError, content: Any) -> str:
     # A misspelt key is often a missing one too: the misspelling says more.
-    fault = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    fault = min(error.errors(), key=lambda error: error["type"] != "extra_forbidden")
     # ("trials", 0, "load", "repeats"): the kind is pydantic's, not a part of the file.
     location = [part for place, part in enumerate(fault["loc"]) if place != 2 or part not in STEPS]
     if location[:1] == ["trials"] and len(location) > 1:
@@ -165,7 +165,7 @@ def _explain(error: ValidationError, content: Any) -> str:
 
 
 def _written(trials: list[object], place: int) -> int:
-    """Where the file has the trial that came to ``place`` once lists of counts were trials of their own."""
+    """Position in the file of the trial at ``place``, once lists of counts are expanded to several trials."""
     return [number for number, step in enumerate(trials) for _ in each_combination(step)][place]
 
 
@@ -177,10 +177,10 @@ def _model_at(location: tuple[int | str, ...]) -> type[BaseModel]:
     return Profile
 
 
-def shuffle_seed(profile: Profile, given: int | None) -> int | None:
-    """The seed of a run's shuffle: the given one, else a new one; None for no shuffle."""
-    if given is not None or profile.order == "given":
-        return given
+def shuffle_seed(profile: Profile, seed: int | None) -> int | None:
+    """The seed of a run's shuffle: ``seed`` if it is given, else a new one; None for no shuffle."""
+    if seed is not None or profile.order == "given":
+        return seed
     return secrets.randbelow(1 << 31)
 
 
@@ -196,12 +196,12 @@ def arrange(profile: Profile, seed: int | None) -> list[Step]:
     """
     if seed is None:
         return profile.trials * profile.repeats
-    movable = blocks(profile.trials)
-    dice = random.Random(seed)  # noqa: S311 - a sequence that can be repeated, not a secret
+    groups = blocks(profile.trials)
+    rng = random.Random(seed)  # noqa: S311 - a sequence that can be repeated, not a secret
     order: list[Step] = []
     for _ in range(profile.repeats):
-        dice.shuffle(movable)
-        order += [step for block in movable for step in block]
+        rng.shuffle(groups)
+        order += [step for block in groups for step in block]
     return order
 
 
@@ -228,10 +228,10 @@ def blocks(steps: Sequence[Step]) -> list[list[Step]]:
                 split_of[key] = number
             elif key in split_of:
                 joined = {group[split_of[key]], group[number]}
-                group = [min(joined) if one in joined else one for one in group]
+                group = [min(joined) if number in joined else number for number in group]
     return [
-        [step for part, its_group in zip(parts, group, strict=True) if its_group == one for step in part]
-        for one in dict.fromkeys(group)
+        [step for part, number in zip(parts, group, strict=True) if number == first for step in part]
+        for first in dict.fromkeys(group)
     ]
 
 

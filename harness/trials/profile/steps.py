@@ -189,7 +189,7 @@ class FaultStep(BaseStep):
     build: int | None = Field(None, ge=1, description="of other-build")
     memory: Size | None = Field(None, description="of starve-into-swap: what the machine is held to")
     context: int = Field(2048, ge=128)
-    expected: FailureClass | None = Field(None, description="by default the class that the fault stands for")
+    expected: FailureClass | None = Field(None, description="by default the class of the fault")
     deadline_s: Deadline = Field(180, description="from the injection to the diagnosis")
 
     @model_validator(mode="after")
@@ -229,7 +229,9 @@ class PinStep(BaseStep):
 
 
 Step = PoolStep | LoadStep | InferenceStep | SoakStep | ParityStep | FaultStep | PinStep | UnloadStep
-STEPS: dict[str, type[BaseStep]] = {get_args(one.__annotations__["kind"])[0]: one for one in get_args(Step)}
+STEPS: dict[str, type[BaseStep]] = {
+    get_args(step.__annotations__["kind"])[0]: step for step in get_args(Step)
+}
 
 
 def each_combination(step: object) -> Iterator[Any]:

@@ -69,7 +69,7 @@ def digest(project: Path, files: Sequence[Path]) -> str:
 
 
 def build(project: Path, cache: Path, extras: Sequence[str], target: Target) -> dict[str, object]:
-    """Make the tar file, or find it made.
+    """Create the tar file, unless it exists.
 
     Args:
         extras: names of lock files in ``requirements/``.
@@ -113,7 +113,7 @@ def _download(locks: Sequence[Path], target: Target, folder: Path) -> None:
 
 
 def _build_project(project: Path, folder: Path) -> None:
-    """Build from a copy: what a build leaves behind, and what lies around in a checkout, stays out."""
+    """Build from a copy, without the remains of builds and the other files of a checkout."""
     with tempfile.TemporaryDirectory() as scratch:
         for path in source_files(project):
             copy = Path(scratch) / path.relative_to(project)
@@ -169,7 +169,7 @@ def _owned_by_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _forget_old(cache: Path) -> None:
-    """Keep the newest few of what each change of a source file makes anew."""
+    """Keep the newest few of the files that each change of the sources creates again."""
     for pattern in ("wheelhouse-*.tar", "project-*"):
         for old in sorted(cache.glob(pattern), key=lambda path: path.stat().st_mtime)[:-KEEP_TARS]:
             shutil.rmtree(old) if old.is_dir() else old.unlink()

@@ -1,4 +1,4 @@
-"""Read-only Ansible module: what a node is to llama.cpp, and what of llama.cpp is on it."""
+"""Read-only Ansible module: the platform of a node, and the llama.cpp builds on it."""
 
 import hashlib
 import json
@@ -202,7 +202,7 @@ def read_manifest(folder):
 
 
 def version_of(folder):
-    """What llama-server says it is, or why it says nothing."""
+    """What llama-server prints as its version, or why it prints nothing."""
     status, output = run([str(Path(folder, "bin", "llama-server")), "--version"])
     found = re.search(VERSION, output, re.M)
     if status == 0 and found:
@@ -212,7 +212,7 @@ def version_of(folder):
 
 
 def problems_of(folder, manifest, build, flags, binaries):
-    """What keeps a build's folder from being what its manifest says; each names a file."""
+    """Differences between a build's folder and its manifest; each names a file."""
     if not Path(folder).is_dir():
         return ["not installed"]
     if manifest.get("build") != build:
@@ -264,7 +264,7 @@ def stale_units(units, prefix, active):
 
 
 def processes_in(folder):
-    """Processes that work in a folder: what an interrupted playbook left of a build."""
+    """Processes that work in a folder: the rest of a build that was interrupted."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""Read-only Ansible module: what stands on a node for rpc-server, and who else holds its port."""
+"""Read-only Ansible module: the state of a node for rpc-server, and the processes that use its port."""
 
 import re
 import subprocess
@@ -44,7 +44,7 @@ running:
   description: Binary of the unit's main process; empty where it does not run.
 installed:
   description: The binary behind its links.
-fence:
+firewall:
   description: Whether the nftables table is loaded.
 missing:
   description: Packages that are not installed.
@@ -93,7 +93,7 @@ def main_binary(pid: str) -> str:
 
 
 def missing_packages(packages: list[str]) -> list[str]:
-    """Those that dpkg does not know as installed; all of them where there is no dpkg."""
+    """Packages that dpkg does not list as installed; all of them where there is no dpkg."""
     if not packages:
         return []
     _, listed = output("dpkg-query", "--show", "--showformat", "${Package} ${Status}\n", *packages)
@@ -129,7 +129,7 @@ def main() -> None:
         help=text if helped == 0 else "",
         running=main_binary(unit.get("MainPID", "0")),
         installed=str(Path(p["binary"]).resolve()),
-        fence=output("nft", "list", "table", "inet", "llama_rpc")[0] == 0,
+        firewall=output("nft", "list", "table", "inet", "llama_rpc")[0] == 0,
         missing=missing_packages(p["packages"]),
         cores=physical_cores(output("lscpu", "--parse=CORE,SOCKET")[1]),
     )

@@ -22,7 +22,7 @@ def connection(waiting: int, sent_s: float, heard_s: float) -> RpcConnection:
         unread_bytes=0,
         waiting_bytes=waiting,
         since_sent_s=sent_s,
-        since_heard_s=heard_s,
+        since_acknowledged_s=heard_s,
     )
 
 
@@ -53,8 +53,8 @@ def test_either_end_shows_that_a_backend_is_cut_off() -> None:
     head = inspection(connection(54, 0.9, 4.5))
     evidence = backend_evidence({"node1": inspection(), "head": head}, [NODE], {}, 3.2)["node1"]
     assert evidence.reachable
-    assert evidence.unheard is not None
-    assert evidence.unheard.startswith("head: 54 bytes")
+    assert evidence.unacknowledged is not None
+    assert evidence.unacknowledged.startswith("head: 54 bytes")
 
 
 def test_unreachable_node_has_the_age_of_its_last_sample() -> None:

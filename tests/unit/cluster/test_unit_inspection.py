@@ -26,7 +26,7 @@ CONNECTION = RpcConnection(
     unread_bytes=0,
     waiting_bytes=0,
     since_sent_s=4.0,
-    since_heard_s=4.0,
+    since_acknowledged_s=4.0,
 )
 
 

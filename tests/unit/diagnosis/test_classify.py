@@ -233,8 +233,8 @@ def test_stop_by_somebody_is_no_lost_backend_where_every_backend_lived_on() -> N
     diagnosis = classify(recorded("stopped_busy", **given, backends_began_ns=OLDER))
     assert (diagnosis.failure_class, diagnosis.confidence) == ("stopped_busy", Confidence.LIKELY)
     assert [one.line for one in diagnosis.evidence[1:3]] == [
-        "its rpc-server runs since 60 s before the coordinator",
-        "its rpc-server runs since 5 s before the coordinator",
+        "its rpc-server started 60 s before the coordinator",
+        "its rpc-server started 5 s before the coordinator",
     ]
     assert diagnosis.ruled_out[0].startswith("backend_lost")
     for others in ({}, OLDER | {"node2": BEGAN + 1}, {"node1": OLDER["node1"]}):

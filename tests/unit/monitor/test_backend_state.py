@@ -119,9 +119,9 @@ def test_node_without_a_backend_is_up_or_silent() -> None:
 
 
 def test_only_a_node_that_sends_samples_is_heard() -> None:
-    assert backend_state(sample(rpc=rpc(False)), NOW_NS).heard
-    assert not backend_state(None, NOW_NS).heard
-    assert not state_without_redis(leased=False).heard
+    assert backend_state(sample(rpc=rpc(False)), NOW_NS).has_samples
+    assert not backend_state(None, NOW_NS).has_samples
+    assert not state_without_redis(leased=False).has_samples
 
 
 def test_without_redis_a_leased_backend_is_busy_and_another_unknown() -> None:

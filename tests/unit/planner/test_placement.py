@@ -169,7 +169,7 @@ def test_no_more_devices_are_used_than_one_coordinator_can_use() -> None:
     many = [DeviceCapacity(f"n{i}", f"10.0.0.{i}:1", (2 if i in (3, 7) else 4) * GIB) for i in range(17)]
     plan = make_plan(model("13b", "Q4_0"), many)
     assert len(plan.shares) == 15
-    assert plan.notes == ["n3, n7 left out: one coordinator can use 15 RPC devices, and 17 are given"]
+    assert plan.notes == ["n3, n7 left out: one coordinator can use 15 RPC devices, and 17 are selected"]
     assert len(make_plan(model("13b", "Q4_0"), many, n_gpu_layers=0).shares) == 15
 
 

@@ -39,7 +39,7 @@ async def router() -> CoordinatorState:
 async def test_error_that_ends_a_task_is_raised_by_the_view() -> None:
     async with Sources(inventory(SilentNode), broken_router) as sources:
         with pytest.raises(KeyError):
-            await sources.first_look()
+            await sources.first_snapshot()
         with pytest.raises(KeyError):
             sources.view()
 
@@ -48,7 +48,7 @@ async def test_connection_without_a_sample_is_a_problem_of_its_node(monkeypatch:
     monkeypatch.setattr(watch_sources, "LINE_WITHIN_S", 0.1)
     async with Sources(inventory(SilentNode), router) as sources:
         async with asyncio.timeout(10):
-            await sources.first_look()
+            await sources.first_snapshot()
         view = sources.view()
     assert view.source == "rings"
     assert view.source_problem == "nothing received for 1.1 s"
@@ -58,7 +58,7 @@ async def test_connection_without_a_sample_is_a_problem_of_its_node(monkeypatch:
 async def test_missing_ssh_is_a_problem_and_no_traceback() -> None:
     async with Sources(inventory(BareNode), router) as sources:
         async with asyncio.timeout(10):
-            await sources.first_look()
+            await sources.first_snapshot()
         view = sources.view()
     assert "/no/such/ssh" in (view.source_problem or "")
     assert "/no/such/ssh" in view.nodes[0].reason

@@ -18,7 +18,7 @@ from harness.router.errors import RouterError
 from harness.router.http.disconnect import read_body, while_connected
 from harness.router.http.json_body import Json, dump, line, model_of, parse_answer, parse_object, respond
 from harness.router.proxy.proxy import Proxy
-from harness.router.proxy.stream import Events, RelayedStream, whole_lines
+from harness.router.proxy.stream import Events, RelayedStream, lines_or_error
 from harness.router.proxy.upstream import UpstreamRequest, UpstreamResponse, error_message, upstream_error
 
 _NDJSON = "application/x-ndjson"
@@ -140,17 +140,11 @@ class OllamaApi:
         answer = await while_connected(request, sending)
         media_type = answer.headers.get("content-type", "application/json")
         if media_type.startswith(_NDJSON):
-            stream = self._relay(call, answer)
+            relayed = self.proxy.relay(call, answer)
+            stream = lines_or_error(relayed, lambda error: line(error.ollama_body()))
             return RelayedStream(stream, answer.status, call.headers, media_type, resources=stack.pop_all())
         whole = await while_connected(request, self.proxy.read_all(call, answer))
         return Response(whole, answer.status, call.headers, media_type)
-
-    async def _relay(self, call: UpstreamRequest, answer: UpstreamResponse) -> AsyncIterator[bytes]:
-        try:
-            async for piece in whole_lines(self.proxy.relay(call, answer)):
-                yield piece
-        except RouterError as error:
-            yield line(error.ollama_body())
 
     async def _convert(
         self, call: UpstreamRequest, answer: UpstreamResponse, stream: AnswerStream

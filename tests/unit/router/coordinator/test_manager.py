@@ -263,6 +263,25 @@ async def test_spent_budget_refuses_with_the_last_diagnosis(tmp_path: Path) -> N
     await at.manager.close()
 
 
+async def test_budget_is_not_reset_by_an_administrators_load_that_waits(tmp_path: Path) -> None:
+    """The reset comes with the lease: until then the failures of the load that has it still count."""
+    at = bench(tmp_path, restart_budget=2)
+    at.engine.dies_at_start = 2
+    first, second = asyncio.Event(), asyncio.Event()
+    at.planner.gate = first
+    asked = asyncio.create_task(at.ask())
+    await until(lambda: len(at.planner.requests) == 1)
+    at.planner.gate = second
+    first.set()
+    await until(lambda: len(at.planner.requests) == 2)
+    load = asyncio.create_task(at.manager.load(LoadRequest(model="b")))
+    await asyncio.sleep(0)  # it runs up to its wait for the lease
+    second.set()
+    assert (await refused(asked)).error_class == "restart_budget_spent"
+    assert (await load).model == "b"
+    await at.manager.close()
+
+
 async def test_lost_model_is_not_tried_for_ever(tmp_path: Path) -> None:
     at = bench(tmp_path, restart_budget=2)
     await at.ask()
@@ -584,6 +603,40 @@ async def test_idle_model_is_unloaded_and_loaded_again_when_it_is_asked_for(tmp_
     assert [sent.reason for sent in at.engine.process.signals] == ["idle for 0.02 s"]
     assert at.manager.failures == []
     await at.ask()
+    await at.manager.close()
+
+
+async def test_idle_time_is_checked_again_once_the_idle_unload_has_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that was answered while the idle unload waited for the lease keeps the model."""
+    quiet_s = [0.0]
+    steps: list[str] = []
+    monkeypatch.setattr(CoordinatorInstance, "quiet_s", property(lambda _: quiet_s[0]))
+    at = bench(tmp_path, idle_unload_s=0.01)
+    at.planner.gate = asyncio.Event()
+    at.planner.gate.set()
+    await at.ask()
+    at.planner.gate.clear()
+    load = asyncio.create_task(at.manager.load(LoadRequest(model="a", context=2048)))
+    await until(lambda: len(at.planner.requests) == 2)
+    lease = at.manager._changes.lease
+    acquire = lease.acquire
+
+    async def note_steps() -> bool:
+        steps.append("waits")
+        await acquire()
+        steps.append("has the lease")
+        return True
+
+    monkeypatch.setattr(lease, "acquire", note_steps)
+    quiet_s[0] = 1.0
+    await until(lambda: steps == ["waits"])
+    quiet_s[0] = 0.0
+    at.planner.gate.set()
+    assert (await load).phase is CoordinatorPhase.READY
+    await until(lambda: len(steps) == 2 and not lease.locked())
+    assert (at.manager.loaded, at.engine.process.signals) == ("a", [])
     await at.manager.close()
 
 

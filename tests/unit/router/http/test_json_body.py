@@ -28,6 +28,11 @@ def test_body_that_is_no_json_object_is_refused(body: bytes) -> None:
     assert refused.value.status == 400
 
 
+@pytest.mark.parametrize("body", [{"model": "m"}, {"name": "m"}, {"model": "", "name": "m"}])
+def test_model_is_named_by_model_or_as_in_older_ollama_by_name(body: dict[str, Any]) -> None:
+    assert model_of(body) == "m"
+
+
 @pytest.mark.parametrize("model", [None, "", 7, ["x"], "\ud800"])
 def test_model_that_is_no_name_is_refused(model: Any) -> None:
     with pytest.raises(RouterError) as refused:

@@ -82,7 +82,7 @@ def node_look(state: str = "S", build: str = "6751 (01d2bdc2b)") -> NodeInspecti
         unread_bytes=0,
         waiting_bytes=0,
         since_sent_s=4.0,
-        since_heard_s=4.0,
+        since_acknowledged_s=4.0,
     )
     return NodeInspection(processes=[process], connections=[connection], cache=None, unit={"MainPID": "7"})
 

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 from harness.contracts.diagnosis import FailureClass
 from harness.trials.load_generator.samples import Point, Series
-from harness.trials.load_generator.thrash_guard import GROWN_BYTES, ends_thrash, hopeless, memory_grows
+from harness.trials.load_generator.thrash_guard import (
+    GROWN_BYTES,
+    ends_thrash,
+    find_stalled_thrash,
+    memory_grows,
+)
 from tests.unit.trials.cluster_double import make_context
 
 MIB = 1 << 20
@@ -23,7 +28,7 @@ def thrashing(seconds: int, *, growing: int = 0) -> dict[str, list[Point]]:
 
 
 def test_thrash_without_progress_is_hopeless_after_a_minute_and_says_why() -> None:
-    found = hopeless(thrashing(60), progress=False, over_s=60)
+    found = find_stalled_thrash(thrashing(60), progress=False, over_s=60)
     assert found is not None
     assert found.failure_class is FailureClass.SWAP_THRASH
     assert [one.line for one in found.evidence] == [
@@ -33,21 +38,23 @@ def test_thrash_without_progress_is_hopeless_after_a_minute_and_says_why() -> No
 
 
 def test_what_moves_or_has_not_thrashed_long_is_left_alone() -> None:
-    assert hopeless(thrashing(60), progress=True, over_s=60) is None
-    assert hopeless(thrashing(30), progress=False, over_s=60) is None
-    assert hopeless({"a": [point(s) for s in range(61)]}, progress=False, over_s=60) is None, (
+    assert find_stalled_thrash(thrashing(60), progress=True, over_s=60) is None
+    assert find_stalled_thrash(thrashing(30), progress=False, over_s=60) is None
+    assert find_stalled_thrash({"a": [point(s) for s in range(61)]}, progress=False, over_s=60) is None, (
         "slow is not thrash"
     )
-    assert hopeless({}, progress=False, over_s=60) is None
+    assert find_stalled_thrash({}, progress=False, over_s=60) is None
 
 
 def test_node_that_stands_still_for_memory_thrashes_though_it_takes_few_faults() -> None:
     pressed = {"a": [point(s, swap=200 * MIB, full=45.0) for s in range(61)]}
-    found = hopeless(pressed, progress=False, over_s=60)
+    found = find_stalled_thrash(pressed, progress=False, over_s=60)
     assert found is not None
     assert "memory full 45 % of the time" in found.evidence[0].line
     assert (
-        hopeless({"a": [point(s, swap=200 * MIB, full=5.0) for s in range(61)]}, progress=False, over_s=60)
+        find_stalled_thrash(
+            {"a": [point(s, swap=200 * MIB, full=5.0) for s in range(61)]}, progress=False, over_s=60
+        )
         is None
     )
 
@@ -70,7 +77,7 @@ async def test_thrash_of_the_trial_before_is_not_held_against_the_next(
                 enough.set()
             return {}
 
-    monkeypatch.setattr("harness.trials.load_generator.thrash_guard.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("harness.trials.load_generator.thrash_guard.CHECK_EVERY_S", 0.01)
     ctx = make_context(tmp_path)
     ctx.sampler.series = WatchedSeries()
     begun_ns = time.time_ns()
