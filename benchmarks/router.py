@@ -95,6 +95,7 @@ def router_command(port: int, upstream: int, folder: Path) -> list[str]:
         "admin_key_file": str(folder / "admin.key"),
         "models_dir": str(folder),
         "log_dir": str(folder / "starts"),
+        "requests_per_s_per_key": 0,  # more than a key has is what is measured
         "pool": [
             {
                 "node": "upstream",

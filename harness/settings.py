@@ -19,7 +19,6 @@ POOL_PORT = 18081
 NODE_LLAMA_CPP = Path("/opt/llama.cpp")
 NODE_VENV = Path("/opt/llama-harness/venv")
 NODE_CONFIG = Path("/etc/llama-harness")
-NODE_STATE = Path("/var/lib/llama-harness")
 NODE_LOGS = Path("/var/log/llama-harness")
 NODE_MODELS = Path("/srv/llama-models")
 NODE_RPC_CACHE = Path("/var/cache/llama.cpp/rpc")

@@ -19,10 +19,12 @@ IN_ORDER = (
     "node_monitor",
     "pool_server",
     "router",
+    "firewall",
     "harness_venv",
+    "gpu_devices",
     "lab_node",
 )
-"""In the order of site.yml; then the role they depend on, then the lab."""
+"""In the order of site.yml; then the roles they depend on, then the lab."""
 PAGE = REPOSITORY / "docs" / "inventory.md"
 _MARK = "<!-- Generated from roles/*/meta and defaults by scripts/inventory_reference.py. Do not edit. -->\n"
 

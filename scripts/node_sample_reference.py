@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterator
 from enum import EnumType, StrEnum
 from pathlib import Path
-from typing import Any, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 from harness.monitor.sample import Sample
 from pydantic import BaseModel
@@ -41,6 +41,8 @@ def _describe(annotation: Any) -> tuple[str, type[BaseModel] | None, str]:
         (inner,) = (argument for argument in arguments if argument is not type(None))
         kind, nested, suffix = _describe(inner)
         return f"{kind} or null", nested, suffix
+    if origin is Annotated:
+        return _describe(arguments[0])
     if origin is list:
         kind, nested, _ = _describe(arguments[0])
         return f"list of {kind}", nested, "[]"

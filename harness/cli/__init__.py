@@ -5,6 +5,7 @@ import sys
 import typer
 
 from harness.cli import cache, cluster, diagnose, lab, model, plan, release, report, run, runs
+from harness.common.text import printable
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -35,5 +36,5 @@ def main() -> None:
     try:
         app()
     except HarnessError as error:
-        print(f"harness: {error}", file=sys.stderr)
+        print(f"harness: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)

@@ -1,7 +1,10 @@
 """``harness deploy``, ``discover`` and ``watch``: deploy the nodes, and show them and their backends."""
 
 import asyncio
+import getpass
 import json
+import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,7 +12,7 @@ import typer
 from harness.cli.options import InventoryOption, JsonOption
 from harness.common.text import gib
 from harness.errors import HarnessError
-from harness.settings import DEFAULT_INVENTORY, REPOSITORY, RPC_PORT
+from harness.settings import DEFAULT_INVENTORY, REPOSITORY, RPC_PORT, state_dir
 
 if TYPE_CHECKING:
     from harness.cluster.inventory import Inventory
@@ -23,8 +26,14 @@ def deploy(
         bool, typer.Option("--build-only", help="Only build llama.cpp and install it; start no service.")
     ] = False,
     extra: Annotated[list[str] | None, typer.Option("--extra", "-e", help="key=value for Ansible.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; say what would change.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Show what changes in files.")] = False,
+    tags: Annotated[str | None, typer.Option(help="Only the parts with these tags.")] = None,
+    ask_become_pass: Annotated[
+        bool, typer.Option("--ask-become-pass", "-K", help="Ask for the password of sudo on the nodes.")
+    ] = False,
 ) -> None:
-    """Deploy everything: the same as ``ansible-playbook site.yml``."""
+    """Deploy everything: the same as ``ansible-playbook site.yml``. Ansible's output is kept in a log."""
     from harness.cluster.ansible import run_playbook
 
     for pair in extra or []:
@@ -33,14 +42,20 @@ def deploy(
     pairs = dict(pair.split("=", 1) for pair in extra or [])
     if build_only:  # beside the build that runs, which stays current
         pairs["llama_cpp_activate"] = "false"
+    log_file = state_dir(inventory) / "logs" / f"deploy-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.log"
     run_playbook(
         REPOSITORY / "site.yml",
         inventory,
         extra_vars=pairs,
         limit=limit,
-        tags="llama_cpp" if build_only else None,
+        tags="llama_cpp" if build_only else tags,
         title="Deploying",
+        check=check,
+        diff=diff,
+        become_password=getpass.getpass("BECOME password: ") if ask_become_pass else None,
+        log_file=log_file,
     )
+    print(f"harness: the whole log is {log_file}", file=sys.stderr)
 
 
 def discover(

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.options import InventoryOption, JsonOption, NodesOption, node_names
-from harness.common.text import MIB, gib
+from harness.common.text import MIB, first_error, gib
+from harness.errors import HarnessError
 from harness.settings import DEFAULT_INVENTORY
 
 if TYPE_CHECKING:
@@ -23,11 +24,17 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Plan a load without loading anything; exit status 1 and what is missing where it does not fit."""
+    from pydantic import ValidationError
+
     from harness.contracts.plan import LoadRequest
     from harness.router_client.plan_source import request_plan
 
     chosen = node_names(nodes)
-    request = LoadRequest(model=model, nodes=chosen, context=context, parallel=parallel, kv_type=kv_type)
+    settings = {"context": context, "parallel": parallel, "kv_type": kv_type}
+    try:
+        request = LoadRequest.model_validate({"model": model, "nodes": chosen, **settings})
+    except ValidationError as error:
+        raise HarnessError(f"the load cannot be planned: {first_error(error)}") from None
     offer = asyncio.run(request_plan(inventory, request))
     if as_json:
         print(offer.model_dump_json(indent=1))

@@ -7,6 +7,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+WHO = {
+    "backend": "who can connect to a backend",
+    "request": "who may send a request",
+    "model": "who makes the model file",
+}
+
 app = typer.Typer(help="llama.cpp releases: what is known, and their sources.", no_args_is_help=True)
 
 
@@ -15,33 +21,46 @@ def list_releases() -> None:
     """Show every release in the catalogue."""
     from harness.llama.releases.catalogue import catalogue
 
-    table = Table("Build", "Commit", "RPC", "Sources", "Remote code execution", "Note")
+    table = Table("Build", "Commit", "RPC", "Sources", "Vulnerabilities", "Deployed", "Note")
     for release in catalogue().releases:
-        kinds = ", ".join(release.sources.kinds)
-        refusals = catalogue().refusals(release.build)
-        fixed = (
-            f"refused (fixed in {max(issue.fixed_in or 0 for issue in refusals)})"
-            if refusals
-            else "only unfixed ones"
+        table.add_row(
+            str(release.build),
+            release.short_commit,
+            release.protocol,
+            ", ".join(release.sources.kinds),
+            _count(release.build),
+            "only if accepted" if catalogue().refusals(release.build) else "yes",
+            release.note,
         )
-        table.add_row(str(release.build), release.short_commit, release.protocol, kinds, fixed, release.note)
     Console().print(table)
     typer.echo(
-        "A refused release is deployed only where llama_cpp_accepted_issues names its issues (release show)."
+        "Vulnerabilities are what somebody can bring about (release show). 'Only if accepted': a newer "
+        "release has fixed a remote code execution, which llama_cpp_accepted_issues must name."
     )
+
+
+def _count(build: int) -> str:
+    """How many vulnerabilities of each severity a release has."""
+    from harness.llama.releases.catalogue import Reach, Severity, catalogue
+
+    found = [issue.severity for issue in catalogue().known_issues(build) if issue.reach is not Reach.CHANCE]
+    return ", ".join(f"{found.count(one)} {one}" for one in Severity if one in found) or "none known"
 
 
 @app.command()
 def show(build: Annotated[int, typer.Argument(help="Build number, as in 6751.")]) -> None:
     """Show one release and what is known against it."""
-    from harness.llama.releases.catalogue import catalogue
+    from harness.llama.releases.catalogue import Reach, catalogue
 
     release = catalogue().release(build)
     typer.echo(f"llama.cpp {release.build} ({release.short_commit}), RPC protocol {release.protocol}")
     typer.echo(f"{release.note}; sources: {', '.join(release.sources.kinds)}")
     for issue in catalogue().known_issues(build):
-        fixed = f" [fixed in {issue.fixed_in}]" if issue.fixed_in else ""
-        typer.echo(f"- {issue.id}: {issue.text}{fixed}")
+        by = "" if issue.reach is Reach.CHANCE else f", by {WHO[issue.reach]}"
+        fixed = f"fixed in {issue.fixed_in}" if issue.fixed_in else "not fixed"
+        typer.echo(f"- {issue.id} [{issue.severity}{by}; {fixed}]: {issue.text}")
+        if issue.mitigation:
+            typer.echo(f"  here: {issue.mitigation}")
     if refused := ", ".join(issue.id for issue in catalogue().refusals(build)):
         typer.echo(f"Refused unless the inventory says llama_cpp_accepted_issues: [{refused}]")
 

@@ -38,8 +38,13 @@ def run(
     resume: Annotated[
         str | None, typer.Option(help="Continue a run that was interrupted: its name, or last.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Begin though requests of others are in flight, and stop them.")
+    ] = False,
 ) -> None:
     """Load and exercise models through the router, watch every node, and write a report.
+
+    Nothing is touched before all is checked; a loaded model that others use is unloaded with --force alone.
 
     Exit status: 0 when every trial ended as expected, 1 when one did not, 130 after Ctrl-C.
     """
@@ -73,6 +78,7 @@ def run(
         resume=resume,
         models=_pairs(model or []),
         pins=_builds(pins),
+        force=force,
     )
     with RunProgress(Console()) as progress:
         try:

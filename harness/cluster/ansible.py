@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.status import Status
 
 from harness.cluster.inventory import list_inventory
+from harness.common.text import printable
 from harness.errors import HarnessError
 from harness.settings import REPOSITORY
 
@@ -20,6 +21,7 @@ _LONG_TASK_S = 2.0
 _STILL_RUNNING_S = 60.0
 """A line is printed this often for a task that is still running."""
 _MESSAGE_MAX = 1200
+_LOGS_KEPT = 20
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,19 @@ def run_playbook(
     check: bool = False,
     console: Console | None = None,
     tags: str | None = None,
+    diff: bool = False,
+    become_password: str | None = None,
+    log_file: Path | None = None,
 ) -> PlaybookResult:
     """Run ``playbook`` on ``inventory`` with the Ansible of this virtual environment.
 
     Progress goes to ``console`` (standard error by default): the current task on a terminal, a line for each
     task that took some seconds, a line a minute for one that is still running, and messages of ``debug``.
+
+    Args:
+        diff: print what changes in files, for `--diff`.
+        become_password: answer to sudo's question on the nodes.
+        log_file: Ansible's whole output is written here, readable by this user alone.
 
     Raises:
         HarnessError: a task failed or a node was unreachable (names the first such node, task and message),
@@ -63,6 +73,7 @@ def run_playbook(
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="harness-ansible-") as private, console.status(title) as status:
         log = _Log(title or playbook.stem, console, status)
+        options = {"--check": check, "--diff": diff, "--ask-become-pass": become_password is not None}
         runner = ansible_runner.run(
             private_data_dir=private,
             project_dir=str(REPOSITORY),
@@ -71,17 +82,21 @@ def run_playbook(
             extravars=dict(extra_vars or {}),
             limit=limit,
             tags=tags,
-            cmdline="--check" if check else None,
+            cmdline=" ".join(option for option, wanted in options.items() if wanted) or None,
+            passwords={r"^BECOME password.*:\s*?$": become_password} if become_password is not None else None,
             quiet=True,
             suppress_env_files=True,
             envvars=_environment(),
             event_handler=log.on_event,
         )
         log.finish_task()
+        if log_file:
+            _keep_log(Path(runner.config.artifact_dir, "stdout"), log_file)
     if runner.status == "canceled":
         raise KeyboardInterrupt
     if runner.status != "successful":
-        raise HarnessError(log.failure or f"{playbook.name}: {log.last_output()}")
+        where = f"; the whole log is {log_file}" if log_file else ""
+        raise HarnessError((log.failure or f"{playbook.name}: {log.last_output()}") + where)
     ok, changed = log.counts.get("ok"), log.counts.get("changed", {})
     if not ok:
         list_inventory(inventory)
@@ -90,6 +105,15 @@ def run_playbook(
         )
     seconds = round(time.monotonic() - started, 1)
     return PlaybookResult({node: changed.get(node, 0) for node in ok}, log.changed_tasks, seconds)
+
+
+def _keep_log(output: Path, log_file: Path) -> None:
+    """Keep Ansible's output, and remove the oldest of the folder's logs."""
+    log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log_file.touch(mode=0o600)
+    log_file.write_bytes(output.read_bytes() if output.exists() else b"")
+    for old in sorted(log_file.parent.glob("*.log"))[:-_LOGS_KEPT]:
+        old.unlink()
 
 
 def _environment() -> dict[str, str]:
@@ -136,6 +160,8 @@ class _Log:
             self.status.update(f"{self.title}: {role}{self._task}")
         elif kind == "runner_on_ok":
             self._take_result(data)
+        elif kind == "runner_on_file_diff":
+            self.console.print(str(event.get("stdout", "")), highlight=False, markup=False, soft_wrap=True)
         elif kind == "runner_on_async_poll":
             self._report_still_running()
         elif kind == "playbook_on_stats":
@@ -154,7 +180,7 @@ class _Log:
         if data.get("resolved_action", data.get("task_action")) == "ansible.builtin.debug":
             message = data["res"].get("msg", "")
             for line in message if isinstance(message, list) else [message]:
-                self.console.print(str(line), highlight=False, markup=False, soft_wrap=True)
+                self.console.print(printable(str(line)), highlight=False, markup=False, soft_wrap=True)
 
     def _report_still_running(self) -> None:
         now = time.monotonic()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -55,15 +56,35 @@ def source_of(script: str) -> str:
     return (REMOTE / "common.py").read_text() + _IMPORTS_COMMON.sub("", text)
 
 
+def run_as(user: str, group: str | None = None) -> tuple[str, ...]:
+    """Words before a command that root runs as a service's user.
+
+    What a service owns or names is worked on with the service's own rights: a link in its folders leads
+    nowhere that the service may not go itself.
+
+    Args:
+        group: one that the service has besides its user's own.
+    """
+    return ("runuser", "-u", user, *(("-G", group) if group else ()), "--")
+
+
 async def run_script(
-    node: Node, script: str, argument: dict[str, Any], deadline_s: float = 60, root: bool = False
+    node: Node,
+    script: str,
+    argument: dict[str, Any],
+    deadline_s: float = 60,
+    root: bool = False,
+    user: Sequence[str] = (),
 ) -> Any:
     """Run one of the scripts in ``remote/`` with the node's own Python; it prints JSON.
+
+    Args:
+        user: ``run_as``, with ``root``.
 
     Raises:
         HarnessError: the node cannot be reached or the script failed.
     """
-    argv = ("python3", "-", json.dumps(argument))
+    argv = (*user, "python3", "-", json.dumps(argument))
     result = await run_on(node, *argv, stdin=source_of(script), deadline_s=deadline_s, root=root)
     if result.returncode != 0:
         raise HarnessError(f"{node.name} ({node.address}): {script} failed: {last_line(result.stderr)}")

@@ -14,10 +14,15 @@ def gib(size_bytes: float, digits: int = 1) -> str:
     return f"{size_bytes / GIB:.{digits}f} GiB"
 
 
+def printable(text: str) -> str:
+    """Text of a node or a log that is safe to print: control characters but tab and newline become U+FFFD."""
+    return "".join(c if c in "\t\n" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def last_line(output: str | bytes, otherwise: str = "no output") -> str:
-    """The last line of a program's output that holds text; ``otherwise`` where there is none."""
+    """The last line of a program's output that holds text, printable; ``otherwise`` where there is none."""
     text = output.decode(errors="replace") if isinstance(output, bytes) else output
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), otherwise)
+    return next((printable(line.strip()) for line in reversed(text.splitlines()) if line.strip()), otherwise)
 
 
 def parse_size(value: object) -> int:

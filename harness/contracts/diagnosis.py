@@ -31,6 +31,7 @@ class FailureClass(StrEnum):
     DISK_FULL = "disk_full"
     SWAP_THRASH = "swap_thrash"
     HUNG = "hung"
+    POISON_REQUEST = "poison_request"
     NETWORK_PARTITION = "network_partition"
     UNKNOWN = "unknown"
 

@@ -88,7 +88,7 @@ class Facts:
         return next((lines for kind in kinds if (lines := self.lines_of(kind))), None)
 
     def may_have_died_of(self, *numbers: signal.Signals) -> bool:
-        """Whether nothing speaks against one of these signals as its end."""
+        """Whether it failed, by one of these signals or in an unknown way."""
         return self.failed and (self.exit is None or self.ended_by in numbers)
 
     def best_line(self, kind: Kind, *, superseded: bool = False) -> Hit | None:

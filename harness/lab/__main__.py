@@ -23,7 +23,8 @@ def _preflight(lab: LabSpec) -> None:
 
 
 def _keep(machine: Machine) -> bool:
-    changed = make(machine, machine.lab.machine(machine.name), wanted_image(machine.lab))
+    spec = machine.lab.machine(machine.name)
+    changed = make(machine, spec, wanted_image(machine.lab, spec.suite))
     return start(machine) or retune(machine) or changed
 
 

@@ -1,4 +1,4 @@
-"""The root file system that all machines share: what defines it, and how one builder at a time makes it."""
+"""The root file systems of machines, one for each suite: what defines one, and how one builder makes it."""
 
 import fcntl
 import hashlib
@@ -18,7 +18,7 @@ from harness.errors import HarnessError
 from harness.lab.spec import LabSpec
 from harness.lab.system import run, take_lock
 
-RECIPE = 2
+RECIPE = 3
 """Raised whenever the steps that make a file system change, apart from its packages."""
 
 MACHINE_PACKAGES = [
@@ -28,9 +28,13 @@ MACHINE_PACKAGES = [
     "openssh-server",
     "procps",
     "python3",
+    "sudo",
     "systemd",
     "systemd-sysv",
 ]
+
+ADMIN_ID = 1000
+"""User and group number of ``admin``."""
 
 _SSHD = "PasswordAuthentication no\\nUseDNS no\\nMaxStartups 64:30:128\\nMaxSessions 64\\n"
 _CUSTOMIZE = [
@@ -41,9 +45,12 @@ _CUSTOMIZE = [
     ': > "$1"/etc/machine-id',
     ': > "$1"/etc/default/locale',
     f'printf "{_SSHD}" > "$1"/etc/ssh/sshd_config.d/lab.conf',
+    # Of the machines whose user is not root.
+    f'chroot "$1" useradd --create-home --uid {ADMIN_ID} --shell /bin/bash admin',
+    'echo "admin ALL=(ALL) NOPASSWD: ALL" > "$1"/etc/sudoers.d/admin',
 ]
 _KILL_DEADLINE_S = 20.0
-_SPARE_IMAGES = 2
+_SPARE_IMAGES = 3
 _TARGET_FORMAT = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SIGNED_BY)"
 _APT_SETTINGS = (
     "Acquire::http::Proxy",
@@ -88,28 +95,36 @@ def image_name(distribution: str, codename: str, machine: str, names: list[str])
     return f"{distribution}-{codename}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def wanted_image(lab: LabSpec) -> Path:
-    """Folder where the lab's image is, or will be."""
-    return lab.images / image_name(*host_release(), os.uname().machine, packages(lab))
+def wanted_image(lab: LabSpec, suite: str) -> Path:
+    """Folder where the lab's image of a suite is, or will be; an empty suite is this computer's."""
+    distribution, codename = host_release()
+    return lab.images / image_name(distribution, suite or codename, os.uname().machine, packages(lab))
 
 
-def apt_sources(targets: str, codename: str) -> list[str]:
-    """One-line apt sources of ``codename``, its updates and its security suite.
+def missing_images(lab: LabSpec) -> dict[str, Path]:
+    """Suite and folder of each image that machines need which are not made yet, and that is not there."""
+    wanted = {m.suite or host_release()[1]: wanted_image(lab, m.suite) for m in lab.missing}
+    return {suite: image for suite, image in wanted.items() if not image.is_dir()}
+
+
+def apt_sources(targets: str, codename: str, suite: str) -> list[str]:
+    """One-line apt sources of ``suite``, its updates and its security suite.
 
     Args:
         targets: what `apt-get indextargets` lists, so the mirrors are those this computer is set up with.
-        codename: the release, such as ``bookworm``.
+        codename: this computer's release, such as ``bookworm``.
+        suite: the release wanted, from the same mirrors.
 
     Raises:
-        HarnessError: the computer has no source of that release.
+        HarnessError: the computer has no source of its own release.
     """
     sources: dict[tuple[str, str, str], list[str]] = {}
     for row in targets.splitlines():
-        uri, suite, component, signed_by = row.split("|")
-        base = suite.split("/")[0].removesuffix("-updates").removesuffix("-security")
+        uri, name, component, signed_by = row.split("|")
+        base = name.split("/")[0].removesuffix("-updates").removesuffix("-security")
         if base == codename:
             option = f"[signed-by={signed_by}] " if signed_by.startswith("/") else ""
-            components = sources.setdefault((option, uri, suite), [])
+            components = sources.setdefault((option, uri, name.replace(codename, suite)), [])
             if component not in components:
                 components.append(component)
     if not sources:
@@ -117,10 +132,10 @@ def apt_sources(targets: str, codename: str) -> list[str]:
             f"apt on this computer has no source of '{codename}'; "
             "add one to /etc/apt/sources.list.d, then apt-get update"
         )
-    return [f"deb {option}{uri} {suite} {' '.join(parts)}" for (option, uri, suite), parts in sources.items()]
+    return [f"deb {option}{uri} {name} {' '.join(parts)}" for (option, uri, name), parts in sources.items()]
 
 
-def mmdebstrap(target: Path, names: list[str], codename: str) -> list[str]:
+def mmdebstrap(target: Path, names: list[str], suite: str) -> list[str]:
     """Command line that makes the file system, with this computer's apt settings and mirrors."""
     targets = run("apt-get", "indextargets", "--format", _TARGET_FORMAT, "Created-By: Packages")
     dump = (line.rstrip(";") for line in run("apt-config", "dump").splitlines())
@@ -133,29 +148,29 @@ def mmdebstrap(target: Path, names: list[str], codename: str) -> list[str]:
         "--dpkgopt=force-unsafe-io",
         *(f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "man", "locale")),
         *(f"--customize-hook={hook}" for hook in _CUSTOMIZE),
-        *(codename, str(target)),
-        *apt_sources(targets, codename),
+        *(suite, str(target)),
+        *apt_sources(targets, host_release()[1], suite),
     ]
 
 
 def build_image(lab: LabSpec) -> bool:
-    """Make the image for machines that are not made yet; returns whether it was missing."""
-    image = wanted_image(lab)
-    if not lab.missing:
-        return False
-    if image.is_dir():
-        os.utime(image)
+    """Make the images for machines that are not made yet; returns whether one was missing."""
+    for machine in lab.missing:
+        if (present := wanted_image(lab, machine.suite)).is_dir():
+            os.utime(present)
+    if not missing_images(lab):
         return False
     lab.images.mkdir(parents=True, exist_ok=True)
     with _only_builder(lab):
-        if image.is_dir():
-            return False
-        _remove(list(lab.images.glob("*.partial")))
-        _remove(_outdated(lab))
-        partial = image.with_name(f"{image.name}.partial")
-        run(*mmdebstrap(partial, packages(lab), host_release()[1]))
-        partial.rename(image)
-    return True
+        missing = missing_images(lab)
+        if missing:
+            _remove(list(lab.images.glob("*.partial")))
+            _remove(_outdated(lab))
+        for suite, image in missing.items():
+            partial = image.with_name(f"{image.name}.partial")
+            run(*mmdebstrap(partial, packages(lab), suite))
+            partial.rename(image)
+    return bool(missing)
 
 
 def stop_build(lab: LabSpec) -> bool:

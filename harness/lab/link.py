@@ -66,7 +66,7 @@ def hardware_address(lab: str, device: str) -> str:
 
 
 def plug(lab: LabSpec, machine: MachineSpec, namespace: Path) -> None:
-    """Give a fresh network namespace (a file) its cable, address and rate."""
+    """Give a fresh network namespace (a file) its cable, addresses and rate."""
     cable = veth_name(lab.name, machine.name)
     outer = hardware_address(lab.name, cable)
     inner = hardware_address(lab.name, f"{machine.name} {MACHINE_INTERFACE}")
@@ -74,11 +74,18 @@ def plug(lab: LabSpec, machine: MachineSpec, namespace: Path) -> None:
     run("ip", "link", "add", cable, "address", outer, "type", "veth", *peer)
     run("ip", "link", "set", cable, "master", lab.bridge, "up")
     inside = ("nsenter", f"--net={namespace}")
-    address = f"{machine.address}/{lab.network.prefixlen}"
     run(*inside, "ip", "link", "set", "lo", "up")
-    run(*inside, "ip", "addr", "add", address, "dev", MACHINE_INTERFACE)
+    if not machine.address_delay_s:
+        add_addresses(lab, machine, namespace)
     run(*inside, "ip", "link", "set", MACHINE_INTERFACE, "up")
     shape(lab, machine, inside)
+
+
+def add_addresses(lab: LabSpec, machine: MachineSpec, namespace: Path) -> None:
+    """Give the machine's end of the cable its addresses."""
+    for address in machine.addresses:
+        added = ("addr", "add", f"{address}/{lab.network.prefixlen}", "dev", MACHINE_INTERFACE)
+        run("nsenter", f"--net={namespace}", "ip", *added)
 
 
 def unplug(lab: LabSpec, machine: str) -> bool:

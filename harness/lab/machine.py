@@ -16,6 +16,7 @@ from harness.common.text import last_line
 from harness.errors import HarnessError
 from harness.lab import link
 from harness.lab.cgroup import Groups
+from harness.lab.image import ADMIN_ID
 from harness.lab.spec import LabSpec, MachineSpec
 from harness.lab.system import succeeds, write_if_changed
 
@@ -105,11 +106,12 @@ def make(machine: Machine, spec: MachineSpec, image: Path) -> bool:
         before, image = machine.read()
         if before == spec:
             return False
-        if before.address != spec.address:
-            raise HarnessError(
-                f"{spec.name}: its address is {before.address}, and the inventory says {spec.address}; "
-                "take the lab down first"
-            )
+        for name in ("address", "suite", "user"):
+            if getattr(before, name) != getattr(spec, name):
+                raise HarnessError(
+                    f"{spec.name}: its {name} is {getattr(before, name)}, and the inventory says "
+                    f"{getattr(spec, name)}; take the lab down first"
+                )
     else:
         remove(machine)
         _seed(machine, spec)
@@ -120,16 +122,19 @@ def make(machine: Machine, spec: MachineSpec, image: Path) -> bool:
 def _seed(machine: Machine, spec: MachineSpec) -> None:
     """Write what differs between machines: name, neighbours, who may log in, host key."""
     upper = machine.folder / "upper"
-    for folder in ("work", "root", "upper/etc/ssh", "upper/root/.ssh"):
+    home = Path("root" if spec.user == "root" else f"home/{spec.user}")
+    for folder in ("work", "root", "upper/etc/ssh", f"upper/{home}/.ssh"):
         (machine.folder / folder).mkdir(parents=True, exist_ok=True)
-    (upper / "root").chmod(0o700)
-    (upper / "root/.ssh").chmod(0o700)
     lab = machine.lab
     neighbours = "".join(f"{other.address} {other.name}\n" for other in lab.machines)
     write_if_changed(upper / "etc/hostname", f"{spec.name}\n")
     write_if_changed(upper / "etc/hosts", f"127.0.0.1 localhost\n{neighbours}")
     public = (lab.folder / "ssh/id_ed25519.pub").read_text()
-    write_if_changed(upper / "root/.ssh/authorized_keys", public, 0o600)
+    write_if_changed(upper / home / ".ssh/authorized_keys", public, 0o600)
+    owner = 0 if spec.user == "root" else ADMIN_ID
+    for path in (upper / home, upper / home / ".ssh", upper / home / ".ssh/authorized_keys"):
+        os.chown(path, owner, owner)
+        path.chmod(0o600 if path.is_file() else 0o700)
     for key in (lab.folder / "ssh/hosts" / spec.name).iterdir():
         write_if_changed(upper / "etc/ssh" / key.name, key.read_text(), key.stat().st_mode & 0o777)
 
@@ -180,13 +185,13 @@ def wait_until_reachable(machine: Machine) -> None:
     Raises:
         HarnessError: it does not within the deadline; the end of its console is named.
     """
-    address = str(machine.read()[0].address)
+    spec = machine.read()[0]
     ssh = machine.lab.folder / "ssh"
     command = [
         *("ssh", "-F", "none", "-i", str(ssh / "id_ed25519")),
         *("-o", "BatchMode=yes", "-o", "ConnectTimeout=2"),
         *("-o", f"UserKnownHostsFile={ssh / 'known_hosts'}", "-o", "StrictHostKeyChecking=yes"),
-        *(f"root@{address}", "systemctl", "is-system-running", "--wait"),
+        *(f"{spec.user}@{spec.address}", "systemctl", "is-system-running", "--wait"),
     ]
     deadline = time.monotonic() + _REACHABLE_WITHIN_S
     answer = "the machine ended"
@@ -203,7 +208,7 @@ def wait_until_reachable(machine: Machine) -> None:
         answer = " ".join((result.stderr or result.stdout).split())
         time.sleep(0.1)
     raise HarnessError(
-        f"{machine.name}: no SSH at {address} within {_REACHABLE_WITHIN_S:.0f} s ({answer}); "
+        f"{machine.name}: no SSH at {spec.address} within {_REACHABLE_WITHIN_S:.0f} s ({answer}); "
         f"{_end_of_log(machine)}"
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.common.text import GIB, gib
 from harness.errors import HarnessError
 from harness.lab.cgroup import Groups
-from harness.lab.image import wanted_image
+from harness.lab.image import missing_images
 from harness.lab.spec import LabSpec, parse_spec, veth_name
 from harness.lab.system import run
 
@@ -102,7 +102,7 @@ def _memory(lab: LabSpec) -> Iterator[str]:
 
 def _disk(lab: LabSpec) -> Iterator[str]:
     planned = [
-        (lab.images, IMAGE_BYTES if lab.missing and not wanted_image(lab).is_dir() else 0, "image"),
+        (lab.images, IMAGE_BYTES * len(missing_images(lab)), "images"),
         (lab.folder, 0 if lab.swap_file.exists() else lab.swap, "swap"),
         (lab.folder, lab.machine_disk * len(lab.missing), "machines"),
         (lab.models, lab.models_disk, "models"),

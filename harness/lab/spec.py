@@ -34,6 +34,19 @@ class MachineSpec(_Strict):
     """Cores' worth of time it may use; 0 is no limit."""
     rate: str = Field(default="", pattern=r"^(\d+(\.\d+)?[kmg]bit)?$")
     """Link rate in both directions, as tc writes it (``1gbit``); empty is not shaped."""
+    suite: str = Field(default="", pattern=r"^[a-z]*$")
+    """Debian release of the machine (``trixie``); empty is the release of this computer."""
+    user: str = Field(default="root", pattern=r"^(root|admin)$")
+    """Who may log in: root, or ``admin``, who is not root and may use sudo without a password."""
+    data_address: IPv4Address | None = None
+    """A second address in the lab's network; SSH goes to ``address``."""
+    address_delay_s: float = Field(default=0, ge=0, le=600)
+    """Seconds after a boot until the machine has its addresses, as behind a slow switch."""
+
+    @property
+    def addresses(self) -> list[IPv4Address]:
+        """All addresses of the machine; the first is for SSH."""
+        return [self.address, *([self.data_address] if self.data_address else [])]
 
 
 class LabSpec(_Strict):
@@ -61,12 +74,13 @@ class LabSpec(_Strict):
     def _addresses_fit(self) -> "LabSpec":
         taken = {self.gateway}
         for machine in self.machines:
-            if machine.address not in self.network or machine.address in taken:
-                raise ValueError(
-                    f"{machine.name}: address {machine.address} is outside {self.network}, taken twice, "
-                    f"or the computer's own ({self.gateway})"
-                )
-            taken.add(machine.address)
+            for address in machine.addresses:
+                if address not in self.network or address in taken:
+                    raise ValueError(
+                        f"{machine.name}: address {address} is outside {self.network}, taken twice, "
+                        f"or the computer's own ({self.gateway})"
+                    )
+                taken.add(address)
         return self
 
     @property

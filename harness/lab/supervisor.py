@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -95,9 +96,14 @@ def _boot_once(machine: Machine, groups: Groups, boots: int, kernel_log: int | N
             env={**os.environ, "SYSTEMD_NSPAWN_LOCK": "0"},
         )
         _note(machine, "running", boots)
+        late = threading.Timer(spec.address_delay_s, link.add_addresses, (machine.lab, spec, namespace))
+        late.daemon = True
+        if spec.address_delay_s:
+            late.start()
         try:
             return wait_and_copy(process, kernel_log, machine.group, machine.kernel_log)
         finally:
+            late.cancel()
             groups.remove(machine.group)
             process.wait()
 

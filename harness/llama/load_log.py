@@ -109,6 +109,11 @@ class PhaseClock:
             self._begun[phase] = arrived_ns
 
     @property
+    def ended(self) -> bool:
+        """Whether the line came that ends the last phase."""
+        return READY in self._begun
+
+    @property
     def phases(self) -> dict[str, float]:
         """Seconds of each phase that has ended."""
         begun = [(PHASES[0], self.exec_ns), *self._begun.items()]

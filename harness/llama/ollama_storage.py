@@ -7,7 +7,7 @@ https://github.com/ollama/ollama: ``types/model/name.go``, ``server/manifest.go`
 
 import json
 import os
-from contextlib import suppress
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,9 @@ from harness.errors import HarnessError
 
 _REGISTRY, _NAMESPACE, _TAG = "registry.ollama.ai", "library", "latest"
 _MODEL_LAYER = "application/vnd.ollama.image.model"
+_DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
+_MOST_MANIFEST_BYTES = 1 << 20
+"""Real ones have less than 4 kB."""
 
 
 @dataclass(frozen=True)
@@ -107,25 +110,27 @@ def find_model(name: OllamaName, places: list[Path]) -> OllamaModel | None:
     return None
 
 
-def list_models(storage: Path) -> list[OllamaModel]:
-    """Every model in a storage whose blob is whole, by manifest; others are passed over.
+def list_models(storage: Path) -> tuple[list[OllamaModel], list[str]]:
+    """Every model in a storage with a whole blob, by manifest; and the problem of every other one.
 
     Raises:
         HarnessError: no permission to look.
     """
-    models = []
+    models, problems = [], []
     root = storage / "manifests"
     try:
         for manifest in sorted(path for path in root.rglob("*") if path.is_file()):
             if len(manifest.relative_to(root).parts) < 4:
                 continue
-            with suppress(HarnessError):
+            try:
                 models.append(_read_manifest(manifest, storage))
+            except (HarnessError, OSError) as error:
+                problems.append(str(error))
     except PermissionError as error:
         raise HarnessError(
             f"no permission to read {error.filename}; run as root or join the group of Ollama's models"
         ) from error
-    return models
+    return models, problems
 
 
 def _descend(folder: Path, parts: tuple[str, ...]) -> Path | None:
@@ -143,16 +148,8 @@ def _read_manifest(manifest: Path, storage: Path) -> OllamaModel:
     # The name as the storage writes it, whatever its case in the request.
     registry, *namespace, model, tag = manifest.relative_to(storage / "manifests").parts
     name = OllamaName(registry, "/".join(namespace), model, tag)
-    try:
-        layers: list[dict[str, Any]] = json.loads(manifest.read_text()).get("layers") or []
-        layer = next((entry for entry in layers if entry.get("mediaType") == _MODEL_LAYER), None)
-        digest = str(layer["digest"]) if layer else ""
-        size = int(layer["size"]) if layer else 0
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise HarnessError(f"model '{name}': damaged Ollama manifest {manifest}; pull it again") from error
-    if not layer:
-        raise HarnessError(f"model '{name}': {manifest} lists no GGUF layer; only GGUF models can be used")
-    blobs = [storage / "blobs" / digest.replace(":", mark) for mark in ("-", ":")]
+    digest, size = _model_layer(name, manifest)
+    blobs = [storage / "blobs" / f"sha256{mark}{digest}" for mark in ("-", ":")]
     blob = next((path for path in blobs if path.exists()), None)
     if blob is None:
         raise HarnessError(f"model '{name}': blob {blobs[0]} is missing; pull it again")
@@ -161,4 +158,25 @@ def _read_manifest(manifest: Path, storage: Path) -> OllamaModel:
         raise HarnessError(
             f"model '{name}': blob {blob} has {blob_bytes} bytes, its manifest says {size}; pull it again"
         )
-    return OllamaModel(name, digest, blob)
+    return OllamaModel(name, f"sha256:{digest}", blob)
+
+
+def _model_layer(name: OllamaName, manifest: Path) -> tuple[str, int]:
+    """The digest's 64 digits and the bytes of the model that a manifest names."""
+    damaged = HarnessError(f"model '{name}': damaged Ollama manifest {manifest}; pull it again")
+    try:
+        with manifest.open("rb") as file:
+            text = file.read(_MOST_MANIFEST_BYTES + 1)
+        if len(text) > _MOST_MANIFEST_BYTES:
+            raise damaged
+        layers: list[dict[str, Any]] = json.loads(text).get("layers") or []
+        layer = next((entry for entry in layers if entry.get("mediaType") == _MODEL_LAYER), None)
+        digest = _DIGEST.fullmatch(layer["digest"]) if layer else None
+        size = int(layer["size"]) if layer else 0
+    except (ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+        raise damaged from error
+    if not layer:
+        raise HarnessError(f"model '{name}': {manifest} lists no GGUF layer; only GGUF models can be used")
+    if not digest:
+        raise damaged
+    return digest[1], size

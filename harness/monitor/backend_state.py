@@ -10,11 +10,14 @@ from enum import StrEnum
 from harness.monitor.sample import RPC_SERVERS, Sample, Unit
 
 RPC_UNIT = "llama-rpc-server.service"
+RPC_FIREWALL_UNIT = "llama-rpc-firewall.service"
 SILENT_AFTER_S = 5.0
 """An older sample is no evidence of the present."""
 START_WITHIN_S = 60.0
 """A process that has run for longer without listening is not starting any more."""
 
+_FIREWALL_SUFFIX = "-firewall.service"
+_FIREWALL_HOLDS = frozenset({"active", "reloading"})
 _ON_ITS_WAY = frozenset({"active", "activating", "reloading"})
 
 
@@ -90,6 +93,20 @@ def state_at_age(sample: Sample | None, age_s: float, *, has_backend: bool = Tru
     return _without_socket(sample, sample.units.get(RPC_UNIT))
 
 
+def state_of_refused(reason: str) -> BackendState:
+    """State of a node whose sample is refused: it counts as silent."""
+    return BackendState(State.SILENT, f"sample refused: {reason}")
+
+
+def missing_firewalls(sample: Sample) -> list[str]:
+    """The node's units that should keep a firewall loaded and do not run; what they protect is stopped."""
+    return sorted(
+        name
+        for name, unit in sample.units.items()
+        if name.endswith(_FIREWALL_SUFFIX) and unit.active not in _FIREWALL_HOLDS
+    )
+
+
 def state_without_redis(*, leased: bool) -> BackendState:
     """State of a backend as far as the router itself knows it, where no Redis is configured.
 
@@ -109,6 +126,8 @@ def _without_socket(sample: Sample, unit: Unit | None) -> BackendState:
         for_s = (sample.time_ns - process.started_ns) / 1e9
         state = State.DOWN if for_s > START_WITHIN_S else State.STARTING
         return BackendState(state, f"process {process.pid} runs for {for_s:.0f} s and does not listen")
+    if RPC_FIREWALL_UNIT in missing_firewalls(sample):
+        return BackendState(State.DOWN, f"no firewall: {RPC_FIREWALL_UNIT} does not run, see its journal")
     if unit is None:
         return BackendState(State.DOWN, f"no process, and no unit {RPC_UNIT}")
     if unit.active in _ON_ITS_WAY:

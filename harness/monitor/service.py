@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from harness.monitor.common import WARNING, MonitorError, log
 from harness.monitor.config import LAB_SWAP_BYTES, MonitorConfig, load_config
 from harness.monitor.readers import PROC, memory, read_text
@@ -137,7 +139,7 @@ def sample_every_second(sampler: Sampler, ring: RingWriter, publisher: "Publishe
                 publisher.offer(sample.time_ns, line)
             ring.append(line)
             logged_error = ""
-        except OSError as error:  # a full disk or a vanished cgroup: log it once and try again
+        except (OSError, ValidationError) as error:  # a full disk, a vanished cgroup, a figure out of range
             if str(error) != logged_error:
                 logged_error = str(error)
                 log("sample_failed", level=WARNING, error=logged_error)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.common.text import MIB
-from harness.llama.rpc.messages import MAX_RPC_DEVICES
+from harness.contracts.plan import MAX_RPC_DEVICES
 
 _RESERVE = 256 * MIB
 _MARGIN = 0.02

@@ -50,7 +50,7 @@ def weights(model: GgufModel) -> Weights:
         HarnessError: the file is one part of a split model.
     """
     parts = model.metadata.get("split.count", 0)
-    if parts and parts > 1:
+    if isinstance(parts, int) and parts > 1:
         raise HarnessError(f"{model.path} is one of {parts} parts; join them with llama-gguf-split --merge")
     layers = [0] * model.block_count
     rest = {"output": 0, "input": 0, "shared": 0}

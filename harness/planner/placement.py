@@ -6,10 +6,9 @@ from functools import partial
 import numpy as np
 
 from harness.common.text import MIB
-from harness.contracts.plan import BackendShare, Plan
+from harness.contracts.plan import MAX_RPC_DEVICES, BackendShare, Plan
 from harness.errors import HarnessError
 from harness.llama.gguf import GgufModel
-from harness.llama.rpc.messages import MAX_RPC_DEVICES
 from harness.planner.device_capacity import DeviceCapacity, largest_usable
 from harness.planner.fit_report import explain_no_fit
 from harness.planner.memory import ComputeBuffers, Costs, model_costs, weights

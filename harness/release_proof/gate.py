@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.contracts.coordinator_state import rpc_endpoint
+from harness.contracts.plan import MAX_RPC_DEVICES
 from harness.errors import HarnessError
 from harness.llama.gguf import GgufModel, read_gguf
 from harness.llama.load_log import parse_load_log
 from harness.llama.releases.catalogue import catalogue
-from harness.llama.rpc.messages import MAX_RPC_DEVICES
 from harness.models import PACKAGED, fetch_model, resolve_model
 from harness.release_proof.activity import Activity, observe
 from harness.release_proof.local import Backend, child, how_ended, last_lines, loopback_backends

@@ -1,6 +1,7 @@
 """Reads a run folder into one value, whatever state the run was left in: records, and samples as columns."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -112,11 +113,8 @@ def load_run(folder: Path) -> RunData:
         for name in ("trials", "requests", "events", "samples")
         if _is_cut_short(folder / f"{name}.jsonl")
     ]
-    trials, requests, events = (
-        list(read_trials(folder)),
-        list(read_requests(folder)),
-        list(read_events(folder)),
-    )
+    trials, requests = list(read_trials(folder)), list(read_requests(folder))
+    events = list(read_events(folder))
     samples = read_series(folder, [n.name for n in manifest.nodes], warnings)
     return RunData(folder, manifest, trials, requests, events, samples, warnings)
 
@@ -178,10 +176,12 @@ def _read_lines(path: Path, warnings: list[str]) -> pa.Table:
 def _read_line(line: bytes) -> dict[str, Any] | None:
     try:
         flat = flatten_sample(json.loads(line))
-        row = {"time_ns": int(flat["time_ns"]), "node": str(flat["node"])}
+        row: Row = {"time_ns": int(flat["time_ns"]), "node": str(flat["node"])}
         row |= {name: float(flat[name]) for name in MEMORY}
-        return row | {name: None if flat.get(name) is None else float(flat[name]) for name in OPTIONAL}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        row |= {name: None if flat.get(name) is None else float(flat[name]) for name in OPTIONAL}
+        figures = [value for value in row.values() if isinstance(value, float)]
+        return row if row["time_ns"] < 1 << 63 and all(map(math.isfinite, figures)) else None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from starlette.types import ASGIApp
 
 from harness.errors import HarnessError
 from harness.router.app import Drain, create_app
 from harness.router.config import RouterConfig, load_config
+from harness.router.http.auth import Gate
 from harness.router.http.limits import limited_protocol
 from harness.router.json_log import configure_logging
 from harness.settings import NODE_CONFIG
@@ -57,11 +57,12 @@ def main() -> None:
         sys.exit(1)
 
 
-def server_settings(config: RouterConfig, app: ASGIApp) -> uvicorn.Config:
+def server_settings(config: RouterConfig, app: Gate) -> uvicorn.Config:
     """How uvicorn serves the application."""
     return uvicorn.Config(
         app,
-        http=limited_protocol(config),
+        http=limited_protocol(config, app.metrics),
+        ws="none",
         # uvloop's children have every signal's default restored; the coordinator must go on ignoring SIGPIPE.
         loop="asyncio",
         host=config.address,
@@ -72,6 +73,7 @@ def server_settings(config: RouterConfig, app: ASGIApp) -> uvicorn.Config:
         server_header=False,
         # The coordinator is stopped first, and its requests get their error: this is for what hangs then.
         timeout_graceful_shutdown=round(config.drain_s + config.stop_deadline_s) + 5,
+        timeout_keep_alive=config.keep_alive_s,
         backlog=min(config.connections_limit, 2048),
         h11_max_incomplete_event_size=2 * config.head_limit_bytes,
     )

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import aiohttp
 from pydantic import ValidationError
@@ -11,8 +12,8 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
 
+from harness.common.redirects import refuse_redirects
 from harness.common.text import first_error
 from harness.errors import HarnessError
 from harness.router.api.admin import Admin
@@ -26,6 +27,7 @@ from harness.router.coordinator.factory import create_manager
 from harness.router.dashboard.page import Dashboard, Feed
 from harness.router.dashboard.snapshot import Snapshots
 from harness.router.errors import RouterError
+from harness.router.failures import Failures
 from harness.router.http.auth import Gate
 from harness.router.http.json_body import respond_error
 from harness.router.http.metrics import Metrics
@@ -34,6 +36,7 @@ from harness.router.models.catalogue import Catalogue
 from harness.router.models.planner import Planner
 from harness.router.nodes.backends import BackendWatch
 from harness.router.nodes.samples import NodeSamples
+from harness.router.pool.crashes import PoolCrashes
 from harness.router.pool.pool import Pool
 from harness.router.proxy.proxy import Proxy
 from harness.router.proxy.upstream import route_header
@@ -42,8 +45,8 @@ from harness.router.supervisor import TaskSupervisor
 
 _KEEP_ALIVE_S = 4
 """Less than the 5 s after which many servers close: none closes while a request is being sent."""
-_READ_BUFFER = 1024 * 1024
-"""One event of a stream fits into this."""
+_READ_BUFFER = 64 * 1024
+"""Of an answer; twice as much is read ahead of a client that takes it slowly."""
 
 
 class Drain:
@@ -62,7 +65,7 @@ class Drain:
             loop.call_soon_threadsafe(callback)
 
 
-def create_app(config: RouterConfig, drain: Drain) -> ASGIApp:
+def create_app(config: RouterConfig, drain: Drain) -> Gate:
     """The service, with its keys read.
 
     Args:
@@ -76,21 +79,32 @@ def create_app(config: RouterConfig, drain: Drain) -> ASGIApp:
     if config.debug_coordinator_recovery or debug in {"1", "true", "yes", "on"}:
         show_debug()
     metrics = Metrics()
-    pool = Pool(config.pool, TaskSupervisor(metrics.background_task_failed))
+    failures = Failures(config, metrics, several_keys=len(router_keys) > 1)
+    sampled = [*(backend.node for backend in config.backends), *(server.node for server in config.pool)]
+    nodes = NodeSamples(config.redis, sampled, metrics)
+    pool = Pool(
+        config.pool,
+        TaskSupervisor(metrics.background_task_failed),
+        crashes=PoolCrashes(nodes.latest, failures),
+        silent_s=config.pool_silent_s,
+    )
     catalogue = Catalogue(config.models_dir, config.ollama_models)
-    nodes = NodeSamples(config.redis)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         async with aiohttp.ClientSession(
-            connector=connector, auto_decompress=False, read_bufsize=_READ_BUFFER
+            connector=connector,
+            auto_decompress=False,
+            read_bufsize=_READ_BUFFER,
+            middlewares=(refuse_redirects,),
         ) as session:
             planner = Planner(config, catalogue, BackendWatch(nodes).samples)
-            coordinator = create_manager(config, planner, session, metrics, nodes)
+            coordinator = create_manager(config, planner, session, metrics, nodes, failures)
             resolver = RouteResolver(config, catalogue, pool, nodes, planner, lambda: coordinator.loaded)
+            await nodes.start()
             await pool.start(session)
-            proxy = Proxy(config, resolver, pool, coordinator, session)
+            proxy = Proxy(config, resolver, pool, coordinator, session, failures)
             limit = config.body_limit_bytes
             for api in (
                 OpenAiApi(proxy, catalogue, body_limit_bytes=limit),
@@ -117,11 +131,12 @@ def create_app(config: RouterConfig, drain: Drain) -> ASGIApp:
                 log("router_stopped")
 
     errors = (RouterError, HarnessError, ValidationError, HTTPException)
-    app = Starlette(lifespan=lifespan, exception_handlers=dict.fromkeys(errors, _error_response))
+    handler = partial(_error_response, metrics)
+    app = Starlette(lifespan=lifespan, exception_handlers=dict.fromkeys(errors, handler))
     return Gate(app, router_keys=router_keys, admin_key=admin_key, metrics=metrics, config=config)
 
 
-async def _error_response(request: Request, error: Exception) -> Response:
+async def _error_response(metrics: Metrics, request: Request, error: Exception) -> Response:
     match error:
         case RouterError():
             answer = error
@@ -132,6 +147,7 @@ async def _error_response(request: Request, error: Exception) -> Response:
             answer = RouterError(error.status_code, "no_such_path", message)
         case _:
             answer = RouterError(500, "error", str(error))
+    metrics.refused(answer)
     log("request_refused", status=answer.status, error_class=answer.error_class, message=answer.message)
     route = getattr(request.state, "route", None)
     reason = getattr(request.state, "route_reason", "")

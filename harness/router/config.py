@@ -2,9 +2,9 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.common.text import first_error
 from harness.errors import HarnessError
@@ -42,6 +42,9 @@ class Backend(BaseModel):
     """Left free on the node by an automatic plan; unset: the planner's default."""
     accelerator: str = "cpu"
     """Memory that its rpc-server offers: the CPU's, or only that of accelerators (``cuda``, ...)."""
+    devices: list[str] = []
+    """Those of a GPU host in rpc-server's order, as the inventory lists them (``CUDA0``, ``CPU``); none for
+    all accelerators."""
 
     @property
     def address(self) -> str:
@@ -68,6 +71,8 @@ class PoolServer(BaseModel):
     key_file: Path | None = None
     keep_alive: bool = True
     """Keep connections open for the next request. False for a llama-server: each would hold a thread."""
+    deployed: bool = False
+    """Whether it is ``llama-pool-server.service`` of its node, whose crashes the node's samples show."""
 
 
 class RouteRule(BaseModel):
@@ -137,10 +142,23 @@ class RouterConfig(BaseModel):
     restart_budget: int = Field(5, ge=1)
     """Failures of the coordinator within ``restart_window_s`` after which it is not started again."""
     restart_window_s: float = Field(600, gt=0)
+    spin_deadline_s: float = Field(60, gt=0)
+    """How long llama-server may compute by itself, while no backend works and no token comes."""
+    poison_refuse_s: float = Field(600, gt=0)
+    """For how long a request that ended its server is refused."""
+    poison_key_limit: int = Field(5, ge=0)
+    """Servers that the requests of one key may end in ``poison_refuse_s``; then the key is refused. 0: any.
+    A router with one key refuses no key."""
+    pool_silent_s: float = Field(60, gt=0)
+    """How long the main loop of a pool server may not answer before the router takes it for hung."""
     keep_starts: int = Field(50, ge=1)
     """Log folders of past starts that are kept."""
     keep_log_bytes: int = Field(1024 * _MIB, ge=1)
     """Size of those folders together."""
+    log_bytes: int = Field(16 * _MIB, ge=_MIB)
+    """Size of one coordinator's log; its beginning and its newest end are kept. A load needs it free."""
+    log_line_bytes: int = Field(2048, ge=256, le=65536)
+    """A longer line of that log is cut."""
     debug_coordinator_recovery: bool = False
     """Log each step of a recovery; so does SOLLOL_DEBUG_COORDINATOR_RECOVERY=true in the environment."""
     dashboard: bool = True
@@ -150,12 +168,42 @@ class RouterConfig(BaseModel):
     redis: RedisSettings | None = None
     """Where the nodes' samples are read; unset: backends are judged by what the head node sees."""
     body_limit_bytes: int = 32 * _MIB
+    answer_limit_bytes: int = Field(64 * _MIB, ge=_MIB)
+    """Of an answer that is not a stream; a longer one is a 502 of class ``answer_too_long``."""
     head_limit_bytes: int = Field(64 * 1024, ge=1024)
     headers_limit: int = Field(100, ge=8)
     head_timeout_s: float = Field(10, gt=0)
-    """How long a client may take to send a request's head, and to begin on a new connection."""
+    """How long a client may take to send a request's head."""
+    keep_alive_s: int = Field(75, ge=1)
+    """How long a connection stays open without a request."""
+    send_timeout_s: float = Field(60, gt=0)
+    """A client that takes less than 64 KiB of what waits for it in this time is disconnected."""
     connections_limit: int = Field(4096, ge=1)
-    """Client connections that are open at the same time; one more is refused with 503."""
+    """Client connections that are open at the same time. A further one closes an idle one, the oldest
+    first, and gets 503 where none is idle."""
+    connections_per_address: int = Field(0, ge=0)
+    """The same for the connections of one address; 0: half of ``connections_limit``."""
+    admin_reserve: int = Field(32, ge=0)
+    """Connections reserved for the admin key, at most half of all: other requests get 503 before."""
+    requests_per_key: int = Field(0, ge=0)
+    """Requests of one router key that are in flight at the same time; 0: as ``bodies_per_key_bytes``."""
+    requests_per_s_per_key: float = Field(1000, ge=0)
+    """Requests a second of one router key, over several seconds; 0: no limit."""
+    queue_per_key: int = Field(0, ge=0)
+    """Requests of one router key that may wait for the coordinator; 0: as ``bodies_per_key_bytes``."""
+    bodies_limit_bytes: int = Field(1024 * _MIB, ge=1)
+    """Bodies of all requests in flight together; one larger than 1 MiB is kept in a file in ``state_dir``."""
+    bodies_per_key_bytes: int = Field(0, ge=0)
+    """The same for one router key; 0: half of what there is for all, and all of it for a single key."""
+
+    @model_validator(mode="after")
+    def _bodies_fit(self) -> Self:
+        smallest = min(self.bodies_limit_bytes, self.bodies_per_key_bytes or self.bodies_limit_bytes // 2)
+        if self.body_limit_bytes > smallest:
+            raise ValueError(
+                "body_limit_bytes is more than bodies_per_key_bytes, or half of bodies_limit_bytes"
+            )
+        return self
 
     @property
     def head_node(self) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 
+from harness.common.redirects import refuse_redirects
 from harness.contracts.run_records import Request
 from harness.llama import token_texts
 
@@ -53,6 +54,7 @@ def chat_session() -> aiohttp.ClientSession:
         connector=aiohttp.TCPConnector(force_close=True),
         timeout=aiohttp.ClientTimeout(total=None, connect=10),
         read_bufsize=1 << 20,
+        middlewares=(refuse_redirects,),
     )
 
 

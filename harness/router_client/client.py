@@ -147,6 +147,10 @@ class RouterClient:
         """State of the current or last coordinator."""
         return _state(await self._call("GET", "/admin/coordinator"))
 
+    async def waiting(self) -> int:
+        """How many requests wait for the coordinator."""
+        return len((await self._call("GET", "/admin/queue"))["waiting"])
+
     async def discover(self, cidrs: list[str], *, port: int, limit: int, force: bool) -> list[dict[str, Any]]:
         """Backends as the head node sees them, those of the inventory first."""
         query = [("cidr", cidr) for cidr in cidrs]

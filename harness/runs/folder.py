@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -27,6 +28,22 @@ LONGEST_LINE = 16 << 20
 def run_name(started: datetime, profile: str) -> str:
     """Name of a run's folder: ``20261123T211900Z-default``."""
     return f"{started.astimezone(UTC):%Y%m%dT%H%M%SZ}-{profile}"
+
+
+def ensure_writable(reports: Path) -> None:
+    """Make the folder of runs where there is none, and see that a run can be written into it.
+
+    Raises:
+        HarnessError: it cannot.
+    """
+    try:
+        reports.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=reports):
+            pass
+    except OSError as error:
+        raise HarnessError(
+            f"cannot write into the reports folder {reports}: {error.strerror}; name another with --reports"
+        ) from error
 
 
 class RunFolder:

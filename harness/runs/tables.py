@@ -130,7 +130,7 @@ def _rows(source: Path, table: str) -> Iterator[Row]:
     for number, line in enumerate(read_lines(source), start=1):
         try:
             yield flatten(table, line)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             first = str(error).splitlines()[0]
             raise HarnessError(f"cannot pack {source}: line {number} is no record: {first}") from error
 

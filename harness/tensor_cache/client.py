@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.cluster.inventory import Node
-from harness.cluster.ssh import run_on, run_script
+from harness.cluster.ssh import run_as, run_on, run_script
 from harness.common.text import last_line
 from harness.errors import HarnessError
 from harness.settings import NODE_LLAMA_CPP
@@ -14,16 +16,23 @@ from harness.settings import NODE_LLAMA_CPP
 TOOL = str(NODE_LLAMA_CPP / "current" / "bin" / "llama-tensor-cache")
 CACHE_TOOL = "/usr/local/lib/llama-rpc-server/rpc_cache.py"
 OWNER = "llama-rpc"
+"""The service that owns a cache: what is in it is worked on with its rights."""
+_ROUTER = "llama-router"
 _SLOW_S = 3600.0
+_LISTED = re.compile(r"^.*/([0-9a-f]{16}) (\d+)$", re.MULTILINE)
 _LIST = 'for f in "$1"/*; do [ -f "$f" ] && stat -c "%n %s" "$f"; done; true'
 
 
 async def list_cache(node: Node) -> dict[str, int]:
     """Sizes of the tensors in the node's cache, by FNV-1a-64 hash of their bytes (16 hex digits)."""
-    result = await run_on(node, "sh", "-c", _LIST, "sh", str(node.rpc_cache), root=True)
-    lines = (line.rpartition(" ") for line in result.stdout.splitlines())
-    sizes = {path.rpartition("/")[2]: int(size) for path, _, size in lines}
-    return {name: size for name, size in sizes.items() if len(name) == 16}
+    done = await run_on(node, *run_as(OWNER), "sh", "-c", _LIST, "sh", str(node.rpc_cache), root=True)
+    return {name: int(size) for name, size in _LISTED.findall(done.stdout)}
+
+
+def reader(head: Node) -> tuple[str, ...]:
+    """Words before a command that reads, as the router's user, what the router names as a model."""
+    group = str(head.variables.get("router_ollama_group", "ollama"))
+    return run_as(_ROUTER, group if head.variables.get("router_ollama_models") else None)
 
 
 @dataclass(frozen=True)
@@ -43,9 +52,14 @@ async def cache_status(node: Node) -> CacheStatus:
     """Content of the node's cache, and the part of it that the plan of the last ``harness warm`` needs."""
     folder = node.rpc_cache
     sizes, listed = await asyncio.gather(
-        list_cache(node), run_on(node, "cat", str(folder.parent / "needed.json"), root=True)
+        list_cache(node), run_on(node, *run_as(OWNER), "cat", str(folder.parent / "needed.json"), root=True)
     )
-    needed = set(json.loads(listed.stdout)) if listed.returncode == 0 else set()
+    try:
+        needed = {str(name) for name in json.loads(listed.stdout or "[]")}
+    except (ValueError, TypeError, RecursionError):
+        raise HarnessError(
+            f"{node.name}: {folder.parent}/needed.json is damaged; run `harness warm`"
+        ) from None
     total = sum(sizes.values())
     return CacheStatus(node.name, str(folder), len(sizes), total, len(needed), len(needed & sizes.keys()))
 
@@ -53,7 +67,7 @@ async def cache_status(node: Node) -> CacheStatus:
 async def run_cache_tool(node: Node, verb: str, *arguments: str, stdin: str = "") -> str:
     """Run rpc_cache.py on the node as the cache's owner; what it printed."""
     folder = str(node.rpc_cache.parent)
-    return await _run(node, "runuser", "-u", OWNER, "--", CACHE_TOOL, verb, folder, *arguments, stdin=stdin)
+    return await _run(node, *run_as(OWNER), CACHE_TOOL, verb, folder, *arguments, stdin=stdin)
 
 
 @dataclass(frozen=True)
@@ -68,9 +82,9 @@ class CacheLine:
     """In the model's file; 0 where it came from no file."""
 
 
-async def tensor_cache(node: Node, *arguments: str, stdin: str = "") -> list[CacheLine]:
-    """Run llama-tensor-cache on the node as root."""
-    return parse_tool(await _run(node, TOOL, *arguments, stdin=stdin))
+async def tensor_cache(node: Node, user: Sequence[str], *arguments: str, stdin: str = "") -> list[CacheLine]:
+    """Run llama-tensor-cache on the node as a service's user."""
+    return parse_tool(await _run(node, *user, TOOL, *arguments, stdin=stdin))
 
 
 def parse_tool(text: str) -> list[CacheLine]:
@@ -111,15 +125,25 @@ async def _run_everywhere(nodes: list[Node], verb: str, *arguments: str) -> dict
 async def make_cold(backends: list[Node], head: Node, model_path: str) -> dict[str, Any]:
     """Empty the tensor caches and drop the model from the page cache. Only with no coordinator attached.
 
+    The caches are emptied as their owner, and the model is opened as the router's user.
+
     Returns:
         Per node, what was removed and how many bytes of the model stayed resident.
     """
 
-    async def empty(node: Node) -> Any:
-        cache = str(node.rpc_cache) if node in backends else None
-        drop = [model_path] if node.name == head.name else []
-        argument = {"do": "make_cold", "rpc_cache": cache, "drop": drop}
-        return await run_script(node, "model_file.py", argument, deadline_s=120, root=True)
+    async def empty(node: Node) -> dict[str, Any]:
+        argument = {"do": "empty", "folder": str(node.rpc_cache)}
+        removed = await run_script(
+            node, "model_file.py", argument, deadline_s=120, root=True, user=run_as(OWNER)
+        )
+        return {"rpc_cache_removed": removed, "resident_before": {}, "resident_after": {}}
 
-    nodes = {node.name: node for node in [*backends, head]}
-    return dict(zip(nodes, await asyncio.gather(*map(empty, nodes.values())), strict=True))
+    async def drop() -> dict[str, Any]:
+        argument = {"do": "drop_pages", "path": model_path, "user": reader(head)}
+        dropped: dict[str, Any] = await run_script(head, "model_file.py", argument, deadline_s=120, root=True)
+        return dropped
+
+    dropped, *emptied = await asyncio.gather(drop(), *map(empty, backends))
+    done = {node.name: one for node, one in zip(backends, emptied, strict=True)}
+    done[head.name] = done.get(head.name, {}) | dropped
+    return done

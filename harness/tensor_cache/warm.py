@@ -5,12 +5,12 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from harness.cluster.inventory import Inventory, Node
-from harness.cluster.ssh import run_script
+from harness.cluster.ssh import run_as, run_script
 from harness.common.text import last_line
 from harness.contracts.plan import LoadRequest, Offer
 from harness.errors import HarnessError
@@ -23,6 +23,7 @@ from harness.tensor_cache.client import (
     CacheLine,
     list_cache,
     parse_tool,
+    reader,
     run_cache_tool,
     tensor_cache,
 )
@@ -57,8 +58,9 @@ async def warm(
 ) -> tuple[Offer, list[Warmed]]:
     """Fill the caches for a load, on all nodes at once.
 
-    A node that has the model's file (a shared disk, its own Ollama) reads it; any other receives what it
-    lacks, each tensor once, from this machine's copy or, where there is none, from the head node's.
+    A node whose rpc-server's user may read a copy of the model's file (a shared disk, Ollama's folder) takes
+    it from there; any other receives what it lacks, each tensor once, from this machine's copy or, where
+    there is none, from the head node's.
 
     Args:
         load: the load to prepare.
@@ -73,25 +75,26 @@ async def warm(
         raise HarnessError(
             f"{load.model} has no tensor over 10 MiB on the backends: a cache would keep nothing"
         )
-    filler = _Filler(inventory, offer, push)
+    filler = _Filler(inventory, offer, push, _local_copy(load.model, offer.plan.file_bytes))
     results = await asyncio.gather(*(filler.fill(inventory.node(name), say) for name in offer.tensors))
     return offer, list(results)
 
 
 class _Filler:
-    def __init__(self, inventory: Inventory, offer: Offer, push: bool) -> None:
+    def __init__(self, inventory: Inventory, offer: Offer, push: bool, local: Path | None = None) -> None:
         self._head = inventory.head
         self._offer = offer
         self._push_always = push
         self._fingerprint_lock = asyncio.Lock()
         self._fingerprint: str | None = None
-        self._local = _local_copy(offer)
+        self._local = local
 
     async def fill(self, node: Node, say: Callable[[str], None]) -> Warmed:
         ranges, started = self._offer.tensors[node.name], time.monotonic()
         own = None if self._push_always and node != self._head else await self._copy_on(node)
         if own is not None:
-            tensors = await tensor_cache(node, "fill", own, str(node.rpc_cache), OWNER, stdin=_lines(ranges))
+            to = (str(node.rpc_cache), OWNER)
+            tensors = await tensor_cache(node, run_as(OWNER), "fill", own, *to, stdin=_lines(ranges))
             source = "copy"
         else:
             tensors, source = await self._push_missing(node, ranges)
@@ -110,7 +113,7 @@ class _Filler:
         path = PurePosixPath(self._offer.plan.model_path)
         folders = [str(path.parent), str(NODE_MODELS), *_OLLAMA_BLOBS]
         paths = list(dict.fromkeys(f"{folder}/{path.name}" for folder in folders))
-        copy = await self._fingerprint_of(node, paths)
+        copy = await self._fingerprint_of(node, run_as(OWNER), paths)
         if copy is None:
             return None
         return copy["path"] if copy["fingerprint"] == await self._expected_fingerprint() else None
@@ -119,22 +122,25 @@ class _Filler:
         async with self._fingerprint_lock:
             if self._fingerprint is None:
                 path = self._offer.plan.model_path
-                original = await self._fingerprint_of(self._head, [path])
+                original = await self._fingerprint_of(self._head, reader(self._head), [path])
                 if original is None:
                     raise HarnessError(f"{self._head.name}: {path} is not there any more")
                 self._fingerprint = original["fingerprint"]
             return self._fingerprint
 
-    async def _fingerprint_of(self, node: Node, paths: list[str]) -> dict[str, str] | None:
-        """Path and fingerprint of the first of these that is a file of the model's size."""
+    async def _fingerprint_of(
+        self, node: Node, user: Sequence[str], paths: list[str]
+    ) -> dict[str, str] | None:
+        """Path and fingerprint of the first of these that is a file of the model's size the user may read."""
         argument = {"do": "fingerprint", "paths": paths, "size": self._offer.plan.file_bytes}
-        copy: dict[str, str] | None = await run_script(node, "model_file.py", argument, root=True)
+        copy: dict[str, str] | None = await run_script(node, "model_file.py", argument, root=True, user=user)
         return copy
 
     async def _push_missing(self, node: Node, ranges: Ranges) -> tuple[list[CacheLine], str]:
         """Send what the node's cache lacks, by the hashes that the head node computes."""
         path = self._offer.plan.model_path
-        hashed = await tensor_cache(self._head, "hash", path, stdin=_lines(ranges))
+        user = reader(self._head)
+        hashed = await tensor_cache(self._head, user, "hash", path, stdin=_lines(ranges))
         cached = await list_cache(node)
         missing = {line.offset for line in hashed if cached.get(line.name) != line.size}
         present = [replace(line, word="present") for line in hashed if line.offset not in missing]
@@ -148,8 +154,9 @@ class _Filler:
         if self._local:
             source = [sys.executable, "-m", "harness.tensor_cache.ranges", str(self._local)]
         else:
-            source = self._head.ssh(TOOL, "read", self._offer.plan.model_path, root=True)
-        sink = node.ssh(TOOL, "store", str(node.rpc_cache), OWNER, root=True)
+            user = reader(self._head)
+            source = self._head.ssh(*user, TOOL, "read", self._offer.plan.model_path, root=True)
+        sink = node.ssh(*run_as(OWNER), TOOL, "store", str(node.rpc_cache), OWNER, root=True)
         reading, writing = os.pipe()
         pipe = asyncio.subprocess.PIPE
         async with contextlib.AsyncExitStack() as processes:
@@ -180,13 +187,13 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-def _local_copy(offer: Offer) -> Path | None:
-    """This machine's copy of the model, if its size is the same."""
+def _local_copy(name: str, size: int) -> Path | None:
+    """This machine's copy of the model, if its size is the same; by the name that the user gave."""
     try:
-        model = resolve_model(offer.plan.model).gguf
+        model = resolve_model(name).gguf
     except HarnessError:
         return None
-    return model.path if model.file_bytes == offer.plan.file_bytes else None
+    return model.path if model.file_bytes == size else None
 
 
 def _lines(ranges: Ranges) -> str:

@@ -16,12 +16,19 @@ from harness.contracts.plan import LoadRequest
 from harness.contracts.run_records import NodeFacts
 from harness.errors import HarnessError
 from harness.lab.spec import LabSpec
+from harness.llama.releases.catalogue import catalogue
+from harness.llama.releases.server_flags import check_server_flags
 from harness.router_client.client import RouterClient, RouterRefusedError
 from harness.trials.lab import lab_of
 from harness.trials.profile.profile import Profile
-from harness.trials.profile.steps import FaultStep, LoadStep, ParityStep
+from harness.trials.profile.steps import FaultStep, LoadStep, ParityStep, PinStep
+from harness.trials.resume import Unfinished, check_same_cluster
 
 FREED_WITHIN_S = 3.0
+UNLOAD_S = 60.0
+"""How long requests in flight may take before the coordinator is stopped all the same."""
+ENDING_TRIES = 10
+"""Seconds in which requests of others may end before the run is refused."""
 
 
 @dataclass(frozen=True)
@@ -36,31 +43,49 @@ class ClusterSnapshot:
 
 
 async def run_preflight(
-    profile: Profile, pins: tuple[int, ...], inventory: Inventory, router: RouterClient
+    profile: Profile,
+    pins: tuple[int, ...],
+    inventory: Inventory,
+    router: RouterClient,
+    *,
+    resumed: Unfinished | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> ClusterSnapshot:
     """Inspect the cluster and refuse what cannot work.
 
     A coordinator that is up is unloaded, once all else is checked: the trials need its memory.
 
+    Args:
+        resumed: the run to go on with, which needs the nodes that it began on.
+        force: unload though others use the coordinator: requests that do not end in time are stopped.
+        say: called with a line before something takes long.
+
     Raises:
-        HarnessError: a node, the router or a model is not there, a node runs another build, or a model
-            cannot fit.
+        HarnessError: a node, the router or a model is not there, a node runs another build, a pin may not be
+            deployed, a model cannot fit, or others use the coordinator.
     """
     models = await router.models()
     check_models(profile, models, router.address.url)
     states = await _read_states(inventory)
     check_builds(inventory, {name: state.facts for name, state in states.items()})
     check_faults(profile, inventory, lab_of(inventory))
-    check_pins(pins, states[inventory.head.name].facts.build)
-    if (await router.unload()).phase is not CoordinatorPhase.ABSENT:
-        states = await _read_states(inventory)
+    build = states[inventory.head.name].facts.build
+    check_pins(pins, build)
+    check_flags(profile, build)
+    for step in profile.trials:
+        if isinstance(step, PinStep):
+            catalogue().admit(step.build, _accepted_issues(inventory))
+    if resumed:
+        check_same_cluster(resumed, {name: state.facts for name, state in states.items()})
     try:
         await check_fit(profile, inventory, router)
     except RouterRefusedError:
         # The backends of a coordinator that has just ended may still be giving their memory back.
         await asyncio.sleep(FREED_WITHIN_S)
-        states = await _read_states(inventory)
         await check_fit(profile, inventory, router)
+    if await _unload(router, resumed is not None, force, say):
+        states = await _read_states(inventory)
     facts = await asyncio.gather(
         *(with_surroundings(inventory.nodes[name], state.facts) for name, state in states.items())
     )
@@ -72,6 +97,31 @@ async def run_preflight(
             for name, state in states.items()
         },
     )
+
+
+async def _unload(router: RouterClient, resumed: bool, force: bool, say: Callable[[str], None]) -> bool:
+    """Unload what is up; whether there was something."""
+    for _ in range(ENDING_TRIES):  # Those of a run that was killed a moment ago are given up one by one.
+        state = await router.coordinator()
+        used = state.requests_in_flight + await router.waiting()
+        if not used or force:
+            break
+        await asyncio.sleep(1)
+    starting = state.phase is CoordinatorPhase.STARTING and not resumed
+    if (used or starting) and not force:
+        use = f"{used} requests of others are in flight or wait" if used else "it is being loaded for others"
+        raise HarnessError(
+            f"{use} ({state.model}) on the router at {router.address.url}: wait for their end, or stop them "
+            "with --force; nothing was touched"
+        )
+    if used:
+        say(f"{used} requests of others have {UNLOAD_S:.0f} s to end before {state.model} is unloaded")
+    return (await router.unload(UNLOAD_S)).phase is not CoordinatorPhase.ABSENT
+
+
+def _accepted_issues(inventory: Inventory) -> list[str]:
+    accepted = inventory.head.variables.get("llama_cpp_accepted_issues", [])
+    return accepted.split(",") if isinstance(accepted, str) else list(accepted)
 
 
 async def _read_states(inventory: Inventory) -> dict[str, NodeState]:
@@ -137,6 +187,16 @@ def check_pins(pins: Sequence[int], build: int | None) -> None:
         raise HarnessError(
             f"--pins {','.join(map(str, pins))}: give the build that runs now first ({build}), then another"
         )
+
+
+def check_flags(profile: Profile, build: int | None) -> None:
+    """Raise HarnessError where a trial gives llama-server an option that is not on the release's list."""
+    for step in profile.trials:
+        if isinstance(step, LoadStep | ParityStep):
+            try:
+                check_server_flags(step.flags, build)
+            except HarnessError as error:
+                raise HarnessError(f"the profile's {step.kind} of {step.model}: {error}") from None
 
 
 def _build(facts: NodeFacts) -> str:

@@ -24,7 +24,6 @@ from harness.trials.progress import duration
 from harness.trials.resume import (
     EarlierRun,
     Unfinished,
-    check_same_cluster,
     drop_unfinished,
     earlier_runs,
     read_unfinished,
@@ -106,6 +105,8 @@ class Options:
     """In place of those that the profile's ``models`` names."""
     pins: tuple[int, ...] = ()
     """Builds to try in turns, the first of which runs now."""
+    force: bool = False
+    """Begin though others use the coordinator: what does not end in time is stopped."""
 
 
 @dataclass(frozen=True)
@@ -178,13 +179,12 @@ def open_folder(spec: RunSpec, cluster: ClusterSnapshot, estimate: Estimate) -> 
     """The run's folder with its manifest written.
 
     Raises:
-        HarnessError: it cannot be made or written, or the cluster is not the one that the run began on.
+        HarnessError: it cannot be made or written.
     """
     if spec.resumed is None:
         folder = RunFolder.create(spec.options.reports, spec.name)
         manifest = _new_manifest(spec, cluster, estimate)
     else:
-        check_same_cluster(spec.resumed, cluster.facts)
         drop_unfinished(spec.resumed)
         folder = RunFolder(spec.resumed.folder)
         manifest = spec.resumed.manifest

@@ -12,7 +12,7 @@ from harness.cluster.node_inspection import UNITS, read_journal
 from harness.contracts.run_records import Outcome, RunManifest, Trial
 from harness.errors import HarnessError
 from harness.router_client.client import RouterClient, router_address
-from harness.runs.folder import RunFolder, read_manifest, read_requests
+from harness.runs.folder import RunFolder, ensure_writable, read_manifest, read_requests
 from harness.runs.lock import inventory_lock
 from harness.runs.tables import pack
 from harness.trials.context import Context, TrialResult
@@ -62,6 +62,7 @@ async def run_benchmark(options: Options, progress: RunProgress) -> RunResult:
         Interrupted: a signal came before the first trial.
     """
     spec, inventory = read_run_spec(options), load_inventory(options.inventory)
+    ensure_writable(options.reports)
     interrupts = InterruptHandler()
     with interrupts.installed(), inventory_lock(options.inventory, spec.name):
         async with (
@@ -73,7 +74,17 @@ async def run_benchmark(options: Options, progress: RunProgress) -> RunResult:
                 progress.say(f"{name}: restored the memory limit that an earlier run had lowered")
             if may_have_left_a_fault(spec.earlier):
                 await interrupts.run(undo_leftovers(inventory.backends, lab, progress.say))
-            cluster = await interrupts.run(run_preflight(spec.profile, options.pins, inventory, router))
+            cluster = await interrupts.run(
+                run_preflight(
+                    spec.profile,
+                    options.pins,
+                    inventory,
+                    router,
+                    resumed=spec.resumed,
+                    force=options.force,
+                    say=progress.say,
+                )
+            )
             expected = estimate(spec.profile, cluster.models, trial_durations(spec.earlier))
             announce(progress.say, spec, expected)
             folder, manifest = open_folder(spec, cluster, expected)

@@ -17,8 +17,8 @@ from harness.common.text import last_line
 from harness.contracts.coordinator_state import CoordinatorState
 from harness.errors import HarnessError
 from harness.monitor.backend_state import age_s
-from harness.monitor.redis.reader import LatestSamples, parse_sample
-from harness.monitor.sample import Sample
+from harness.monitor.redis.reader import LatestSamples
+from harness.monitor.sample import RefusedSampleError, Sample, parse_sample
 from harness.settings import NODE_VENV
 from harness.watch.view import ClusterView, node_view, plan_in_use, router_view, shares
 
@@ -125,6 +125,12 @@ class Sources:
         for name, latest in read.latest.items():
             if sample := latest or read.last.get(name):
                 self._samples[name] = (sample, now - age_s(sample, read.time_ns))
+        for name, reason in read.refused.items():
+            self._refuse(name, reason)
+
+    def _refuse(self, node: str, reason: str) -> None:
+        self._samples.pop(node, None)
+        self._problems[node] = f"sample refused: {reason}"
 
     async def _follow_ring(self, node: Node) -> None:
         """Follow a node's ring from a failure of Redis until Redis answers again."""
@@ -136,7 +142,11 @@ class Sources:
                     async for line in lines:
                         if not self._redis_failed.is_set():
                             break
-                        if sample := parse_sample(line):
+                        try:
+                            sample = parse_sample(line, node.name)
+                        except RefusedSampleError as error:
+                            self._refuse(node.name, str(error))
+                        else:
                             self._problems.pop(node.name, None)
                             # Written in this second: the node's own clock may be off, and is not used.
                             self._samples[node.name] = (sample, time.monotonic())

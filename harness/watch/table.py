@@ -50,8 +50,10 @@ def _row(node: NodeView) -> list[Text]:
         _NOTHING if node.age_s is None else f"{node.age_s:.0f} s",
     ]
     state = Text(node.state, style=_COLOUR.get(node.state, ""))
-    reason = "" if node.state in _PLAIN else node.reason
-    return [Text(node.name, style="bold"), state, *(Text(figure, style) for figure in figures), Text(reason)]
+    reasons = [] if node.state in _PLAIN else [node.reason]
+    reasons += [f"no firewall: {unit} does not run" for unit in node.missing_firewalls]
+    text = "; ".join(reasons)
+    return [Text(node.name, style="bold"), state, *(Text(figure, style) for figure in figures), Text(text)]
 
 
 def _share(node: NodeView) -> str:

@@ -5,7 +5,7 @@ from pydantic import BaseModel
 from harness.cluster.inventory import Node
 from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.contracts.plan import Plan
-from harness.monitor.backend_state import state_at_age
+from harness.monitor.backend_state import missing_firewalls, state_at_age
 from harness.monitor.sample import Gpu, Sample
 
 _UP = frozenset({CoordinatorPhase.STARTING, CoordinatorPhase.READY, CoordinatorPhase.STOPPING})
@@ -46,6 +46,8 @@ class NodeView(BaseModel):
     """Of its units together, by systemd (NRestarts)."""
     units: dict[str, str] = {}
     """ActiveState of each unit."""
+    missing_firewalls: list[str] = []
+    """Units that should keep a firewall loaded and do not run."""
     clock_offset_s: float | None = None
 
 
@@ -135,6 +137,7 @@ def node_view(
         view.gpus = sample.gpus
         view.load1 = sample.load1
         view.restarts = sum(unit.restarts for unit in sample.units.values()) if sample.units else None
+        view.missing_firewalls = missing_firewalls(sample)
         view.units = {name: unit.active for name, unit in sample.units.items()}
         view.clock_offset_s = sample.clock_offset_s
     return view

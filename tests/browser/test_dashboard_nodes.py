@@ -15,7 +15,7 @@ from harness.monitor.redis import latest_key
 from harness.monitor.sample import Gpu, GpuSource, Memory, RpcSocket, Sample, Source, Unit
 from playwright.sync_api import Browser, expect
 from tests.browser.dashboard_page import log_in, problems
-from tests.integration.redis_server import RedisServer
+from tests.integration.redis_server import READER, RedisServer, monitor_of
 from tests.integration.router_stack import RouterStack
 
 pytestmark = [pytest.mark.browser, pytest.mark.integration]
@@ -71,7 +71,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def stack(llama_build: Path, smollm2: Path, tmp_path: Path, server: RedisServer) -> Iterator[RouterStack]:
-    redis = server.settings("llama-reader").model_dump(mode="json")
+    redis = server.settings(READER).model_dump(mode="json")
     stack = RouterStack(llama_build, smollm2, tmp_path, redis=redis)
     yield stack
     stack.close()
@@ -83,9 +83,9 @@ def monitors(server: RedisServer) -> Iterator[threading.Event]:
     silent = threading.Event()
 
     def publish() -> None:
-        with server.client("llama-monitor") as client:
+        with server.client(monitor_of("node1")) as first, server.client(monitor_of("node2")) as second:
             while not silent.wait(0.5):
-                for one in (busy_with_gpu(), failed()):
+                for client, one in ((first, busy_with_gpu()), (second, failed())):
                     client.set(latest_key(one.node), one.model_dump_json(), px=5000)
 
     thread = threading.Thread(target=publish)

@@ -19,7 +19,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 TEMPLATES = Path(__file__).parents[2] / "roles" / "redis" / "templates"
 PROGRAM = "redis-check-rdb"
 """What Debian's redis-tools calls the server's program."""
-PASSWORDS = {"llama-monitor": "of-the-monitors", "llama-reader": "of-the-readers"}
+READER = "llama-reader"
+NODES = ("node1", "node2", "node3")
+PASSWORDS = {READER: "of-the-readers"} | {
+    f"llama-monitor-{node}": f"of-the-monitor-of-{node}" for node in NODES
+}
+
+
+def monitor_of(node: str) -> str:
+    """Redis user of a node's monitor, as the role names it."""
+    return f"llama-monitor-{node}"
 
 
 def configuration(port: int, memory: str) -> str:
@@ -34,8 +43,9 @@ def configuration(port: int, memory: str) -> str:
         redis_address="127.0.0.1",
         redis_port=port,
         redis_memory=memory,
-        _redis_monitor_password=PASSWORDS["llama-monitor"],
-        _redis_reader_password=PASSWORDS["llama-reader"],
+        redis_nodes=NODES,
+        _redis_monitor_passwords={node: PASSWORDS[monitor_of(node)] for node in NODES},
+        _redis_reader_password=PASSWORDS[READER],
     )
 
 
@@ -61,7 +71,7 @@ class RedisServer:
         values = {"address": "127.0.0.1", "port": self.port, "username": user}
         return RedisSettings.model_validate({**values, "password_file": self.folder / f"{user}.key"})
 
-    def client(self, user: str = "llama-reader") -> Any:
+    def client(self, user: str = READER) -> Any:
         """A connection of its own."""
         return redis.Redis(
             port=self.port, username=user, password=PASSWORDS[user], decode_responses=True, protocol=2

@@ -214,6 +214,10 @@ class RouterStack:
         status, answer, _ = self.call("/admin/" + path, body, key=ADMIN_KEY)
         return status, answer
 
+    def signal_pool(self, number: signal.Signals) -> None:
+        """Send a signal to the pool's llama-server."""
+        self._pool.send_signal(number)
+
     def reset(self) -> None:
         """Nothing loaded, both backends up."""
         for backend in self.backends:

@@ -117,3 +117,28 @@ def test_roles_keep_keys_where_the_harness_looks_for_them(
     }
     (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
     assert run_playbook(tmp_path / "play.yml", tmp_path / "link").changed == {"here": 0}
+
+
+def test_output_is_kept_in_a_private_log_and_named_on_failure(tmp_path: Path) -> None:
+    task = "    - name: Try\n      fail: {msg: disk full}\n"
+    (tmp_path / "hosts.yml").write_text(HOSTS)
+    (tmp_path / "play.yml").write_text(f"- hosts: all\n  gather_facts: false\n  tasks:\n{task}")
+    log = tmp_path / "logs" / "deploy.log"
+    with pytest.raises(HarnessError, match=rf"disk full; the whole log is {log}$"):
+        run_playbook(tmp_path / "play.yml", tmp_path / "hosts.yml", log_file=log)
+    assert "TASK [Try]" in log.read_text()
+    assert log.stat().st_mode & 0o077 == 0
+
+
+def test_diff_shows_what_changes_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text("all: {hosts: {one: {ansible_connection: local}}}\n")
+    task = f"    - copy: {{content: 'new\\n', dest: {tmp_path}/file, mode: '0644'}}\n"
+    variables = "  vars: {ansible_python_interpreter: '{{ ansible_playbook_python }}'}\n"
+    play = f"- hosts: all\n  gather_facts: false\n{variables}  tasks:\n{task}"
+    (tmp_path / "play.yml").write_text(play)
+    (tmp_path / "file").write_text("old\n")
+    console = Console(file=io.StringIO())
+    run_playbook(tmp_path / "play.yml", tmp_path / "hosts.yml", check=True, diff=True, console=console)
+    assert isinstance(console.file, io.StringIO)
+    assert "-old\n+new" in console.file.getvalue()
+    assert (tmp_path / "file").read_text() == "old\n"

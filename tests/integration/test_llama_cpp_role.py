@@ -104,6 +104,15 @@ def says(folder: Path) -> str:
     return done.stderr
 
 
+def backdoor(cluster: Cluster) -> None:
+    """Change a program on host b, and b's manifest with it: its build still agrees with itself."""
+    before = cluster.hashes("b")["rpc-server"]
+    server = cluster.current("b") / "bin" / "rpc-server"
+    server.write_bytes(server.read_bytes() + b"x")
+    manifest = cluster.current("b") / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(before, cluster.hashes("b")["rpc-server"]))
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Cluster:
     """Two hosts with nothing on them."""
@@ -154,12 +163,38 @@ def test_a_build_of_fewer_programs_stands_beside_the_whole_one(deployed: Cluster
     assert deployed.deploy(**fewer).changed_tasks == []  # type: ignore[arg-type]
 
 
-def test_a_host_that_has_the_build_provides_it_when_the_cache_is_lost(deployed: Cluster) -> None:
+def test_build_is_made_again_when_the_cache_is_lost(deployed: Cluster) -> None:
     shutil.rmtree(deployed.root / "a")
     result = deployed.deploy(llama_cpp_cache_dir=str(deployed.root / "another"))
-    assert builders(result) == []
+    assert builders(result) == ["a"]
     assert deployed.hashes("a") == deployed.hashes("b")
     assert list((deployed.root / "another" / "builds").glob("*.tar.gz"))
+
+
+def test_build_of_a_host_that_agrees_with_itself_alone_is_given_to_nobody(deployed: Cluster) -> None:
+    good = deployed.hashes("a")
+    backdoor(deployed)
+    shutil.rmtree(deployed.root / "a")
+    result = deployed.deploy(llama_cpp_cache_dir=str(deployed.root / "another"))
+    assert builders(result) == ["a"]
+    assert deployed.hashes("a") == deployed.hashes("b") == good, "and it is given the new one itself"
+
+
+def test_host_whose_build_is_not_the_noted_one_is_given_that(deployed: Cluster) -> None:
+    good = deployed.hashes("a")
+    backdoor(deployed)
+    assert builders(deployed.deploy()) == []
+    assert deployed.hashes("b") == good
+    assert deployed.deploy().changed_tasks == []
+
+
+def test_note_of_an_earlier_release_of_the_harness_is_still_valid(deployed: Cluster) -> None:
+    (note,) = (deployed.root / "cache" / "builds").glob("*.tar.gz.json")
+    kept = json.loads(note.read_text())
+    note.write_text(json.dumps({"sha256": kept["sha256"], "from": kept["from"]}))
+    shutil.rmtree(deployed.root / "a")
+    assert builders(deployed.deploy()) == []
+    assert deployed.hashes("a") == deployed.hashes("b")
 
 
 def test_a_package_that_was_cut_is_made_again_and_a_damaged_build_replaced(deployed: Cluster) -> None:
@@ -167,7 +202,7 @@ def test_a_package_that_was_cut_is_made_again_and_a_damaged_build_replaced(deplo
     (package,) = (deployed.root / "cache" / "builds").glob("*.tar.gz")
     package.write_bytes(package.read_bytes()[:-100])
     (deployed.current("b") / "bin" / "rpc-server").write_text("damaged")
-    assert builders(deployed.deploy()) == []
+    assert builders(deployed.deploy()) == ["b"]
     assert deployed.hashes("a") == deployed.hashes("b") == good
 
 
@@ -176,14 +211,10 @@ def test_each_host_builds_where_that_is_asked_for(cluster: Cluster) -> None:
     assert not (cluster.root / "cache" / "builds").exists()
 
 
-def test_a_host_with_another_file_is_named_with_the_file(deployed: Cluster) -> None:
-    before = deployed.hashes("b")["rpc-server"]
-    server = deployed.current("b") / "bin" / "rpc-server"
-    server.write_bytes(server.read_bytes() + b"x")
-    note = deployed.current("b") / "manifest.json"
-    note.write_text(note.read_text().replace(before, deployed.hashes("b")["rpc-server"]))
+def test_a_host_with_another_file_is_named_with_the_file_where_nothing_is_noted(deployed: Cluster) -> None:
+    backdoor(deployed)
     with pytest.raises(HarnessError, match=r"b: bin/rpc-server in .* is another file than on a;"):
-        deployed.deploy()
+        deployed.deploy(llama_cpp_cache_dir=str(deployed.root / "another"))
 
 
 def test_build_that_an_interrupted_deployment_left_is_ended_first(cluster: Cluster) -> None:

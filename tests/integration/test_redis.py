@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -17,12 +18,13 @@ from harness.monitor.redis.reader import LatestReader, LatestSamples, RedisUnava
 from harness.monitor.redis.writer import Entry, RedisWriter
 from harness.monitor.ring import KEEP_LINES, RingWriter, read_since
 from harness.monitor.sample import Sample
-from tests.integration.redis_server import RedisServer
+from tests.integration.redis_server import READER, RedisServer, monitor_of
 from tests.node_samples import node_sample
 
 pytestmark = pytest.mark.integration
 
-NODE = "node1"
+NODE, OTHER = "node1", "node2"
+MONITOR_USER = monitor_of(NODE)
 SECOND = 10**9
 MONITOR = (sys.executable, "-m", "harness.monitor")
 
@@ -55,8 +57,14 @@ def ring_ms(ring: Path) -> list[int]:
 
 
 async def read_samples(server: RedisServer, *nodes: str) -> LatestSamples:
-    async with LatestReader(server.settings("llama-reader")) as reader:
+    async with LatestReader(server.settings(READER)) as reader:
         return await reader.read(nodes)
+
+
+def publish(server: RedisServer, node: str, value: bytes | str) -> None:
+    """What a monitor could say of itself."""
+    with server.client(monitor_of(node)) as client:
+        client.set(latest_key(node), value, px=LATEST_TTL_MS)
 
 
 @pytest.fixture
@@ -84,7 +92,7 @@ class MonitorProcess:
         self.config = folder / "monitor.json"
         self._log_path = folder / "monitor.log"
         values = {"node": NODE, "address": "127.0.0.1", "ring": str(self.ring), "cgroup": "none"}
-        settings = server.settings("llama-monitor").model_dump(mode="json")
+        settings = server.settings(MONITOR_USER).model_dump(mode="json")
         self.config.write_text(json.dumps({**values, "cgroup_cpu": "none", "redis": settings}))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -130,7 +138,7 @@ def logged(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
 @pytest.fixture
 def publisher(tmp_path: Path, server: RedisServer) -> Iterator[Publisher]:
     """A publisher that has not been started."""
-    publisher = Publisher(server.settings("llama-monitor"), NODE, tmp_path / "no-ring")
+    publisher = Publisher(server.settings(MONITOR_USER), NODE, tmp_path / "no-ring")
     yield publisher
     publisher.stop()
 
@@ -251,7 +259,7 @@ def test_redis_that_lost_its_data_gets_the_last_ten_minutes(
 def test_sample_whose_answer_was_lost_is_not_stored_twice(server: RedisServer) -> None:
     now = time.time_ns()
     entries = [Entry(now + number, line(now + number)) for number in (0, SECOND, 2 * SECOND)]
-    with RedisWriter(server.settings("llama-monitor"), NODE) as writer:
+    with RedisWriter(server.settings(MONITOR_USER), NODE) as writer:
         writer.send(entries[:2], entries[1])
         writer.send(entries, entries[2])
         assert writer.last_ms() == entries[2].ms
@@ -261,7 +269,7 @@ def test_sample_whose_answer_was_lost_is_not_stored_twice(server: RedisServer) -
 def test_full_redis_drops_nothing_and_refuses_in_order(
     small: RedisServer, tmp_path: Path, logged: Callable[[], str]
 ) -> None:
-    publisher = Publisher(small.settings("llama-monitor"), NODE, tmp_path / "no-ring")
+    publisher = Publisher(small.settings(MONITOR_USER), NODE, tmp_path / "no-ring")
     begin = time.time_ns() - KEEP_LINES * SECOND
     offered = [begin + number * SECOND for number in range(KEEP_LINES)]
     for time_ns in offered:
@@ -295,7 +303,7 @@ def test_ring_of_an_earlier_process_is_published(server: RedisServer, tmp_path: 
     for number in range(3):
         ring.append(line(now - (3 - number) * SECOND))
     ring.close()
-    publisher = Publisher(server.settings("llama-monitor"), NODE, tmp_path / "ring")
+    publisher = Publisher(server.settings(MONITOR_USER), NODE, tmp_path / "ring")
     publisher.offer(now, line(now))
     publisher.start()
     wait_until("both processes' samples", lambda: len(times_ms(server)) == 4)
@@ -306,7 +314,7 @@ def test_ring_of_an_earlier_process_is_published(server: RedisServer, tmp_path: 
 def test_missing_password_is_logged_and_waited_for(
     server: RedisServer, tmp_path: Path, logged: Callable[[], str]
 ) -> None:
-    settings = server.settings("llama-monitor")
+    settings = server.settings(MONITOR_USER)
     password = settings.password_file.read_text()
     settings.password_file.unlink()
     publisher = Publisher(settings, NODE, tmp_path / "no-ring")
@@ -321,25 +329,84 @@ def test_missing_password_is_logged_and_waited_for(
 async def test_silent_node_differs_from_one_without_a_stream(server: RedisServer) -> None:
     old = time.time_ns() - 60 * SECOND
     now = time.time_ns()
-    for node, time_ns in (("quiet", old), ("live", now)):
-        with RedisWriter(server.settings("llama-monitor"), node) as writer:
+    for node, time_ns in (("node1", old), ("node2", now)):
+        with RedisWriter(server.settings(monitor_of(node)), node) as writer:
             entry = Entry(time_ns, line(time_ns, node))
             writer.send([entry], entry)
-    read = await read_samples(server, "quiet", "live", "unknown")
-    assert read.latest["live"] == Sample.model_validate_json(line(now, "live"))
-    assert read.latest["quiet"] is None
-    assert read.last == {"quiet": Sample.model_validate_json(line(old, "quiet")), "unknown": None}
+    read = await read_samples(server, "node1", "node2", "unknown")
+    assert read.latest["node2"] == Sample.model_validate_json(line(now, "node2"))
+    assert read.latest["node1"] is None
+    assert read.last == {"node1": Sample.model_validate_json(line(old)), "unknown": None}
     assert old < read.time_ns
 
 
 async def test_sample_of_a_newer_monitor_can_be_read(server: RedisServer) -> None:
     newer = json.dumps({**json.loads(line(5)), "time_ns": time.time_ns(), "mood": "good"})
-    with server.client("llama-monitor") as client:
-        client.set(latest_key(NODE), newer)
-        client.set(latest_key("node2"), "no sample at all")
-    read = await read_samples(server, NODE, "node2")
+    publish(server, NODE, newer)
+    read = await read_samples(server, NODE)
     assert read.latest[NODE] is not None
-    assert read.latest["node2"] is None
+
+
+def sample_with(**figures: Any) -> str:
+    return json.dumps({**json.loads(line(time.time_ns())), **figures})
+
+
+HOSTILE: dict[str, tuple[Callable[[], bytes | str], str]] = {
+    "not UTF-8": (lambda: b"\xff", "sample: Invalid JSON"),
+    "a NaN": (lambda: sample_with(cpu_s=float("nan")), "cpu_s: Input should be a finite number"),
+    "an infinity": (lambda: sample_with(load1=float("inf")), "load1: Input should be a finite number"),
+    "a huge number": (lambda: sample_with(cpu_s=10**400), "cpu_s: Input should be "),
+    "a negative size": (lambda: sample_with(memory={"total_bytes": -1}), "memory."),
+    "too long": (lambda: b" " * (1 << 20), "it is longer than 256 KiB"),
+    "of another node": (lambda: line(time.time_ns(), OTHER), "it says that it is of node 'node2'"),
+    "from the future": (lambda: line(time.time_ns() + 3600 * SECOND), "its time is 3600 s ahead"),
+    "nested deep": (lambda: "[" * 100_000, "sample: Invalid JSON"),
+    "an escape in a name": (lambda: sample_with(units={"\x1b[2J": 1}), "units.\N{REPLACEMENT CHARACTER}[2J"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+async def test_node_that_writes_what_is_no_sample_harms_itself_alone(server: RedisServer, kind: str) -> None:
+    value, reason = HOSTILE[kind]
+    publish(server, NODE, value())
+    publish(server, OTHER, line(time.time_ns(), OTHER))
+    read = await read_samples(server, NODE, OTHER)
+    assert read.refused[NODE].startswith(reason)
+    assert len(read.refused[NODE]) < 300
+    assert read.latest[NODE] is None
+    assert read.latest[OTHER] is not None
+    assert list(read.refused) == [NODE]
+
+
+async def test_key_of_another_type_harms_its_node_alone(server: RedisServer) -> None:
+    with server.client(MONITOR_USER) as client:
+        client.xadd(latest_key(NODE), {FIELD: "x"})
+    publish(server, OTHER, line(time.time_ns(), OTHER))
+    read = await read_samples(server, NODE, OTHER)
+    assert read.refused[NODE].startswith("its key cannot be read: ")
+    assert read.latest[OTHER] is not None
+
+
+async def test_stream_that_ends_in_no_sample_harms_its_node_alone(server: RedisServer) -> None:
+    with server.client(MONITOR_USER) as client:
+        client.xadd(stream_key(NODE), {b"\xff": b"\xff" * 1000})
+    publish(server, OTHER, line(time.time_ns(), OTHER))
+    read = await read_samples(server, NODE, OTHER)
+    assert read.refused[NODE].startswith("time_ns: Field required")
+    assert read.latest[OTHER] is not None
+
+
+async def test_sample_without_an_end_is_silent_once_it_is_old(server: RedisServer) -> None:
+    with server.client(MONITOR_USER) as client:
+        client.set(latest_key(NODE), line(time.time_ns() - 6 * SECOND))
+    assert (await read_samples(server, NODE)).latest[NODE] is None
+
+
+def test_value_of_twenty_mebibytes_is_refused_by_redis(server: RedisServer) -> None:
+    with pytest.raises(redis.RedisError):
+        publish(server, NODE, b"x" * (20 << 20))
+    with server.client(MONITOR_USER) as client, pytest.raises(redis.RedisError):
+        client.xadd(stream_key(NODE), {FIELD: b"x" * (20 << 20)})
 
 
 async def test_reader_names_a_redis_that_does_not_answer(server: RedisServer) -> None:
@@ -350,7 +417,7 @@ async def test_reader_names_a_redis_that_does_not_answer(server: RedisServer) ->
 
 def test_command_prints_what_redis_holds(server: RedisServer, tmp_path: Path) -> None:
     config = tmp_path / "redis-reader.json"
-    config.write_text(server.settings("llama-reader").model_dump_json())
+    config.write_text(server.settings(READER).model_dump_json())
     argv = [*MONITOR, "latest", "--config", str(config), NODE]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["latest"] == {NODE: None}
@@ -364,7 +431,7 @@ def test_command_prints_what_redis_holds(server: RedisServer, tmp_path: Path) ->
 async def test_nobody_enters_without_a_password(server: RedisServer) -> None:
     with redis.Redis(port=server.port, protocol=2) as client, pytest.raises(redis.AuthenticationError):
         client.ping()
-    settings = server.settings("llama-reader")
+    settings = server.settings(READER)
     settings.password_file.write_text("a guess")
     async with LatestReader(settings) as reader:
         with pytest.raises(RedisUnavailableError, match=r"(?i)invalid username-password"):
@@ -377,15 +444,21 @@ async def test_nobody_enters_without_a_password(server: RedisServer) -> None:
 @pytest.mark.parametrize(
     ("user", "command"),
     [
-        ("llama-reader", ["SET", latest_key(NODE), "x"]),
-        ("llama-reader", ["XADD", stream_key(NODE), "*", FIELD, "x"]),
-        ("llama-reader", ["GET", "something-else"]),
-        ("llama-reader", ["KEYS", "*"]),
-        ("llama-monitor", ["SET", "something-else", "x"]),
-        ("llama-monitor", ["GET", latest_key(NODE)]),
+        (READER, ["SET", latest_key(NODE), "x"]),
+        (READER, ["XADD", stream_key(NODE), "*", FIELD, "x"]),
+        (READER, ["GET", "something-else"]),
+        (READER, ["KEYS", "*"]),
+        (MONITOR_USER, ["SET", "something-else", "x"]),
+        (MONITOR_USER, ["GET", latest_key(NODE)]),
+        (MONITOR_USER, ["SET", latest_key(OTHER), "x"]),
+        (MONITOR_USER, ["SET", f"{latest_key(NODE)}0", "x"]),
+        (MONITOR_USER, ["DEL", stream_key(OTHER)]),
+        (MONITOR_USER, ["XADD", stream_key(OTHER), "*", FIELD, "x"]),
+        (MONITOR_USER, ["XREVRANGE", stream_key(OTHER), "+", "-"]),
+        (MONITOR_USER, ["SET", latest_key(OTHER), "x", "GET"]),
         *(
             (user, [*command])
-            for user in ("llama-reader", "llama-monitor")
+            for user in (READER, MONITOR_USER)
             for command in (
                 ["CONFIG", "GET", "*"],
                 ["SHUTDOWN"],

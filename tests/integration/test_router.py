@@ -160,7 +160,8 @@ def test_each_decision_is_explained(stack: RouterStack) -> None:
     assert (headers["x-llama-route"], headers["x-llama-route-reason"]) == ("pool", "node1 lists it")
     _, _, headers = stack.call("/v1/completions", {"model": "other", "prompt": "a", "max_tokens": 1})
     assert headers["x-llama-route-reason"].startswith("no pool server has it; 31 layers and")
-    kept = stack.call("/router/decisions")[1]["decisions"]
+    assert stack.call("/router/decisions")[0] == 401, "they show other people's models"
+    kept = stack.call("/router/decisions", key=ADMIN_KEY)[1]["decisions"]
     assert [one["model"] for one in kept[-2:]] == ["tiny", "other"]
     assert kept[-1]["request_id"] == headers["x-request-id"]
     assert kept[-1]["need_bytes"] > kept[-1]["file_bytes"]
@@ -312,7 +313,8 @@ def test_backend_lost_in_the_middle_of_a_stream_ends_it_with_the_diagnosis(stack
     stack.backends[1].kill()
     last = json.loads(stream.rest()[-1].removeprefix("data: "))
     assert last["error"]["class"] == "backend_lost"
-    assert last["error"]["diagnosis"]["evidence"]
+    assert not {"diagnosis", "state"} & set(last["error"]), "the inside is for the administrator"
+    assert stack.admin("failures")[1][-1]["diagnosis"]["evidence"]
     (state,) = [start for start in stack.admin("starts")[1] if start["start_id"] == start_id]
     assert (state["phase"], state["exit"]["signal"], state["signals"]) == ("ended", signal.SIGABRT, [])
     log = stack.call(f"/admin/logs/{state['start_id']}", key=ADMIN_KEY)[1]

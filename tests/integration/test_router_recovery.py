@@ -138,7 +138,7 @@ def test_coordinator_killed_in_a_stream_ends_it_with_the_diagnosis_and_comes_bac
     lines = [line.decode() for line in answer if line.strip()]
     last = json.loads(lines[-1].removeprefix("data: "))
     details = last["details"] if path.startswith("/api") else last["error"]
-    assert details["diagnosis"]["evidence"]
+    assert not {"diagnosis", "state"} & set(details)
     assert details["retry_after_s"] >= 1
     assert isinstance(last["error"], str) is path.startswith("/api")
     wait_for(lambda: coordinator(stack)["phase"] == "ready", 20, "the model is loaded again")
@@ -263,7 +263,8 @@ def test_budget_of_restarts_that_is_spent_refuses_with_the_diagnosis(
     wait_for(lambda: ask(1).result()[0] == 503, 20, "refusal")
     status, answer, headers = ask(1).result()
     assert (status, answer["error"]["class"]) == (503, "restart_budget_spent")
-    assert answer["error"]["diagnosis"]["evidence"]
+    assert answer["error"]["request_id"] == headers["x-request-id"]
+    assert stack.admin("failures")[1][-1]["diagnosis"]["evidence"]
     assert 1 <= int(headers["retry-after"]) <= 60
     assert stack.admin("load", {"model": "smollm2"})[0] == 200, "an operator's load is not refused"
     assert ask(1).result()[0] == 200
@@ -288,7 +289,7 @@ def test_backend_that_something_else_is_connected_to_is_not_taken(
     with socket.create_connection(("127.0.0.1", stack.backends[0].port)):
         status, answer, headers = ask(1).result()
     assert (status, answer["error"]["class"]) == (503, "backends_leased")
-    assert stack.backends[0].endpoint in answer["error"]["message"]
+    assert stack.backends[0].endpoint not in answer["error"]["message"]
     assert int(headers["retry-after"]) >= 1
     assert ask(1).result()[0] == 200
 

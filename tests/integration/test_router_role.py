@@ -30,6 +30,16 @@ SET = {
     "router_headers_limit": 20,
     "router_head_timeout_s": 3,
     "router_connections_limit": 64,
+    "router_connections_per_address": 65,
+    "router_admin_reserve": 4,
+    "router_keep_alive_s": 5,
+    "router_send_timeout_s": 9,
+    "router_requests_per_key": 10,
+    "router_requests_per_s_per_key": 11,
+    "router_queue_per_key": 12,
+    "router_bodies_limit": "64M",
+    "router_bodies_per_key": "2M",
+    "router_memory_max": "8G",
     "router_dashboard": False,
     "router_request_timeout_s": 60,
     "router_queue_wait_s": 61,
@@ -72,9 +82,15 @@ def test_defaults_of_the_role_are_those_of_the_router(deployed: Path) -> None:
 
 
 def test_what_an_operator_sets_reaches_the_router(tmp_path: Path) -> None:
-    config = load_config(written(tmp_path, **SET) / "router.json")
+    folder = written(tmp_path, **SET)
+    config = load_config(folder / "router.json")
     assert (config.body_limit_bytes, config.head_limit_bytes, config.headers_limit) == (1 << 20, 8192, 20)
     assert (config.head_timeout_s, config.connections_limit, config.dashboard) == (3, 64, False)
+    assert (config.connections_per_address, config.admin_reserve, config.keep_alive_s) == (65, 4, 5)
+    assert (config.send_timeout_s, config.requests_per_key, config.requests_per_s_per_key) == (9, 10, 11)
+    assert (config.queue_per_key, config.bodies_limit_bytes) == (12, 64 << 20)
+    assert config.bodies_per_key_bytes == 2 << 20
+    assert "\nMemoryMax=8G\n" in (folder / "llama-router.service").read_text()
     assert (config.request_timeout_s, config.queue_wait_s, config.switch_drain_s) == (60, 61, 62)
     assert (config.backend_wait_s, config.suspect_s, config.canary_deadline_s) == (6, 7, 0)
     assert (config.keep_starts, config.keep_log_bytes) == (8, 1 << 20)
@@ -85,6 +101,15 @@ def test_every_variable_is_explained_in_the_roles_readme() -> None:
     upgrade = {name for name in defaults if name.startswith(("router_hold_", "router_canary_"))}
     readme = (ROLE / "README.md").read_text()
     assert [name for name in defaults if name not in upgrade and f"`{name}`" not in readme] == []
+
+
+def test_unit_neither_limits_the_page_cache_of_models_nor_prefers_the_router_to_others(
+    deployed: Path,
+) -> None:
+    unit = (deployed / "llama-router.service").read_text()
+    assert "MemoryMax=" not in unit
+    assert "OOMScoreAdjust=" not in unit
+    assert "\nEnvironment=MALLOC_MMAP_THRESHOLD_=262144\n" in unit
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")

@@ -14,7 +14,7 @@ import redis
 from harness.monitor.readers.llama_cpp import ProcessTable
 from harness.monitor.redis import connection_options, latest_key
 from harness.monitor.sample import Kernel, Memory, RpcSocket, Sample, Source
-from tests.integration.redis_server import RedisServer
+from tests.integration.redis_server import READER, RedisServer, monitor_of
 from tests.integration.router_stack import RouterStack, wait_for
 
 pytestmark = pytest.mark.integration
@@ -24,7 +24,10 @@ class MonitorsDouble:
     """What two nodes' monitors would publish, each of its own rpc-server: here both are on one machine."""
 
     def __init__(self, server: RedisServer, stack: RouterStack) -> None:
-        self._client = redis.Redis(**connection_options(server.settings("llama-monitor")))
+        self._clients = {
+            node: redis.Redis(**connection_options(server.settings(monitor_of(node))))
+            for node in ("node1", "node2")
+        }
         self._stack = stack
         self._over = threading.Event()
         self.peers: dict[str, str] = {}
@@ -60,21 +63,20 @@ class MonitorsDouble:
                     kernel=Kernel(log=True, last_oom=self.oom_line, last_oom_ns=time.time_ns()),
                     rpc=RpcSocket(listening=bool(own), backlog=0, peer=self.peers.get(node)),
                 )
-                self._client.set(latest_key(node), sample.model_dump_json(), px=5000)
+                self._clients[node].set(latest_key(node), sample.model_dump_json(), px=5000)
 
     def close(self) -> None:
         self._over.set()
         self._thread.join()
-        self._client.close()
+        for client in self._clients.values():
+            client.close()
 
 
 @pytest.fixture
 def watched(llama_build: Path, smollm2: Path, tmp_path: Path) -> Iterator[tuple[RouterStack, MonitorsDouble]]:
     server = RedisServer(tmp_path)
     server.start()
-    made = RouterStack(
-        llama_build, smollm2, tmp_path, redis=server.settings("llama-reader").model_dump(mode="json")
-    )
+    made = RouterStack(llama_build, smollm2, tmp_path, redis=server.settings(READER).model_dump(mode="json"))
     monitors = MonitorsDouble(server, made)
     idle = 'llama_router_backend_state{node="node1",state="idle"} 1.0'
     wait_for(lambda: idle in made.call("/metrics")[1], 10, "the nodes' samples")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -205,14 +206,30 @@ def test_range_that_is_not_in_the_file_is_refused(
     assert names(tmp_path) == set()
 
 
-def test_full_disk_is_said_and_leaves_nothing_half_written(tool: Path, model: Path, tmp_path: Path) -> None:
-    line = next(line for line in ranges(model).splitlines() if int(line.split()[1]) > 20 << 20)
-    limited = ["prlimit", f"--fsize={1 << 20}", str(tool), "fill", str(model), str(tmp_path), ME]
+@pytest.mark.parametrize("allowed", [1 << 20, 20 << 20], ids=["none fits", "some fit"])
+def test_full_disk_is_said_and_leaves_nothing_half_written(
+    tool: Path, model: Path, tmp_path: Path, allowed: int
+) -> None:
+    """Neither does the thread that fails nor any other."""
+    limited = ["prlimit", f"--fsize={allowed}", str(tool), "fill", str(model), str(tmp_path), ME]
     ignoring = ["env", "--ignore-signal=XFSZ", *limited]
-    done = subprocess.run(ignoring, input=line.encode(), capture_output=True, check=False)
-    assert done.returncode == 1
-    assert b"cannot write" in done.stderr
-    assert names(tmp_path) == set()
+    for _ in range(4):
+        done = subprocess.run(ignoring, input=ranges(model).encode(), capture_output=True, check=False)
+        assert done.returncode == 1
+        assert b"cannot write" in done.stderr
+        assert [name for name in names(tmp_path) if name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_dropped_and_not_waited_for(
+    tool: Path, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "rpc"
+    folder.mkdir()
+    make(folder / "00000000000000aa")
+    argv = [sys.executable, "-IS", str(CACHE_TOOL), "verify", str(tmp_path), "--tool", str(tool)]
+    subprocess.run(argv, check=True, timeout=10)
+    assert names(folder) == set()
 
 
 def test_tool_compiles_without_a_warning(tmp_path: Path) -> None:

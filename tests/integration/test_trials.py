@@ -18,6 +18,7 @@ import pytest
 import yaml
 from harness.contracts.diagnosis import FailureClass
 from harness.contracts.run_records import Outcome, Request, Trial
+from harness.errors import HarnessError
 from harness.router_client.chat_stream import ChatRequest, chat_session, stream_chat
 from harness.runs.folder import read_events, read_manifest, read_requests, read_trials
 from harness.runs.metrics import decode_rate, server_decode_rate
@@ -150,6 +151,10 @@ class Bench:
         ssh = tools / "ssh"
         ssh.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
         ssh.chmod(0o755)
+        # The services' users are not on this computer.
+        runuser = tools / "runuser"
+        runuser.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done; shift; exec "$@"\n')
+        runuser.chmod(0o755)
         self.environment = {
             "PATH": f"{tools}:{os.environ['PATH']}",
             "ROUTER_URL": stack.url,
@@ -379,6 +384,26 @@ async def test_run_killed_in_the_middle_goes_on_where_it_was(bench: Bench) -> No
     assert answers["Does smollm2 answer without a crash?"] == ("yes", "2 of 2 requests were answered")
     assert [event.kind for event in read_events(folder)].count("resumed") == 1
     assert (folder / "report.html").exists()
+
+
+async def test_run_is_refused_while_others_have_requests_and_leaves_them_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.trials.preflight.ENDING_TRIES", 1)
+    load = {"kind": "load", "model": "smollm2", "context": 2048}
+    assert (await asyncio.to_thread(bench.stack.admin, "load", {"model": "smollm2", "context": 2048}))[
+        0
+    ] == 200
+    body = {"model": "smollm2", "prompt": "Once upon", "max_tokens": 1500, "ignore_eos": True}
+    other = asyncio.create_task(asyncio.to_thread(bench.stack.call, "/v1/completions", body))
+    await _tokens_flow(bench)
+    with pytest.raises(HarnessError, match=r"1 requests of others .* \(smollm2\) .* --force"):
+        await run(bench, load)
+    assert not list((bench.folder / "reports").iterdir())
+    _, state = await asyncio.to_thread(bench.stack.admin, "coordinator")
+    assert (state["phase"], state["requests_in_flight"], state["signals"]) == ("ready", 1, [])
+    await asyncio.to_thread(bench.stack.admin, "unload", {"deadline_s": 0})
+    await other
 
 
 async def _typed(bench: Bench, *arguments: str) -> asyncio.subprocess.Process:

@@ -14,7 +14,7 @@ from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorSta
 from harness.errors import HarnessError
 from harness.watch.sources import Sources
 from harness.watch.view import ClusterView, NodeView
-from tests.integration.redis_server import RedisServer
+from tests.integration.redis_server import READER, RedisServer, monitor_of
 
 pytestmark = pytest.mark.integration
 
@@ -43,7 +43,7 @@ class Cluster:
             for name, of in groups.items()
         }
         self.inventory = Inventory(folder, dict(nodes))
-        (folder / "reader.json").write_text(self.redis.settings("llama-reader").model_dump_json())
+        (folder / "reader.json").write_text(self.redis.settings(READER).model_dump_json())
 
     def start_monitor(self, name: str) -> None:
         values = {
@@ -53,7 +53,7 @@ class Cluster:
             "cgroup": "none",
             "cgroup_cpu": "none",
             "rpc_port": self.backend.getsockname()[1] if name == "node1" else None,
-            "redis": self.redis.settings("llama-monitor").model_dump(mode="json"),
+            "redis": self.redis.settings(monitor_of(name)).model_dump(mode="json"),
         }
         config = self.folder / f"{name}.json"
         config.write_text(json.dumps(values))

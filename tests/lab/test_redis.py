@@ -29,6 +29,18 @@ try:
 except redis.AuthenticationError as error:
     print("refused:", error)
 """
+# On a node, with the user of its monitor: what Redis says to a sample of this node, and of another one.
+WRITE = """
+import json, redis
+from harness.monitor.redis import RedisSettings, connection_options, latest_key
+settings = RedisSettings.model_validate(json.load(open("/etc/llama-harness/monitor.json"))["redis"])
+client = redis.Redis(**connection_options(settings))
+for node in ("node1", "node2"):
+    try:
+        print(node, client.set(latest_key(node), "hello", px=1000))
+    except redis.exceptions.NoPermissionError as error:
+        print(node, "refused:", error)
+"""
 View = dict[str, Any]
 
 
@@ -89,6 +101,12 @@ def test_node_without_a_password_is_refused(deployed: LabUnderTest) -> None:
     assert said.startswith("refused:")
 
 
+def test_monitor_may_write_the_samples_of_its_own_node_alone(deployed: LabUnderTest) -> None:
+    own, other = deployed.run("node1", PYTHON, "-c", WRITE).stdout.splitlines()
+    assert own == "node1 True"
+    assert other.startswith("node2 refused:")
+
+
 def test_machine_outside_the_inventory_is_refused_by_the_firewall(deployed: LabUnderTest) -> None:
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((deployed.inventory.head.address, PORT), timeout=10)
@@ -96,7 +114,7 @@ def test_machine_outside_the_inventory_is_refused_by_the_firewall(deployed: LabU
 
 def test_passwords_are_in_nobody_elses_reach(deployed: LabUnderTest) -> None:
     head = deployed.inventory.head.name
-    for name in ("redis-monitor.key", "redis-reader.key"):
+    for name in ("redis-monitor-node1.key", "redis-reader.key"):
         kept = state_dir(deployed.path) / name
         assert kept.stat().st_mode & 0o077 == 0
         password = kept.read_text().strip()

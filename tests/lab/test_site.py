@@ -103,6 +103,7 @@ FAMILIES = {
     "llama_router_queue_oldest_seconds": "gauge",
     "llama_router_coordinator_ends": "counter",
     "llama_router_coordinator_restarts": "counter",
+    "llama_router_coordinator_log_lines": "counter",
     "llama_router_backend_state": "gauge",
     "llama_router_node_state": "gauge",
     "llama_router_pool_server_state": "gauge",

@@ -10,6 +10,7 @@ from typing import Any
 
 SUCCESS = 0
 NOT_SUPPORTED = 3
+INSUFFICIENT_SIZE = 7
 FUNCTION_NOT_FOUND = 13
 
 
@@ -88,6 +89,17 @@ class RecordedNvml:
 
     def _nvmlDeviceGetMemoryInfo(self, handle: Any, memory: Any) -> int:
         return self._fields(handle, memory, "memory_bytes")
+
+    def _nvmlDeviceGetComputeRunningProcesses_v3(self, handle: Any, count: Any, listed: Any) -> int:
+        status, processes = self._figure(handle, "processes")
+        if status != SUCCESS:
+            return status
+        room, count._obj.value = count._obj.value, len(processes)
+        if room < len(processes):
+            return INSUFFICIENT_SIZE
+        for place, (pid, used) in zip(listed or (), processes, strict=False):
+            place.pid, place.usedGpuMemory = pid, used
+        return SUCCESS
 
     def _nvmlDeviceGetUtilizationRates(self, handle: Any, rates: Any) -> int:
         return self._fields(handle, rates, "utilization_percent")

@@ -14,7 +14,6 @@ import yaml
 from harness.cli import app
 from harness.contracts.diagnosis import FailureClass
 from harness.diagnosis.rules import RULES
-from harness.llama.releases.catalogue import catalogue
 from harness.router.api.admin import Admin
 from harness.router.api.health import Health
 from harness.router.api.ollama.handlers import OllamaApi
@@ -51,6 +50,8 @@ def _script(name: str) -> ModuleType:
 reference = _script("inventory_reference")
 diagnoses = _script("diagnoses_page")
 sample_reference = _script("node_sample_reference")
+request_fields = _script("request_fields_page")
+known_issues = _script("known_issues_page")
 ROLES = sorted(path.name for path in (REPOSITORY / "roles").iterdir() if path.is_dir())
 
 
@@ -69,6 +70,18 @@ def test_page_of_the_inventory_is_up_to_date() -> None:
 def test_page_of_the_node_sample_is_up_to_date() -> None:
     assert (DOCS / "node-sample.md").read_text() == sample_reference.markdown(), (
         "run: python scripts/node_sample_reference.py"
+    )
+
+
+def test_page_of_the_request_fields_is_up_to_date() -> None:
+    assert (DOCS / "request-fields.md").read_text() == request_fields.markdown(), (
+        "run: python scripts/request_fields_page.py"
+    )
+
+
+def test_page_of_known_issues_is_up_to_date() -> None:
+    assert (DOCS / "known-issues.md").read_text() == known_issues.markdown(), (
+        "run: python scripts/known_issues_page.py"
     )
 
 
@@ -316,13 +329,3 @@ def test_profiles_and_imports_in_examples_are_good(page: str) -> None:
             assert parse_profile(Path(page), text).trials
         for line in re.findall(r"^from harness.* import .*$", text, re.MULTILINE) if language != "sh" else ():
             exec(line, {})  # noqa: S102 - an import, as the page tells its reader to write it
-
-
-@pytest.mark.parametrize("issue", [one for one in catalogue().issues if one.remote_code_execution], ids=str)
-def test_page_of_security_tells_of_remote_code_executions(issue: Any) -> None:
-    rows = [
-        line for line in (DOCS / "security.md").read_text().splitlines() if line.startswith(f"| {issue.id} ")
-    ]
-    assert len(rows) == 1
-    fixed_in = rows[0].strip("| ").rpartition("|")[2].strip()
-    assert fixed_in == (str(issue.fixed_in) if issue.fixed_in else "not fixed")

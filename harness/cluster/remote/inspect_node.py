@@ -67,7 +67,7 @@ def cache(folder: str, threshold: int) -> dict[str, Any] | None:
     try:
         status = os.statvfs(folder)
         files = [path for path in pathlib.Path(folder).iterdir() if CACHED_NAME.match(path.name)]
-        cut = sorted(path.name for path in files if path.stat().st_size <= threshold)
+        cut = sorted(path.name for path in files if path.lstat().st_size <= threshold)
     except OSError:
         return None
     return {

@@ -1,4 +1,8 @@
-"""Runs on a node as root: works on a model's file, and prints the answer as JSON. Python 3.8 alone."""
+"""Runs on a node: works on a model's file or a tensor cache, and prints the answer as JSON. Python 3.8 alone.
+
+It runs as the service that owns the file or names it. ``drop_pages`` runs as root, because only root can see
+what is in the page cache; it opens the file as that service.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import stat
 import subprocess
 import sys
 import time
@@ -16,6 +21,12 @@ from harness.cluster.remote.common import output
 
 PART = 1 << 20
 BLOCK = 4 << 20
+HOLD_OPEN = """
+import os, sys
+file = os.open(sys.argv[1], os.O_RDONLY | os.O_NONBLOCK)
+print(os.getpid(), file, flush=True)
+sys.stdin.read()
+"""
 
 
 def fingerprint(argument: dict[str, Any]) -> dict[str, str] | None:
@@ -36,34 +47,55 @@ def fingerprint(argument: dict[str, Any]) -> dict[str, str] | None:
     return None
 
 
-def make_cold(argument: dict[str, Any]) -> dict[str, Any]:
-    """Empty the RPC tensor cache and drop files from the page cache.
+def drop_pages(argument: dict[str, Any]) -> dict[str, Any]:
+    """Drop a file from the page cache.
 
     /proc/sys cannot be written in a lab node, so pages go by posix_fadvise, which works even where others
     have the file open (pages that are mapped stay).
     """
-    result: dict[str, Any] = {}
-    if argument["rpc_cache"]:
-        result["rpc_cache_removed"] = empty(argument["rpc_cache"])
-    result["resident_before"] = {path: resident(path) for path in argument["drop"]}
-    for path in argument["drop"]:
-        with pathlib.Path(path).open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    result["resident_after"] = {path: resident(path) for path in argument["drop"]}
-    return result
+    path = argument["path"]
+    file = open_as(argument["user"], path)
+    try:
+        before = resident(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        return {"resident_before": {path: before}, "resident_after": {path: resident(file)}}
+    finally:
+        os.close(file)
 
 
-def empty(folder: str) -> dict[str, int]:
+def open_as(user: list[str], path: str) -> int:
+    """Descriptor of a file that is opened to be read with the rights of a service's user.
+
+    Args:
+        user: words before a command that make it run as that user.
+    """
+    argv = [*user, sys.executable, "-c", HOLD_OPEN, path]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        words = holder.stdout.readline().decode().split() if holder.stdout else []
+        if not words:
+            raise OSError(f"{path} cannot be opened by {' '.join(user)}")
+        file = os.open("/proc/{}/fd/{}".format(*words), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise OSError(f"{path} is not a regular file")
+        return file
+
+
+def empty(argument: dict[str, Any]) -> dict[str, int]:
     """Delete every file under a folder; how many there were and their bytes."""
-    files = [path for path in pathlib.Path(folder).rglob("*") if path.is_file() and not path.is_symlink()]
-    sizes = [path.stat().st_size for path in files]
-    for path in files:
-        path.unlink()
-    return {"files": len(files), "bytes": sum(sizes)}
+    removed, size = 0, 0
+    for path in pathlib.Path(argument["folder"]).rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode):
+                path.unlink()
+                removed, size = removed + 1, size + status.st_size
+    return {"files": removed, "bytes": size}
 
 
-def resident(path: str) -> int | None:
-    """Bytes of a file in the page cache; None without fincore."""
+def resident(file: int) -> int | None:
+    """Bytes of an open file in the page cache; None without fincore."""
+    path = f"/proc/{os.getpid()}/fd/{file}"
     size = output("fincore", "--bytes", "--noheadings", "--output", "RES", path).strip()
     return int(size) if size.isdigit() else None
 
@@ -108,7 +140,12 @@ def hash_warm(tool: str, path: str, offset: int, size: int) -> float | None:
     return size / (time.monotonic() - started)
 
 
-ACTIONS = {"fingerprint": fingerprint, "make_cold": make_cold, "measure_rates": measure_rates}
+ACTIONS = {
+    "fingerprint": fingerprint,
+    "empty": empty,
+    "drop_pages": drop_pages,
+    "measure_rates": measure_rates,
+}
 
 if __name__ == "__main__":
     ARGUMENT = json.loads(sys.argv[1])

@@ -63,14 +63,6 @@ KERNEL_OOM = kind(
     r"OOMKilled(?:\"?[:=]\s*\"?true|\b(?!\"?[:=]))",
 )
 
-KERNEL_OOM_CALLED = kind(
-    "OOM killer called",
-    "a process called the kernel's OOM killer",
-    "oom",
-    r"(?P<name>\S+) invoked oom-killer",
-)
-
-
 _MEMORY = (
     r"(?i)out.?of.?(?:device|host)?.?memory|OUT_OF_RESOURCES|ALLOC_FAILED|MemoryAllocation"
     r"|Insufficient Memory|alloc\w* failed"

@@ -2,6 +2,7 @@
 
     admit BUILD   the catalogue's entry of a release that may be deployed, and what is known against it
     fetch BUILD   its source, in the cache
+    flags BUILD   whether these options may be given to its llama-server
 
 Prints one JSON object; a failure is one line on standard error and exit 1.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.llama.releases.catalogue import SourceKind, catalogue
+from harness.llama.releases.server_flags import check_server_flags
 from harness.llama.releases.source import UPSTREAM, SourceChoice, fetch_source, no_source
 
 
@@ -34,6 +36,10 @@ def main() -> int:
     fetch.add_argument("--archive-sha256")
     fetch.add_argument("--cache", type=Path, required=True)
     fetch.set_defaults(do=_fetch)
+    flags = commands.add_parser("flags", help="check options for llama-server")
+    flags.add_argument("build", type=int, help="0 where it is not known")
+    flags.add_argument("flags", nargs=argparse.REMAINDER)
+    flags.set_defaults(do=_flags)
     arguments = parser.parse_args()
     try:
         print(json.dumps(arguments.do(arguments)))
@@ -55,6 +61,11 @@ def _admit(arguments: argparse.Namespace) -> dict[str, Any]:
 def _fetch(arguments: argparse.Namespace) -> dict[str, Any]:
     choice = SourceChoice(arguments.source, arguments.git_url, arguments.archive, arguments.archive_sha256)
     return fetch_source(catalogue().release(arguments.build), choice, arguments.cache).as_json()
+
+
+def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    check_server_flags(arguments.flags, arguments.build or None)
+    return {}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ CATALOGUE = Path(__file__).with_name("catalogue.yml")
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,40}$")]
+_COMMIT_DIGITS = 40
 CmakeFlag = Annotated[str, StringConstraints(pattern=r"^-D\w+=")]
 
 
@@ -61,10 +62,40 @@ class Sources(_Strict):
         return [kind for kind in SourceKind if kind is SourceKind.ARCHIVE or getattr(self, kind)]
 
 
+class Severity(StrEnum):
+    """The effect of an issue without a mitigation, the worst first."""
+
+    CRITICAL = "critical"
+    """Foreign code runs on a node."""
+    HIGH = "high"
+    """One request ends the service for everybody, or a model file writes out of bounds."""
+    MEDIUM = "medium"
+    """Requests hang."""
+    LOW = "low"
+    """A figure or an exit status is wrong."""
+
+
+class Reach(StrEnum):
+    """Who can cause an issue."""
+
+    BACKEND = "backend"
+    """Who can connect to an rpc-server: the head node alone, where the roles' fences are."""
+    REQUEST = "request"
+    """Who may send a request: the holder of a user's key."""
+    MODEL = "model"
+    """Who makes a model file that is loaded."""
+    CHANCE = "chance"
+    """It happens without an attacker."""
+
+
 class KnownIssue(_Strict):
     """Something an operator is warned of when a release that has it is deployed."""
 
     id: str
+    aliases: tuple[str, ...] = ()
+    """Other names of the same: ``upstream-N`` is number N of llama.cpp's issues and pull requests."""
+    severity: Severity
+    reach: Reach
     since: int
     """The first release of the catalogue that has it."""
     fixed_in: int | None
@@ -73,6 +104,10 @@ class KnownIssue(_Strict):
     """Whether a client that can connect can run code of its own."""
     text: str
     """What it is, and how to live with it."""
+    mitigation: str | None = None
+    """What the harness does against it in releases that have it."""
+    refused_flags: tuple[str, ...] = ()
+    """Options of llama-server that the router does not give a release that has it."""
 
     def concerns(self, build: int) -> bool:
         """Whether the release of this number has it."""
@@ -106,6 +141,14 @@ class Release(_Strict):
     server_args: tuple[str, ...]
     """What llama-server of this release is always given as coordinator."""
 
+    @model_validator(mode="after")
+    def _tag_is_pinned(self) -> "Release":
+        if self.sources.git and len(self.commit or "") != _COMMIT_DIGITS:
+            raise ValueError(
+                f"build {self.build}: a source 'git' needs all {_COMMIT_DIGITS} digits of its commit"
+            )
+        return self
+
     @property
     def short_commit(self) -> str:
         """What ``llama-server --version`` prints in brackets."""
@@ -121,6 +164,9 @@ class Catalogue(_Strict):
 
     @model_validator(mode="after")
     def _issues_name_releases(self) -> "Catalogue":
+        names = [name for issue in self.issues for name in (issue.id, *issue.aliases)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"issue {min(twice)} is there twice")
         builds = {release.build for release in self.releases}
         for issue in self.issues:
             if unknown := {issue.since, issue.fixed_in} - builds - {None}:
@@ -140,8 +186,14 @@ class Catalogue(_Strict):
         raise HarnessError(f"llama.cpp {build} is not in the release catalogue, which has {known}")
 
     def known_issues(self, build: int) -> tuple[KnownIssue, ...]:
-        """What is known against this release."""
-        return tuple(issue for issue in self.issues if issue.concerns(build))
+        """The known issues of this release, the worst first."""
+        order = list(Severity)
+        issues = (issue for issue in self.issues if issue.concerns(build))
+        return tuple(sorted(issues, key=lambda issue: order.index(issue.severity)))
+
+    def issue(self, name: str) -> KnownIssue | None:
+        """The issue with this id or alias."""
+        return next((issue for issue in self.issues if name in (issue.id, *issue.aliases)), None)
 
     def refusals(self, build: int) -> tuple[KnownIssue, ...]:
         """Remote code executions of this release that a newer one has fixed: to be accepted by name."""

@@ -154,7 +154,7 @@ def _from_git(url: str, tag: str, commit: str, tree: Path) -> None:
     _git(tree, "init", "--quiet")
     _git(tree, "fetch", "--quiet", "--depth=1", "--no-tags", "--", url, f"refs/tags/{tag}", what=f"tag {tag}")
     fetched = _git(tree, "rev-parse", "FETCH_HEAD^{commit}")
-    if not fetched.startswith(commit):
+    if fetched != commit:
         raise HarnessError(
             f"tag {tag} of {redacted(url)} is commit {fetched}, expected {commit}; it was not unpacked"
         )

@@ -29,10 +29,6 @@ MEMORY_REPLY_BYTES = frozenset({16})
 QUERIED_MAJORS = frozenset({2, 3, 5, 6, 7, 8})
 """Protocols whose device queries have been read; of any other only the version is read."""
 
-MAX_RPC_DEVICES = 15
-"""RPC devices that one coordinator can use: its scheduler takes 16 (GGML_SCHED_MAX_BACKENDS), counts its own
-CPU too and aborts above that (observed with builds 6751 and 11549)."""
-
 MAX_REPORTED_DEVICES = 64
 """A server that reports more than this is no rpc-server."""
 

@@ -52,11 +52,13 @@ _SLICE_BYTES = 4 << 20
 
 # Byte offsets of the half-precision scales in a block, each with its factor (ggml-common.h). Q4_K's minimum
 # is 7.5 times its scale, so that its weights are centred: quants are 0..15, scales and minima both 0..63.
+# Q5_K's quants are 0..31.
 _SCALES: dict[GGMLQuantizationType, tuple[tuple[int, float], ...]] = {
     T.Q4_0: ((0, 1.0),),
     T.Q5_0: ((0, 1.0),),
     T.Q8_0: ((0, 1.0),),
     T.Q4_K: ((0, 1.0), (2, 7.5)),
+    T.Q5_K: ((0, 1.0), (2, 15.5)),
     T.Q6_K: ((208, 1.0),),
     T.TQ1_0: ((52, 1.0),),
     T.TQ2_0: ((64, 1.0),),

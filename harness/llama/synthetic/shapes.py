@@ -65,11 +65,12 @@ BASE_TYPES = {
     "Q4_0": (T.Q4_0, F.MOSTLY_Q4_0),
     "Q5_0": (T.Q5_0, F.MOSTLY_Q5_0),
     "Q8_0": (T.Q8_0, F.MOSTLY_Q8_0),
+    "Q4_K_M": (T.Q4_K, F.MOSTLY_Q4_K_M),
     "Q6_K": (T.Q6_K, F.MOSTLY_Q6_K),
     "TQ1_0": (T.TQ1_0, F.MOSTLY_TQ1_0),
     "TQ2_0": (T.TQ2_0, F.MOSTLY_TQ2_0),
 }
-"""Quantisations that llama-quantize gives every layer matrix alike."""
+"""Quantisations that llama-quantize gives every layer matrix alike; Q4_K_M gives some of them more bits."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,25 @@ def plan_tensors(shape: Shape, base: GGMLQuantizationType) -> Iterator[PlannedTe
         yield PlannedTensor(f"{blk}.attn_norm.weight", T.F32, (width,))
         yield PlannedTensor(f"{blk}.attn_q.weight", base, (width, width))
         yield PlannedTensor(f"{blk}.attn_k.weight", base, (kv, width))
-        yield PlannedTensor(f"{blk}.attn_v.weight", base, (kv, width))
+        yield PlannedTensor(f"{blk}.attn_v.weight", _value_type(base, shape, i), (kv, width))
         yield PlannedTensor(f"{blk}.attn_output.weight", base, (width, width))
         yield PlannedTensor(f"{blk}.ffn_norm.weight", T.F32, (width,))
         yield PlannedTensor(f"{blk}.ffn_gate.weight", base, (hidden, width))
         yield PlannedTensor(f"{blk}.ffn_up.weight", base, (hidden, width))
-        yield PlannedTensor(f"{blk}.ffn_down.weight", base, (width, hidden))
+        yield PlannedTensor(f"{blk}.ffn_down.weight", _mixed(base, shape, i), (width, hidden))
     yield PlannedTensor("output_norm.weight", T.F32, (width,))
     if not shape.tied_output:
         yield PlannedTensor("output.weight", output, (vocabulary, width))
+
+
+def _mixed(base: GGMLQuantizationType, shape: Shape, layer: int) -> GGMLQuantizationType:
+    """Type of a matrix that Q4_K_M gives more bits in some layers (``use_more_bits``, llama-quant.cpp)."""
+    eighth = shape.layers // 8
+    more = layer < eighth or layer >= 7 * shape.layers // 8 or (layer - eighth) % 3 == 2
+    return T.Q6_K if base is T.Q4_K and more else base
+
+
+def _value_type(base: GGMLQuantizationType, shape: Shape, layer: int) -> GGMLQuantizationType:
+    """As ``_mixed``; where eight heads share the values, as in a 70B, these get five bits at least."""
+    mixed = _mixed(base, shape, layer)
+    return T.Q5_K if mixed is T.Q4_K and shape.name == "70b" else mixed

@@ -21,6 +21,8 @@ _THROTTLE = {
     56: "ppm", 57: "fit",
 }  # fmt: skip
 """``SMU_THROTTLER_*_BIT`` of the driver's amdgpu_smu.h: power, current, temperature, others."""
+_APU_FORMATS = (2, 3)
+"""Formats of gpu_metrics that the driver gives for a GPU on the processor's die."""
 _UNKNOWN = (1 << 64) - 1
 """What the driver fills in where a board has no such figure."""
 _HEADER = struct.Struct("<HBB")
@@ -49,6 +51,8 @@ def amdgpu(index: int, device: Path, sys: Path = SYS) -> Gpu:
         microwatts = _number(hwmon / "power1_input")
     millidegrees = _number(hwmon / "temp1_input")
     corrected, uncorrected = _ecc(device / "ras" / "umc_err_count")
+    metrics = _bytes(device / "gpu_metrics")
+    unified, total, used = _memory(device, metrics)
     return Gpu(
         index=index,
         name=_text(device / "product_name") or f"AMD {_uevent(device).get('PCI_ID', 'GPU')}",
@@ -56,15 +60,29 @@ def amdgpu(index: int, device: Path, sys: Path = SYS) -> Gpu:
         driver=_text(sys / "module" / "amdgpu" / "version"),  # only the driver of AMD's own packages has one
         source=GpuSource.AMDGPU,
         problem=None if (device / "uevent").exists() else "the device is gone",
-        memory_total_bytes=_number(device / "mem_info_vram_total"),
-        memory_used_bytes=_number(device / "mem_info_vram_used"),
+        memory_total_bytes=total,
+        memory_used_bytes=used,
+        unified=unified,
         use_percent=_number(device / "gpu_busy_percent"),
         temperature_c=None if millidegrees is None else millidegrees / 1000,
         power_w=None if microwatts is None else microwatts / 1e6,
-        throttle=throttle_reasons(_bytes(device / "gpu_metrics")),
+        throttle=throttle_reasons(metrics),
         ecc_corrected=corrected,
         ecc_uncorrected=uncorrected,
     )
+
+
+def _memory(device: Path, metrics: bytes) -> tuple[bool, int | None, int | None]:
+    """Whether it computes in the node's memory, and the bytes that it may take and has taken.
+
+    A GPU on the processor's die has a small part of the node's memory set aside (VRAM), and the kernel lets
+    it map more (GTT, ``ttm.pages_limit``). Every board has a GTT; only such a GPU keeps a model there.
+    """
+    vram, gtt = _number(device / "mem_info_vram_total"), _number(device / "mem_info_gtt_total")
+    apu = len(metrics) >= _HEADER.size and _HEADER.unpack_from(metrics)[1] in _APU_FORMATS
+    if apu and gtt is not None and gtt > (vram or 0):
+        return True, gtt, _number(device / "mem_info_gtt_used")
+    return False, vram, _number(device / "mem_info_vram_used")
 
 
 def throttle_reasons(metrics: bytes) -> list[str]:

@@ -110,7 +110,7 @@ class GpuReader:
             return []
         try:
             if self._nvml is None and (not self._nvml_problem or self._reads % _RESCAN_EVERY == 0):
-                self._nvml = NvmlReader(self._load_nvml())
+                self._nvml = NvmlReader(self._load_nvml(), self._proc)
                 self._nvml_problem = ""
             if self._nvml is not None:
                 return self._nvml.read()

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.monitor.readers import read_text
-from harness.monitor.sample import Gpu, GpuSource
+from harness.monitor.readers import PROC, read_text
+from harness.monitor.sample import RPC_SERVERS, Gpu, GpuSource
 
 _ECC_EVERY = 10
 """Reads between two looks at the ECC counters: the slowest query, of what changes least."""
@@ -35,16 +35,18 @@ class NvmlGone(Exception):
 class NvmlReader:
     """Every GPU of the library, kept open between reads."""
 
-    def __init__(self, binding: Any) -> None:
+    def __init__(self, binding: Any, proc: Path = PROC) -> None:
         """Open the library.
 
         Args:
             binding: the module ``pynvml`` of nvidia-ml-py.
+            proc: where /proc is.
 
         Raises:
             NvmlGone: there is no library, no driver, or they do not fit together; says which.
         """
         self._nvml = binding
+        self._proc = proc
         self._boards: dict[int, tuple[str, str | None]] = {}
         """Name and UUID by number."""
         self._ecc: dict[int, tuple[int | None, int | None]] = {}
@@ -107,6 +109,9 @@ class NvmlReader:
         return {
             "memory_total_bytes": None if memory is None else memory.total,
             "memory_used_bytes": None if memory is None else memory.used,
+            "memory_own_bytes": self._own_bytes(handle),
+            # On a DGX Spark the library says "not supported": the GPU has no memory of its own.
+            "unified": memory is None,
             "use_percent": None if use is None else use.gpu,
             "temperature_c": query(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
             "power_w": None if milliwatts is None else milliwatts / 1000,
@@ -114,6 +119,17 @@ class NvmlReader:
             "ecc_corrected": corrected,
             "ecc_uncorrected": uncorrected,
         }
+
+    def _own_bytes(self, handle: Any) -> int | None:
+        """Memory that the node's rpc-server holds; None where the library does not say."""
+        processes = self._query(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle)
+        if processes is None:
+            return None
+        ours = [process.usedGpuMemory for process in processes if self._is_rpc_server(process.pid)]
+        return None if None in ours else sum(ours)
+
+    def _is_rpc_server(self, pid: int) -> bool:
+        return (read_text(self._proc / str(pid) / "comm") or "").strip() in RPC_SERVERS
 
     def _query(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The answer; None where this board or driver has none to give.
@@ -123,6 +139,10 @@ class NvmlReader:
         """
         try:
             return function(*arguments)
+        except (
+            self._nvml.NVMLLibraryMismatchError
+        ):  # the binding's name for a query that an older driver lacks
+            return None
         except self._nvml.NVMLError as error:
             if error.value in (*self._lost_codes, *self._gone_codes):
                 raise

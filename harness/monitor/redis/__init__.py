@@ -63,7 +63,7 @@ def connection_options(settings: RedisSettings) -> dict[str, Any]:
         "port": settings.port,
         "username": settings.username,
         "password": password,
-        "decode_responses": True,
+        "decode_responses": False,  # what a node wrote may be no text
         "protocol": 2,
         "driver_info": None,  # Redis 7.0 does not know CLIENT SETINFO
         "socket_timeout": WAIT_S,

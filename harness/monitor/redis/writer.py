@@ -92,7 +92,7 @@ class RedisWriter:
     def last_ms(self) -> int:
         """Time of the stream's last sample in milliseconds; 0 for an empty stream."""
         end = self._redis.xrevrange(self._stream, count=1)
-        return int(end[0][0].partition("-")[0]) if end else 0
+        return int(end[0][0].partition(b"-")[0]) if end else 0
 
     def send(self, entries: Sequence[Entry], newest: Entry) -> None:
         """Append samples and set the node's latest state in one transaction.

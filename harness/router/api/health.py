@@ -41,15 +41,20 @@ class Health:
         return JSONResponse({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:
-        """Whether the router can serve requests; 503 with the reasons where it cannot."""
-        if reasons := not_ready(self.config, closing=self.coordinator.closing):
+        """Whether the router can serve requests: 503 with the reasons where it can serve none.
+
+        Where it serves some models, but no server of the pool serves another, it is ``degraded`` (200).
+        """
+        servers = self.pool.state
+        if reasons := not_ready(self.config, closing=self.coordinator.closing, pool=servers):
             return JSONResponse({"status": "not ready", "reasons": reasons}, 503, {"retry-after": "5"})
+        if unserved := unserved_models(servers):
+            return JSONResponse({"status": "degraded", "reasons": unserved})
         return JSONResponse({"status": "ready"})
 
     async def prometheus(self, request: Request) -> Response:
         """Prometheus' page; states are those of this moment."""
         nodes = [backend.node for backend in self.config.backends]
-        await self.nodes.refresh(nodes)
         states = self.nodes.states(nodes)
         queue = self.coordinator.queue
         self.metrics.show_phase(self.coordinator.state.phase)
@@ -75,14 +80,36 @@ def pool_states(servers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return states
 
 
-def not_ready(config: RouterConfig, *, closing: bool) -> list[str]:
-    """Reasons why no request can be served. A coordinator that is not loaded is none: a request loads it."""
+def unserved_models(servers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why models of the pool are not served: no server that has them answers. Nodes are not named.
+
+    Args:
+        servers: as in ``Pool.state``.
+    """
+    served = {model for server in servers if _answers(server) for model in server["models"]}
+    models = {model for server in servers for model in server["models"]}
+    reasons = [f"no pool server answers for model {model}" for model in sorted(models - served)]
+    unknown = sum(not server["models"] for server in servers)
+    return reasons + ([f"{unknown} of the pool's servers have not answered yet"] if unknown else [])
+
+
+def _answers(server: Mapping[str, Any]) -> bool:
+    return bool(server["seen"]) and server["set_aside_s"] <= 0
+
+
+def not_ready(config: RouterConfig, *, closing: bool, pool: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Reasons why no request can be served. A coordinator that is not loaded is none: a request loads it.
+
+    Args:
+        pool: as in ``Pool.state``.
+    """
     if closing:
         return ["the router is stopping"]
-    if config.pool:
+    if any(_answers(server) for server in pool):
         return []
+    reasons = unserved_models(pool)
     if not config.backends:
-        return ["neither a pool server nor a backend is configured"]
+        return reasons or ["neither a pool server nor a backend is configured"]
     if not os.access(config.llama_server, os.X_OK):
-        return [f"no llama-server at {config.llama_server}: deploy the role llama_cpp"]
+        return [*reasons, f"no llama-server at {config.llama_server}: deploy the role llama_cpp"]
     return []

@@ -134,7 +134,6 @@ class ResourcesApi:
         """The backends, and what else answers in the given networks; none in use is connected to."""
         query = request.query_params
         search = DiscoverRequest.model_validate(dict(query) | {"cidr": query.getlist("cidr")})
-        await self.nodes.refresh([backend.node for backend in self.config.backends])
         in_use = {
             backend.endpoint: reason
             for backend in self.config.backends

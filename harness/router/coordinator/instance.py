@@ -10,16 +10,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.common.files import write_atomic
+from harness.common.text import gib
 from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState, LoadTimings
-from harness.contracts.diagnosis import Diagnosis, FailureClass
+from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, ExitStatus, FailureClass
 from harness.contracts.plan import LoadRequest
 from harness.errors import HarnessError
+from harness.router.config import RouterConfig
 from harness.router.coordinator.engine import CoordinatorProcess
+from harness.router.errors import RouterError
+from harness.router.failures import InFlight, SentRequest
 from harness.router.json_log import log
 from harness.router.models.planner import PlannedLoad
 
 _FOLDER_NAME = re.compile(r"\d{8}T\d{6}\.\d+Z-.+")
 """``CoordinatorInstance.id``: the moment first, so that names sort by time."""
+DISK_FULL_ADVICE = "Free space on the head node's disk, or set smaller router_log_limit and router_keep_logs."
+
+_ROUTER_ENDED = Diagnosis(
+    failure_class=FailureClass.STOPPED,
+    evidence=[Evidence(source="router", line="the router that started it ended and did not stop it")],
+    confidence=Confidence.CERTAIN,
+    advice="Find why the router ended: its node's journal of llama-router.",
+)
 
 
 class CoordinatorInstance:
@@ -40,7 +52,7 @@ class CoordinatorInstance:
         # The name of a folder: Ollama's model names have colons and slashes.
         self.id = f"{moment:%Y%m%dT%H%M%S.%fZ}-{re.sub(r'[^A-Za-z0-9._-]', '-', self.plan.model)}"
         self.folder = log_dir / self.id
-        self.request = request.model_copy(update={"cold": False, "deadline_s": None})
+        self.request = _for_restart(request)
         self.for_requests = for_requests
         self.process: CoordinatorProcess | None = None
         self.timings = LoadTimings(requested_ns=requested_ns)
@@ -57,17 +69,23 @@ class CoordinatorInstance:
         """Set once the exit is known and diagnosed."""
         self.died_unexpectedly = False
         """It ended while it was ready: on its own, or killed because it was stalled."""
+        self.sent = InFlight()
+        """The requests that llama-server has."""
+        self.poison: SentRequest | None = None
+        """The request that ended it."""
         self.doomed_reason: str | None = None
         """Why this load can never become ready, whatever its deadline."""
         self.drain_until_s = math.inf
         """Until when a stop waits for requests in flight; monotonic seconds."""
         self.progress_s = time.monotonic()
         """When the last byte of an answer came, or a request was sent or ended; monotonic seconds."""
+        self.alive_s = self.progress_s
+        """When it last proved that it works: by a byte of an answer, or to ``Liveness``; monotonic seconds.
+        The start or end of a request is no proof."""
         self.ready_s: float | None = None
         """When it became ready; monotonic seconds."""
         self._idle = asyncio.Event()
         self._idle.set()
-        self._busy = asyncio.Event()
 
     @property
     def model(self) -> str:
@@ -85,8 +103,12 @@ class CoordinatorInstance:
     @property
     def ending(self) -> bool:
         """Whether the process is gone and why is not known yet."""
-        exited = self.process is not None and self.process.exit is not None
-        return exited and not self.ended.is_set()
+        return self.exit is not None and not self.ended.is_set()
+
+    @property
+    def exit(self) -> ExitStatus | None:
+        """How the process ended; None until then."""
+        return self.process.exit if self.process else None
 
     @property
     def log_path(self) -> Path:
@@ -95,19 +117,17 @@ class CoordinatorInstance:
     def acquire(self) -> None:
         self.state.requests_in_flight += 1
         self._idle.clear()
-        self._busy.set()
-        self.mark_progress()
+        self.progress_s = time.monotonic()
 
     def release(self) -> None:
         self.state.requests_in_flight -= 1
-        self.mark_progress()
+        self.progress_s = time.monotonic()
         if self.state.requests_in_flight == 0:
             self._idle.set()
-            self._busy.clear()
 
     def use_settings(self, request: LoadRequest) -> None:
         """An administrator asked for what is loaded already: these settings are used again after a loss."""
-        self.request = request.model_copy(update={"cold": False, "deadline_s": None})
+        self.request = _for_restart(request)
         self.mark_progress()
 
     def drain_within(self, seconds: float) -> None:
@@ -116,19 +136,25 @@ class CoordinatorInstance:
 
     def mark_progress(self) -> None:
         """A byte of an answer has come: the coordinator is not stalled."""
-        self.progress_s = time.monotonic()
+        self.progress_s = self.alive_s = time.monotonic()
+
+    def prove_alive(self) -> None:
+        """It has shown that it works, though no byte of an answer came."""
+        self.alive_s = time.monotonic()
 
     @property
     def quiet_s(self) -> float:
+        """Time since a request used it."""
         return time.monotonic() - self.progress_s
+
+    @property
+    def unproven_s(self) -> float:
+        """Time since it last proved that it works."""
+        return time.monotonic() - self.alive_s
 
     async def idle_or_ended(self, timeout_s: float | None = None) -> None:
         """Return when no request is in flight, the process has ended, or time is up."""
         await self._first_of(self._idle, timeout_s)
-
-    async def busy_or_ended(self) -> None:
-        """Return when a request is in flight or the process has ended."""
-        await self._first_of(self._busy, None)
 
     async def ended_within(self, timeout_s: float) -> bool:
         """Whether the end was known and diagnosed within ``timeout_s``."""
@@ -166,14 +192,15 @@ class CoordinatorInstance:
 
     def finish(self, diagnosis: Diagnosis | None) -> None:
         """Record the end; an earlier diagnosis, which knows more, is kept."""
-        if self.process:
-            self.state.exit = self.process.exit
+        self.state.exit = self.exit
         if self.state.diagnosis is None:
             self.state.diagnosis = diagnosis
         self.died_unexpectedly = self.phase is CoordinatorPhase.READY
         self.state.phase = CoordinatorPhase.ENDED
-        self.save()
-        self.ended.set()
+        try:
+            self.save()
+        finally:
+            self.ended.set()
 
     def save(self) -> None:
         """Write ``start.json`` beside the log: argv, plan, timings, signals, exit, diagnosis.
@@ -190,6 +217,53 @@ class CoordinatorInstance:
     @property
     def failure(self) -> str:
         return str(self.state.diagnosis.failure_class if self.state.diagnosis else FailureClass.UNKNOWN)
+
+
+def _for_restart(request: LoadRequest) -> LoadRequest:
+    return request.model_copy(update={"cold": False, "deadline_s": None})
+
+
+def make_room(config: RouterConfig) -> None:
+    """Remove the folders of the oldest starts, so that all logs stay within their limit with one more.
+
+    Raises:
+        RouterError: the disk has no room for that one (507).
+    """
+    folder, needed = config.log_dir, config.log_bytes
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        prune(folder, keep=config.keep_starts, keep_bytes=max(0, config.keep_log_bytes - needed))
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise RouterError(500, "error", f"the log folder {folder} cannot be used: {error.strerror}") from None
+    if free < needed:
+        seen = f"{folder} has {gib(free, 2)} free; a coordinator's log may take {gib(needed, 2)}"
+        evidence = Evidence(source=f"disk {config.head_node or 'head'}", line=seen)
+        diagnosis = Diagnosis(
+            failure_class=FailureClass.DISK_FULL,
+            evidence=[evidence],
+            confidence=Confidence.CERTAIN,
+            advice=DISK_FULL_ADVICE,
+        )
+        message = f"the head node's disk is full: {seen}; {DISK_FULL_ADVICE}"
+        raise RouterError(507, str(FailureClass.DISK_FULL), message, diagnosis=diagnosis)
+
+
+def close_records(log_dir: Path) -> None:
+    """Mark the starts of a router that was killed as ended: their records have the phase of that moment."""
+    for record in log_dir.glob("*/start.json"):
+        if not _FOLDER_NAME.fullmatch(record.parent.name):
+            continue
+        try:
+            state = CoordinatorState.model_validate_json(record.read_bytes())
+            if state.phase is CoordinatorPhase.ENDED:
+                continue
+            state.phase = CoordinatorPhase.ENDED
+            state.requests_in_flight = 0
+            state.diagnosis = _ROUTER_ENDED
+            write_atomic(record, state.model_dump_json(indent=1), sync=False)
+        except (OSError, ValueError, HarnessError) as error:
+            log("start_record_not_written", level=logging.ERROR, start=record.parent.name, error=str(error))
 
 
 def prune(log_dir: Path, *, keep: int, keep_bytes: int) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import time
+from functools import partial
 
 from harness.contracts.coordinator_state import CoordinatorPhase
 from harness.contracts.diagnosis import FailureClass
@@ -26,7 +27,7 @@ _SLOTS_WAIT_S = 0.5
 _DRAIN_POLL_S = 0.2
 """A drain may be given less time while it waits."""
 _BACKENDS_POLL_S = 2.0
-_STATUS = {FailureClass.HUNG: 504, FailureClass.BACKEND_UNREACHABLE: 503}
+_STATUS = {FailureClass.HUNG: 504, FailureClass.BACKEND_UNREACHABLE: 503, FailureClass.DISK_FULL: 507}
 
 
 class Launcher:
@@ -61,7 +62,7 @@ class Launcher:
         Raises:
             RouterError: it did not become ready; the state says why.
         """
-        backends = self._tasks.start("coordinator_backends", self._watch_backends(instance))
+        backends = self._tasks.keep_running("coordinator_backends", partial(self._watch_backends, instance))
         try:
             process = await self._spawn(instance)
             await wait_until_ready(
@@ -84,7 +85,7 @@ class Launcher:
         load_s = instance.timings.load_s or 0
         log("coordinator_ready", start=instance.id, load_s=load_s)
         self._metrics.load_seconds.observe(load_s)
-        self._tasks.start("coordinator_liveness", self._watch_liveness(instance))
+        self._tasks.keep_running("coordinator_liveness", partial(self._watch_liveness, instance))
 
     async def _spawn(self, instance: CoordinatorInstance) -> CoordinatorProcess:
         process = await self._engine.spawn(instance.state.argv, instance.folder)
@@ -161,8 +162,10 @@ class Launcher:
             instance.state.exit = await process.ended()
             diagnosis = await self._post_mortem.diagnose(instance)
         finally:
-            await process.ended()
-            instance.finish(diagnosis)
+            try:
+                await process.ended()
+            finally:
+                instance.finish(diagnosis)
             self._metrics.coordinator_ended(instance.state.diagnosis)
             shell_status = process.exit and process.exit.shell
             log("coordinator_ended", start=instance.id, exit=shell_status, failure=instance.failure)
@@ -180,7 +183,7 @@ class Launcher:
 
     async def _watch_liveness(self, instance: CoordinatorInstance) -> None:
         if diagnosis := await self._liveness.watch(instance):
-            instance.state.diagnosis = diagnosis
+            instance.state.diagnosis = self._post_mortem.diagnose_hang(instance, diagnosis)
             instance.signal("SIGKILL", f"stalled: {diagnosis.evidence[0].line}")
 
     async def _busy_after_drain(self, instance: CoordinatorInstance) -> int:
@@ -190,9 +193,8 @@ class Launcher:
             if instance.state.requests_in_flight and left_s > 0:
                 await instance.idle_or_ended(min(left_s, _DRAIN_POLL_S))
                 continue
-            busy = await self._engine.busy_slots(_SLOTS_WAIT_S)
-            if busy is None:
-                busy = 1  # an idle server answers at once
+            slots = await self._engine.slots(_SLOTS_WAIT_S)
+            busy = slots.busy if slots else 1  # an idle server answers at once
             if not busy or left_s <= 0:
                 return busy
             await instance.ended_within(self._config.poll_s)

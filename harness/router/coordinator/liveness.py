@@ -2,7 +2,7 @@
 
 A stalled backend leaves llama-server in one ``recv`` for ever: its main thread does not wake, no token comes,
 a request for one token gets none, and no backend's rpc-server uses CPU time. A slow one shows at least one of
-these.
+these. A main thread that spins in a request's grammar shows none of them either, but it uses CPU time.
 """
 
 import asyncio
@@ -16,12 +16,15 @@ from harness.diagnosis.rules import STOPPED_BY_OTHERS
 from harness.monitor.backend_state import State, backend_state
 from harness.monitor.sample import Sample
 from harness.router.config import RouterConfig
-from harness.router.coordinator.engine import Engine, LoadError
+from harness.router.coordinator.engine import Engine, LoadError, ThreadUse
 from harness.router.coordinator.instance import CoordinatorInstance
 from harness.router.json_log import log_debug
 from harness.router.nodes.backends import BackendWatch, cpu_seconds
 
 _SNAPSHOT_S = 1.0
+_SLOTS_WAIT_S = 2.0
+_SPINS = 0.1
+"""A main thread that spins uses at least this part of a core; one that waits uses almost nothing."""
 _ADVICE = (
     "See on each backend's node that rpc-server runs and is not stopped (ps, state T), that the node is up "
     "and its link passes traffic."
@@ -33,9 +36,9 @@ class Progress:
     """Counters of which at least one grows while a coordinator works."""
 
     progress_s: float
-    """When a byte of an answer last came, or a request was last sent; monotonic seconds."""
-    main_thread_switches: int
-    """How often llama-server's main thread has slept and woken."""
+    """When a byte of an answer last came; monotonic seconds."""
+    main_thread: ThreadUse
+    """Of llama-server: it wakes at each reply of a backend."""
     samples: Mapping[str, Sample]
     """Newest sample of each backend's node that publishes: it has the CPU time of its rpc-server."""
 
@@ -92,8 +95,22 @@ def broken_off(still_s: float) -> Diagnosis:
     )
 
 
+def spins(still_s: float, cpu_s: float) -> Diagnosis:
+    """The diagnosis of a main thread that computes by itself and neither answers nor asks a backend."""
+    line = (
+        f"for {still_s:.0f} s no token and no word to a backend, while llama-server's main thread "
+        f"used {cpu_s:.0f} s of CPU time"
+    )
+    return Diagnosis(
+        failure_class=FailureClass.HUNG,
+        evidence=[Evidence(source="router", line=line)],
+        confidence=Confidence.CERTAIN,
+        advice="Keep its stack (gdb -p) if it comes again; a request's grammar or schema can do that.",
+    )
+
+
 class Liveness:
-    """Watches a coordinator whose requests have had no byte for long, and proves a new one with one token."""
+    """Watches a coordinator, with requests or without, and proves a new one with one token."""
 
     def __init__(self, config: RouterConfig, engine: Engine, backends: BackendWatch) -> None:
         self._config = config
@@ -121,17 +138,15 @@ class Liveness:
 
     async def watch(self, instance: CoordinatorInstance) -> Diagnosis | None:
         """Watch until the instance has ended (None) or it makes no progress any more (the diagnosis)."""
-        suspect_s = self._config.suspect_s
         while not instance.ended.is_set():
-            await instance.busy_or_ended()
-            if (quiet_s := instance.quiet_s) < suspect_s:
-                await instance.ended_within(suspect_s - quiet_s)
-            elif await self._progresses(instance):
-                await instance.ended_within(suspect_s)
-            else:
+            if (left_s := self._config.suspect_s - instance.unproven_s) > 0:
+                await instance.ended_within(left_s)
+                continue
+            if not await self._progresses(instance):
                 async with self._canary() as canary:
                     if diagnosis := await self._examine(instance, canary):
                         return diagnosis
+            instance.prove_alive()
         return None
 
     @asynccontextmanager
@@ -144,9 +159,15 @@ class Liveness:
             await asyncio.gather(canary, return_exceptions=True)
 
     async def _progresses(self, instance: CoordinatorInstance) -> bool:
+        slots = await self._engine.slots(_SLOTS_WAIT_S)
+        if slots and not slots.busy:
+            return True
         before = await self._snapshot(instance)
         await instance.ended_within(_SNAPSHOT_S)
         signs = signs_of_life(before, await self._snapshot(instance))
+        # Asked again only if it answered: each question that waits keeps one of its few threads.
+        if slots and (later := await self._engine.slots(_SLOTS_WAIT_S)) and later != slots:
+            signs.append("tokens")
         log_debug("no_byte_for_long", start=instance.id, signs=signs)
         return bool(signs)
 
@@ -166,8 +187,13 @@ class Liveness:
                 log_debug("progress_seen", start=instance.id, signs=signs or ["canary"])
                 return None
             still_s = time.monotonic() - began
+            cpu_s = now.main_thread.cpu_s - before.main_thread.cpu_s
             if refused:
                 diagnosis = broken_off(still_s) if still_s >= self._config.suspect_s else None
+            elif cpu_s >= _SPINS * still_s:
+                if not instance.plan.distributed:
+                    return None  # it computes the layers itself
+                diagnosis = spins(still_s, cpu_s) if still_s >= self._config.spin_deadline_s else None
             else:
                 diagnosis = stalled(
                     still_s,
@@ -185,8 +211,8 @@ class Liveness:
 
     async def _snapshot(self, instance: CoordinatorInstance) -> Progress:
         samples = await self._backends.samples([share.node for share in instance.plan.shares])
-        switches = self._engine.main_thread_switches(instance.process) if instance.process else 0
-        return Progress(instance.progress_s, switches, samples)
+        thread = self._engine.main_thread(instance.process) if instance.process else ThreadUse()
+        return Progress(instance.alive_s, thread, samples)
 
 
 def signs_of_life(before: Progress, now: Progress) -> list[str]:
@@ -194,7 +220,7 @@ def signs_of_life(before: Progress, now: Progress) -> list[str]:
     signs = []
     if now.progress_s != before.progress_s:
         signs.append("bytes")
-    if now.main_thread_switches != before.main_thread_switches:
+    if now.main_thread.wakes != before.main_thread.wakes:
         signs.append("main thread")
     cpu_before_s, cpu_now_s = cpu_seconds(before.samples), cpu_seconds(now.samples)
     signs += [f"cpu of {node}" for node in cpu_before_s if cpu_now_s.get(node, 0) > cpu_before_s[node]]

@@ -13,7 +13,7 @@ from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorSta
 from harness.contracts.diagnosis import FailureClass
 from harness.contracts.plan import LoadRequest
 from harness.router.config import RouterConfig
-from harness.router.coordinator.instance import CoordinatorInstance
+from harness.router.coordinator.instance import CoordinatorInstance, make_room
 from harness.router.coordinator.launcher import Launcher
 from harness.router.coordinator.recovery import Recovery
 from harness.router.errors import RouterError
@@ -135,7 +135,7 @@ class Loads:
         """Load as asked; the instance that serves the same with the same command line is kept.
 
         Raises:
-            RouterError: it cannot be planned, or did not become ready.
+            RouterError: it cannot be planned, its log has no room, or it did not become ready.
         """
         requested_ns = time.time_ns()
         load = await self._planner.prepare(request, replaces=self._replaced())
@@ -143,6 +143,7 @@ class Loads:
         if ready and ready.model == load.plan.model and ready.state.argv == load.argv and not request.cold:
             ready.use_settings(load.request)
             return ready
+        await asyncio.to_thread(make_room, self._config)
         planned_ns = time.time_ns()
         await self.stop(f"{load.plan.model} is to be loaded", idle_s=self._config.drain_s)
         await self._recovery.check_plan(load.plan)
@@ -161,6 +162,7 @@ class Loads:
         """
         kept = self.settings
         request = kept if kept and kept.model == model else LoadRequest(model=model)
+        await asyncio.to_thread(make_room, self._config)
         replaced = self._replaced()
         await self.stop(f"{model} is to be loaded", idle_s=self._config.switch_drain_s)
         while True:

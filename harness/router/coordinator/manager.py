@@ -30,6 +30,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,18 @@ from harness.router.config import RouterConfig
 from harness.router.coordinator.engine import Engine
 from harness.router.coordinator.instance import CoordinatorInstance
 from harness.router.coordinator.loads import Changes, InterruptedLoadError, Loads
-from harness.router.coordinator.recovery import Failure, Recovery
+from harness.router.coordinator.recovery import Recovery
 from harness.router.coordinator.scheduler import GrantRequest, QueueEntry, Scheduler, Slot, Ticket, WakeUp
 from harness.router.errors import RouterError
+from harness.router.failures import Failure
 from harness.router.json_log import log, log_debug
 from harness.router.supervisor import TaskSupervisor
 
 _STOPPING = "the router stops"
 _AHEAD = 1
 """Requests that wait inside llama-server itself, so that no slot is ever without work."""
-_DIAGNOSIS_WAIT_S = 5
+_DIAGNOSIS_WAIT_S = 10
+"""Longer than the log of an ended process and then the nodes' samples are waited for."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,8 @@ class CoordinatorManager:
 
     @property
     def failures(self) -> list[Failure]:
-        """What went wrong with the last coordinators, oldest first."""
-        return list(self._recovery.budget.history)
+        """The last failures of model servers, oldest first."""
+        return list(self._recovery.failures.history)
 
     @property
     def held_s(self) -> float:
@@ -152,6 +155,10 @@ class CoordinatorManager:
     async def describe_failure(self, instance: CoordinatorInstance, cause: str) -> RouterError:
         """The error for a request whose coordinator broke off: with the diagnosis, if the process died."""
         if await instance.ended_within(_DIAGNOSIS_WAIT_S) and (diagnosis := instance.state.diagnosis):
+            if instance.poison:
+                # Only the administrator may see whose request it was.
+                message = f"{instance.model}: another request ended the coordinator; ask again"
+                return RouterError(502, "coordinator_lost", message, retry_after_s=1)
             message = f"the coordinator ended while it answered ({instance.failure}): {diagnosis.advice}"
             retry_s = max(1, round(self._scheduler.load_s(instance.model)))
             return RouterError(502, instance.failure, message, diagnosis=diagnosis, retry_after_s=retry_s)
@@ -166,7 +173,7 @@ class CoordinatorManager:
         """
         try:
             async with self._changes.lease:
-                self._recovery.budget.reset(time.time_ns())
+                self._recovery.budget.reset()
                 instance = await self._run(request.model, self._loads.load_for_administrator(request))
                 return instance.state
         finally:
@@ -329,18 +336,20 @@ class CoordinatorManager:
         if instance is not before:
             self._scheduler.wanted = None
             self._scheduler.record_load(instance.model, instance.timings.load_s or 0)
-            self._tasks.start("coordinator_idle", self._unload_when_idle(instance))
+            self._tasks.keep_running("coordinator_idle", partial(self._unload_when_idle, instance))
         return instance
 
     async def _handle_end(self, instance: CoordinatorInstance) -> None:
         """Wait for the end of an instance, loaded or not; if it was lost, have it loaded again."""
         await instance.ended.wait()
-        if instance.died_unexpectedly and instance is self._loads.current:
-            log("coordinator_lost", start=instance.id, failure=instance.failure)
-            self._recovery.record_death(instance)
-            self._loads.settings = instance.request
-            self._scheduler.wanted = instance.model if instance.for_requests else None
-        self._dispatch()
+        try:
+            if instance.died_unexpectedly and instance is self._loads.current:
+                log("coordinator_lost", start=instance.id, failure=instance.failure)
+                self._loads.settings = instance.request
+                self._scheduler.wanted = instance.model if instance.for_requests else None
+                self._recovery.record_death(instance)
+        finally:
+            self._dispatch()
 
     async def _unload_when_idle(self, instance: CoordinatorInstance) -> None:
         idle_s = self._config.idle_unload_s

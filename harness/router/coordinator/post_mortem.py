@@ -1,6 +1,7 @@
 """Why a coordinator ended: exit status, signals and log, and what the nodes saw that the router cannot.
 
-The nodes' samples are read only if an end is unexplained: for OOM kills, and for restarted backends.
+A request is blamed if llama-server crashed by itself while every backend of its plan lived on. The nodes'
+samples are read for that, for OOM kills, and for restarted backends.
 """
 
 import asyncio
@@ -17,7 +18,8 @@ from harness.monitor.backend_state import RPC_UNIT
 from harness.monitor.readers.kernel_log import KernelLog
 from harness.monitor.sample import RPC_SERVERS, Sample
 from harness.router.config import RouterConfig
-from harness.router.coordinator.instance import CoordinatorInstance
+from harness.router.coordinator.instance import DISK_FULL_ADVICE, CoordinatorInstance
+from harness.router.failures import CRASH_SIGNALS, Failures, SentRequest
 from harness.router.nodes.samples import NodeSamples
 
 _HEAD = "head"
@@ -28,8 +30,28 @@ _KMSG_READS = 10
 _SAMPLE_WAIT_S = 2.5
 """Monitors publish once a second: what has happened is in their samples by then."""
 _SAMPLE_POLL_S = 0.1
+_SENT_BEFORE_S = 1.0
+"""The request that hangs a server may have been sent this long before the server's last sign of life."""
 _TAIL_BYTES = 64 * 1024
 _BROKEN_RECEIVE = b"recv failed ("
+_BY_OTHERS = frozenset(
+    {
+        FailureClass.BACKEND_LOST,
+        FailureClass.BACKEND_UNREACHABLE,
+        FailureClass.BACKEND_STALLED,
+        FailureClass.BUILD_MISMATCH,
+        FailureClass.NETWORK_PARTITION,
+        FailureClass.OOM_KILLED,
+        FailureClass.RPC_VERSION_MISMATCH,
+        FailureClass.STOPPED,
+        FailureClass.STOPPED_BUSY,
+    }
+)
+"""Causes outside llama-server: no request is blamed for an end by one of them."""
+_POISON_ADVICE = (
+    "The request is refused for a while. Find it by its id in the router's log and change it; "
+    "report it to llama.cpp with the end of this log."
+)
 
 
 class PostMortem:
@@ -38,22 +60,74 @@ class PostMortem:
     A deployed router may not read that log: the head node's monitor does, and its samples have the line.
     """
 
-    def __init__(self, config: RouterConfig, nodes: NodeSamples) -> None:
+    def __init__(self, config: RouterConfig, nodes: NodeSamples, failures: Failures) -> None:
         self._head = config.head_node
         self._nodes = nodes
         self._kernel = KernelLog(_KMSG) if os.access(_KMSG, os.R_OK) else None
-        self._kills_before: dict[str, int | None] = {}
+        self._failures = failures
+        self._before: tuple[str, dict[str, Sample]] = "", {}
 
     async def note_start(self, instance: CoordinatorInstance) -> None:
-        """Remember how many OOM kills the head node had counted when this instance was started."""
-        samples = await self._nodes.latest([self._head]) if self._head else {}
-        self._kills_before = {instance.id: _kills(samples.get(self._head or ""))}
+        """Remember what the nodes showed when this instance was started: OOM kills and backends."""
+        nodes = {share.node for share in instance.plan.shares} | ({self._head} if self._head else set())
+        self._before = instance.id, await self._nodes.latest(sorted(nodes))
 
     async def diagnose(self, instance: CoordinatorInstance) -> Diagnosis:
-        """Why an instance ended; waits for the monitors' next samples where only they can show it."""
+        """Why an instance ended; waits for the monitors' next samples where only they can show it.
+
+        A request that caused it is blamed: the instance then has it as ``poison``.
+        """
         evidence = await self._evidence(instance)
         inputs = coordinator_inputs(instance.state, self._head or _HEAD, instance.log_path, evidence)
-        return await asyncio.to_thread(classify, inputs)
+        diagnosis = await asyncio.to_thread(classify, inputs)
+        exit_status = instance.exit
+        if exit_status is None or not crashed_by_itself(instance, diagnosis):
+            return diagnosis
+        sent = instance.sent.at(exit_status.time_ns)
+        if not sent or await self._backend_changed(instance, exit_status.time_ns):
+            return diagnosis
+        return self._blame(instance, sent[-1], len(sent), diagnosis, ", and every backend lived on")
+
+    def diagnose_hang(self, instance: CoordinatorInstance, diagnosis: Diagnosis) -> Diagnosis:
+        """The diagnosis of an instance that makes no progress; blames the request whose main thread spins."""
+        if diagnosis.failure_class is not FailureClass.HUNG:
+            return diagnosis
+        still_s, now_ns = instance.unproven_s, time.time_ns()
+        sent = instance.sent.at(now_ns, left_within_s=still_s + _SAMPLE_WAIT_S)
+        # Those that were sent to a hung server wait behind the one that hangs it.
+        late = [r for r in sent if r.sent_ns > now_ns - (still_s + _SENT_BEFORE_S) * 1e9]
+        suspects = late[:1] or sent[-1:]
+        return self._blame(instance, suspects[0], len(sent), diagnosis, "") if suspects else diagnosis
+
+    def _blame(
+        self,
+        instance: CoordinatorInstance,
+        request: SentRequest,
+        count: int,
+        diagnosis: Diagnosis,
+        backends: str,
+    ) -> Diagnosis:
+        which = "the only one" if count == 1 else f"the likeliest of {count}"
+        line = f"{request} was {which} in flight{backends}"
+        blamed = Diagnosis(
+            failure_class=FailureClass.POISON_REQUEST,
+            evidence=[Evidence(source="router", line=line), *diagnosis.evidence],
+            confidence=Confidence.CERTAIN if count == 1 else Confidence.LIKELY,
+            ruled_out=[f"{diagnosis.failure_class}: {diagnosis.advice}", *diagnosis.ruled_out],
+            advice=_POISON_ADVICE,
+        )
+        instance.poison = request
+        self._failures.blame(request, line, diagnosis=blamed, start_id=instance.id)
+        return blamed
+
+    async def _backend_changed(self, instance: CoordinatorInstance, time_ns: int) -> bool:
+        """Whether a planned backend, whose node sent samples before, is gone or has been started again."""
+        start, before = self._before
+        nodes = [share.node for share in instance.plan.shares if share.layers and share.node in before]
+        if start != instance.id or not nodes:
+            return False  # then the log alone shows a lost backend
+        after = await self._after(time_ns, nodes)
+        return any(node not in after or _server(before[node]) != _server(after[node]) for node in nodes)
 
     async def _evidence(self, instance: CoordinatorInstance) -> dict[str, NodeEvidence]:
         process = instance.process
@@ -75,7 +149,9 @@ class PostMortem:
             # On a lab node the kernel's line has the host's process id: the name has to do.
             name = Path(instance.state.argv[0]).name[:15]
             line = kernel.last_oom if f"({name})" in kernel.last_oom else None
-        before, after = self._kills_before.get(instance.id), _kills(sample)
+        start, samples = self._before
+        before = _kills(samples.get(self._head or "")) if start == instance.id else None
+        after = _kills(sample)
         kills = after - before if before is not None and after is not None else None
         if kills is None and line is None and self._kernel is not None:
             kills = 0  # the kernel's whole log was read, and it does not name the process
@@ -98,6 +174,25 @@ class PostMortem:
             if len(newer) == len(set(nodes)) or not samples or time.monotonic() > deadline:
                 return newer
             await asyncio.sleep(_SAMPLE_POLL_S)
+
+
+def crashed_by_itself(instance: CoordinatorInstance, diagnosis: Diagnosis) -> bool:
+    """Whether a ready llama-server crashed by itself, by its exit status, its log and our signals."""
+    return (
+        instance.ready_s is not None
+        and instance.exit is not None
+        and instance.exit.signal in CRASH_SIGNALS
+        and not instance.state.signals
+        and diagnosis.failure_class not in _BY_OTHERS
+    )
+
+
+def _server(sample: Sample) -> tuple[object, ...]:
+    """Identifies one run of a node's rpc-server."""
+    unit = sample.units.get(RPC_UNIT)
+    if unit:
+        return unit.active, unit.main_pid, unit.restarts
+    return tuple(process.pid for process in sample.processes if process.name in RPC_SERVERS)
 
 
 def _kills(sample: Sample | None) -> int | None:
@@ -130,6 +225,7 @@ _DECIDED_HERE = {
     "or set another coordinator_port.",
     FailureClass.BACKEND_UNREACHABLE: "Restart llama-rpc-server on the node that the line names, "
     "then load again.",
+    FailureClass.DISK_FULL: DISK_FULL_ADVICE,
     FailureClass.BAD_ARGUMENTS: "Check that llama.cpp is installed under /opt/llama.cpp/current "
     "and that the router's user may write the log folder.",
 }

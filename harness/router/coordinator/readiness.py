@@ -1,5 +1,6 @@
 """From exec to ready: the process is healthy, it has our model, and its log agrees with the plan."""
 
+import os
 import time
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from harness.router.models.command_line import contradiction
 _REPORTED = (b"loading model tensors", b"buffer size", b"offloaded", b"build")
 """A line without one of these adds nothing to the load report."""
 
+_LOG_LAG_S = 2.0
+
 
 class LogTail:
     """A log file that is read while another process writes it."""
@@ -25,6 +28,8 @@ class LogTail:
     def new_lines(self) -> list[bytes]:
         """Lines that were completed since the last call."""
         with self._path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._offset:  # rotated: its first part is as before
+                self._offset, self._partial = 0, b""
             file.seek(self._offset)
             data = file.read()
         self._offset += len(data)
@@ -41,6 +46,11 @@ class LoadLog:
         self._clock = PhaseClock(process.exec_ns)
         self._reported: list[str] = []
         self._report = LoadReport()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the line was read that ends a load."""
+        return self._clock.ended
 
     def update(self) -> LoadReport:
         """Read what was added to the log; the report so far."""
@@ -80,6 +90,8 @@ async def wait_until_ready(
             raise LoadError(FailureClass.UNKNOWN, "llama-server ended while it loaded")
         if instance.doomed_reason:
             raise LoadError(FailureClass.BACKEND_UNREACHABLE, instance.doomed_reason)
+        if process.log_problem:
+            raise process.log_problem
         polled_ns = time.time_ns()
         if await engine.is_healthy():
             break
@@ -95,8 +107,19 @@ async def wait_until_ready(
         raise LoadError(
             FailureClass.PORT_IN_USE, f"{engine.url} serves {', '.join(names) or 'no model'}: not our server"
         )
+    await _wait_for_log(load_log, instance, process, poll_s)
     if reason := contradiction(instance.plan, load_log.update()):
-        raise LoadError(FailureClass.NOT_DISTRIBUTED, reason)
+        raise process.log_problem or LoadError(FailureClass.NOT_DISTRIBUTED, reason)
     if process.exit is not None:
         raise LoadError(FailureClass.UNKNOWN, "llama-server ended as soon as it had loaded")
     timings.ready_ns = time.time_ns()
+
+
+async def _wait_for_log(
+    load_log: LoadLog, instance: CoordinatorInstance, process: CoordinatorProcess, poll_s: float
+) -> None:
+    """Wait for the lines of a load that is over: they come through a pipe, health does not."""
+    deadline = time.monotonic() + _LOG_LAG_S
+    while contradiction(instance.plan, load_log.update()) and not load_log.complete:
+        if process.log_problem or time.monotonic() > deadline or await process.ended(poll_s):
+            return

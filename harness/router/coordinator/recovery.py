@@ -6,20 +6,18 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, Field
-
 from harness.common.sockets import connected_endpoints
-from harness.contracts.diagnosis import Diagnosis, FailureClass
+from harness.contracts.diagnosis import FailureClass
 from harness.contracts.plan import LoadRequest, Plan
 from harness.router.config import Backend, RouterConfig
 from harness.router.coordinator.instance import CoordinatorInstance
 from harness.router.coordinator.scheduler import retry_seconds
 from harness.router.errors import RouterError
+from harness.router.failures import Failure, Failures
 from harness.router.http.metrics import Metrics
 from harness.router.json_log import log_debug
 from harness.router.nodes.backends import BackendWatch, StaleConnections
 
-_KEPT_FAILURES = 100
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _RETRIED = frozenset(
@@ -40,17 +38,6 @@ A stop by another program meant that process alone.
 """
 
 
-class Failure(BaseModel):
-    """A coordinator that ended unexpectedly, or did not become ready."""
-
-    time_ns: int = Field(default_factory=time.time_ns)
-    start_id: str | None = None
-    model: str
-    failure_class: str
-    message: str
-    diagnosis: Diagnosis | None = None
-
-
 def pause_s(failures_in_a_row: int) -> float:
     """How long to wait before the next start: nothing after the first failure, then 1, 2, 4 ... 30 s."""
     if failures_in_a_row < 2:
@@ -59,7 +46,7 @@ def pause_s(failures_in_a_row: int) -> float:
 
 
 class RestartBudget:
-    """Counts failures within a window of time.
+    """Counts failures within a window of time. Times are on the monotonic clock.
 
     Args:
         limit: failures within the window after which nothing is started any more.
@@ -68,46 +55,48 @@ class RestartBudget:
 
     def __init__(self, limit: int, window_s: float) -> None:
         self._limit = limit
-        self._window_ns = int(window_s * 1e9)
-        self.history: deque[Failure] = deque(maxlen=_KEPT_FAILURES)
-        """The last failures, oldest first."""
+        self._window_s = window_s
+        self._counted: deque[tuple[float, Failure]] = deque(maxlen=limit)
+        self.last: Failure | None = None
+        """The last failure, counted or not."""
         self.in_a_row = 0
         """Failures since the last answer."""
-        self._counted_from_ns = 0
 
-    def record_failure(self, failure: Failure) -> None:
-        self.history.append(failure)
+    def record_failure(self, failure: Failure, now_s: float) -> None:
+        self.last = failure
+        self._counted.append((now_s, failure))
         self.in_a_row += 1
-        log_debug("failure_counted", **failure.model_dump(exclude={"time_ns"}, mode="json"))
+        log_debug(
+            "failure_counted", **failure.model_dump(exclude={"time_ns"}, exclude_none=True, mode="json")
+        )
 
     def record_answer(self) -> None:
         """A request was answered: the next failure is the first of its row again."""
         self.in_a_row = 0
 
-    def reset(self, now_ns: int) -> None:
-        """Count nothing from before: an administrator asks for a load."""
+    def reset(self) -> None:
+        """Forget all failures: an administrator asks for a load."""
         self.in_a_row = 0
-        self._counted_from_ns = now_ns
+        self._counted.clear()
 
-    def check(self, now_ns: int) -> None:
+    def check(self, now_s: float) -> None:
         """Refuse another start once the budget is spent.
 
         Raises:
             RouterError: 503 with the last diagnosis and the time after which a start is possible again.
         """
-        since_ns = max(now_ns - self._window_ns, self._counted_from_ns)
-        recent = [failure for failure in self.history if failure.time_ns > since_ns]
+        recent = [entry for entry in self._counted if now_s - entry[0] < self._window_s]
         if len(recent) < self._limit:
             return
-        last, window_s = recent[-1], self._window_ns / 1e9
+        last = recent[-1][1]
         advice = last.diagnosis.advice if last.diagnosis else last.message
         raise RouterError(
             503,
             "restart_budget_spent",
-            f"the coordinator failed {len(recent)} times within {window_s:g} s, "
+            f"the coordinator failed {len(recent)} times within {self._window_s:g} s, "
             f"last with {last.failure_class}: {advice}",
             diagnosis=last.diagnosis,
-            retry_after_s=retry_seconds((recent[-self._limit].time_ns + self._window_ns - now_ns) / 1e9),
+            retry_after_s=retry_seconds(recent[0][0] + self._window_s - now_s),
         )
 
 
@@ -124,13 +113,19 @@ class Recovery:
     """Prepares each attempt of a load for requests, and says whether a failure is worth another one."""
 
     def __init__(
-        self, config: RouterConfig, backends: BackendWatch, stale: StaleConnections, metrics: Metrics
+        self,
+        config: RouterConfig,
+        backends: BackendWatch,
+        stale: StaleConnections,
+        metrics: Metrics,
+        failures: Failures,
     ) -> None:
         self._config = config
         self._backends = backends
         self._stale = stale
         self._metrics = metrics
         self._retry_after_s = round(config.backend_wait_s) or 1
+        self.failures = failures
         self.budget = RestartBudget(config.restart_budget, config.restart_window_s)
 
     async def prepare(self, request: LoadRequest) -> Attempt:
@@ -139,12 +134,12 @@ class Recovery:
         Raises:
             RouterError: the budget is spent (503), or no backend answers (503).
         """
-        self.budget.check(time.time_ns())
+        self.budget.check(time.monotonic())
         await asyncio.sleep(pause_s(self.budget.in_a_row))
         missing = await self._missing(self._chosen(request.nodes))
         log_debug("backends_checked", model=request.model, missing=missing)
-        if self.budget.in_a_row:
-            self._metrics.coordinator_restarted(self.budget.history[-1].diagnosis)
+        if self.budget.in_a_row and self.budget.last:
+            self._metrics.coordinator_restarted(self.budget.last.diagnosis)
         if not missing:
             return Attempt(request)
         nodes = request.nodes or [backend.node for backend in self._config.backends]
@@ -164,7 +159,7 @@ class Recovery:
             raise self._unreachable(attempt.missing, f"without them: {error.message}") from None
         if error.error_class not in _RETRIED:
             raise error
-        self.budget.record_failure(
+        self._record(
             Failure(
                 start_id=error.state.start_id if error.state else None,
                 model=attempt.request.model,
@@ -175,8 +170,10 @@ class Recovery:
         )
 
     def record_death(self, instance: CoordinatorInstance) -> None:
-        """Count a coordinator that ended while it was ready."""
-        self.budget.record_failure(
+        """Count a coordinator that ended while it was ready, but not through a request's own fault."""
+        if instance.poison:
+            return
+        self._record(
             Failure(
                 start_id=instance.id,
                 model=instance.model,
@@ -185,6 +182,10 @@ class Recovery:
                 diagnosis=instance.state.diagnosis,
             )
         )
+
+    def _record(self, failure: Failure) -> None:
+        self.failures.history.append(failure)
+        self.budget.record_failure(failure, time.monotonic())
 
     async def check_plan(self, plan: Plan) -> None:
         """Refuse a load that would wait behind a connection which the head node no longer has.

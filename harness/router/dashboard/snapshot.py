@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.common.text import printable
 from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.llama.ollama_storage import same_model
 from harness.monitor.backend_state import age_s, state_without_redis
 from harness.monitor.sample import Sample
 from harness.router.config import RouterConfig
 from harness.router.coordinator.manager import CoordinatorManager
-from harness.router.coordinator.recovery import Failure
+from harness.router.failures import Failure
 from harness.router.http.metrics import Metrics
 from harness.router.http.stream_stats import RequestStats
 from harness.router.nodes.samples import NodeSamples
@@ -92,7 +93,7 @@ class Snapshots:
             ],
             "log": {"start": state.start_id, "lines": await asyncio.to_thread(log_tail, log_path)},
         }
-        return json.dumps(snapshot, separators=(",", ":"))
+        return json.dumps(snapshot, separators=(",", ":"), allow_nan=False)
 
     def _places(self, name: str, state: CoordinatorState) -> list[str]:
         places = []
@@ -163,11 +164,7 @@ def log_tail(path: Path | None) -> list[str]:
     except OSError:
         return []
     lines = data.decode(errors="replace").splitlines()[1 if start else 0 :]
-    return [_printable(line[:_LOG_LINE_CHARACTERS]) for line in lines[-_LOG_LINES:]]
-
-
-def _printable(line: str) -> str:
-    return "".join(c if c == "\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+    return [printable(line[:_LOG_LINE_CHARACTERS]) for line in lines[-_LOG_LINES:]]
 
 
 def _memory_note(server: dict[str, Any], name: str) -> str:

@@ -8,6 +8,8 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope
 
 from harness.router.errors import RouterError
+from harness.router.http.bodies import Body
+from harness.router.http.quotas import usage_of
 
 T = TypeVar("T")
 
@@ -15,28 +17,35 @@ BODY_TIMEOUT_S = 60.0
 """How long a client may take to send a request's body."""
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The request's body.
+async def receive_body(request: Request, limit_bytes: int) -> Body:
+    """The request's body, which is kept until the request has ended.
 
     Raises:
-        RouterError: it is longer than ``limit_bytes`` (413), or took longer than 60 s to arrive (408).
+        RouterError: it is longer than ``limit_bytes`` (413), took longer than 60 s to arrive (408), or bodies
+            have too many bytes already (429, 503).
         ClientLeftError: the client disconnected before its end.
     """
-    body = bytearray()
+    body = usage_of(request).new_body()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             more = True
-            while more and len(body) <= limit_bytes:
+            while more and body.size <= limit_bytes:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
                     raise ClientLeftError
-                body += message.get("body", b"")
+                await body.append(message.get("body", b""))
                 more = message.get("more_body", False)
     except TimeoutError:
         raise RouterError(408, "body_timeout", f"the body took longer than {BODY_TIMEOUT_S:g} s") from None
-    if len(body) > limit_bytes:
+    if body.size > limit_bytes:
         raise RouterError(413, "too_large", f"the body is longer than {limit_bytes} bytes")
-    return bytes(body)
+    await body.complete()
+    return body
+
+
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """The bytes of a body that is used at once; see ``receive_body``."""
+    return await (await receive_body(request, limit_bytes)).read()
 
 
 class ClientLeftError(RouterError):

@@ -50,6 +50,11 @@ class RequestStats:
         if for_model:
             metrics.live.add(self)
 
+    def count_fields(self, action: str, count: int) -> None:
+        """Fields of the request were ``refused`` or ``ignored``."""
+        if count:
+            self._metrics.request_fields(action, count)
+
     def begin(self, status: int, *, route: str | None, content_type: str) -> None:
         """The response's headers are being sent."""
         self.status = status

@@ -5,34 +5,25 @@ from pathlib import Path
 
 from harness.contracts.coordinator_state import LoadReport, distribution_gap
 from harness.contracts.plan import Plan
-from harness.llama.releases.catalogue import installed_release
+from harness.errors import HarnessError
+from harness.llama.releases.catalogue import installed_build, installed_release
+from harness.llama.releases.server_flags import check_server_flags
 from harness.router.errors import RouterError
-
-_RESERVED = frozenset(
-    {
-        "-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo", "-dr", "--docker-repo",
-        "-a", "--alias", "--rpc", "-dev", "--device", "-ngl", "--gpu-layers", "--n-gpu-layers",
-        "-ctk", "--cache-type-k", "-ctv", "--cache-type-v",
-        "-ts", "--tensor-split", "-c", "--ctx-size", "-np", "--parallel", "--host", "--port",
-        "--log-file", "--log-disable", "--path", "--slot-save-path", "--api-key", "--api-key-file",
-        "--ssl-key-file", "--ssl-cert-file", "--api-prefix",
-        "--sleep-idle-seconds",  # CVE-2026-43631
-    }
-)  # fmt: skip
 
 _HTTP_THREADS = 32
 """A request that waits for its turn holds one of llama-server's threads; health must still be answered."""
 
 
-def check_flags(flags: Sequence[str]) -> None:
-    """Refuse flags of a request that the plan or the router sets, that write files or are unsafe.
+def check_flags(llama_server: Path, flags: Sequence[str]) -> None:
+    """Refuse flags of a request that the installed release's list does not have.
 
     Raises:
         RouterError: there is one (400).
     """
-    if refused := [flag for flag in flags if flag.split("=", 1)[0] in _RESERVED]:
-        text = f"flags that the plan or the router sets: {', '.join(refused)}"
-        raise RouterError(400, "bad_arguments", text)
+    try:
+        check_server_flags(flags, installed_build(llama_server))
+    except HarnessError as error:
+        raise RouterError(400, "bad_arguments", str(error)) from None
 
 
 def release_args(llama_server: Path) -> list[str]:

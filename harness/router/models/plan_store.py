@@ -1,6 +1,7 @@
 """What the router keeps over restarts: learned compute buffers, calibrated speeds, and the splits in use."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.common.files import write_atomic
+from harness.common.text import first_error
 from harness.contracts.plan import Plan
 from harness.errors import HarnessError
 from harness.llama.gguf import GgufModel
@@ -108,7 +110,24 @@ def _read(path: Path | None) -> _Content:
     if path is None or not path.exists():
         return _Content()
     try:
-        return _Content.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        content = json.loads(path.read_bytes())
+        plans = {
+            key: plan for key, stored in content.pop("plans", {}).items() if (plan := _valid(key, stored))
+        }
+        return _Content.model_validate(content | {"plans": plans})
+    except (OSError, ValueError, RecursionError, TypeError, AttributeError) as error:
         log("plan_store_unreadable", level=logging.WARNING, path=str(path), error=str(error))
         return _Content()
+
+
+def _valid(key: str, stored: object) -> Plan | None:
+    """A stored plan; None if it breaks a limit that is newer than the plan."""
+    try:
+        plan = Plan.model_validate(stored)
+        problem = plan.contradiction
+    except ValidationError as error:
+        problem = first_error(error, root="the plan")
+    if problem is None:
+        return plan
+    log("stored_plan_left_out", level=logging.WARNING, key=key, problem=problem)
+    return None

@@ -17,8 +17,16 @@ from harness.llama.gguf import GgufModel
 from harness.llama.ollama_storage import same_model
 from harness.llama.releases.catalogue import installed_build
 from harness.llama.rpc.client import RpcError, ask
+from harness.llama.rpc.messages import DeviceMemory
 from harness.monitor.sample import RPC_SERVERS, Sample
 from harness.planner.device_capacity import DeviceCapacity
+from harness.planner.device_memory import (
+    OfferedDevice,
+    available_bytes,
+    devices_of_sample,
+    disagreement,
+    name_devices,
+)
 from harness.planner.memory import compute_buffers, learn, load_shape, with_buffers
 from harness.planner.placement import head_share, make_plan
 from harness.router.config import Backend, RouterConfig
@@ -73,8 +81,8 @@ class Planner:
         self._config = config
         self._catalogue = catalogue
         self._samples = samples
-        self._accelerators: dict[str, list[int]] = {}
-        """By endpoint of a GPU host the bytes of each device, as last seen."""
+        self._offers: dict[str, _Offer] = {}
+        """By endpoint of a GPU host."""
         self.plan_store = PlanStore(config.state_dir)
 
     async def prepare(self, request: LoadRequest, *, replaces: ReplacedProcess | None = None) -> PlannedLoad:
@@ -86,16 +94,17 @@ class Planner:
 
         Raises:
             RouterError: the model is unknown or cannot be read, a refused flag, an unknown node, a plan that
-                is not for this model and these backends, or a model that does not fit.
+                is not for this model and these backends, a GPU host whose rpc-server does not offer the
+                inventory's devices, or a model that does not fit.
         """
         file, header = await self._catalogue.read(request.model)
         request = request.model_copy(update={"model": file.name})
-        check_flags(request.flags)
+        check_flags(self._config.llama_server, [*self._config.flags, *request.flags])
         backends = _chosen_backends(request, self._config)
         samples: Mapping[str, Sample] = {}
         if request.plan is None:
             samples = await self._samples([backend.node for backend in backends])
-            await asyncio.gather(*(self._note_devices(each, samples.get(each.node)) for each in backends))
+            await asyncio.gather(*(self._ask_devices(each, samples.get(each.node)) for each in backends))
         plan = self.plan(request, header, samples, replaces=replaces)
         flags = [*release_args(self._config.llama_server), *self._config.flags, *request.flags]
         port = self._config.coordinator_port
@@ -150,20 +159,28 @@ class Planner:
         speeds = self.plan_store.calibration.speeds(installed_build(self._config.llama_server))
         devices = []
         for backend in backends:
-            reserve = backend.reserve_bytes
-            sizes = self._accelerators.get(backend.endpoint) or [backend.memory_bytes]
-            if backend.accelerator == "cpu":
-                at_head = backend.node == self._config.head_node
-                if at_head:
-                    reserve = max(reserve or 0, head_share(model))
-                if sample := samples.get(backend.node):
-                    sizes = [min(backend.memory_bytes, _memory_of(sample, replaces if at_head else None))]
+            at_head = backend.node == self._config.head_node
+            sample = samples.get(backend.node)
+            node_bytes = _memory_of(sample, replaces if at_head else None) if sample else None
             speed = speeds.get(backend.node)
-            devices += [
-                DeviceCapacity(backend.node, backend.endpoint, size, reserve, device, speed)
-                for device, size in enumerate(sizes)
-            ]
+            for number, (name, size) in enumerate(self._sizes(backend, sample, node_bytes)):
+                reserve = backend.reserve_bytes
+                if at_head and name == "CPU":
+                    reserve = max(reserve or 0, head_share(model))
+                devices.append(DeviceCapacity(backend.node, backend.endpoint, size, reserve, number, speed))
         return devices
+
+    def _sizes(
+        self, backend: Backend, sample: Sample | None, node_bytes: int | None
+    ) -> list[tuple[str, int]]:
+        """Name and available bytes of each device of a backend, in rpc-server's order."""
+        if backend.accelerator == "cpu":
+            most = backend.memory_bytes
+            return [("CPU", most if node_bytes is None else min(most, node_bytes))]
+        offer = self._offers.get(backend.endpoint)
+        if not offer or not offer.devices:
+            return [(name_devices(backend.accelerator, (), 1)[0], backend.memory_bytes)]
+        return [(device.name, available_bytes(device, sample, node_bytes)) for device in offer.devices]
 
     def keep(self, load: PlannedLoad) -> None:
         """Use this split for the next load that asks for the same."""
@@ -191,20 +208,53 @@ class Planner:
         settings = (context, request.parallel, request.kv_type, request.n_gpu_layers)
         return plan_key(header, endpoints, *settings)
 
-    async def _note_devices(self, backend: Backend, sample: Sample | None) -> None:
-        """Remember the devices of a GPU host, from its monitor or, where that is silent, its idle rpc-server.
+    async def _ask_devices(self, backend: Backend, sample: Sample | None) -> None:
+        """Remember the devices that the idle rpc-server of a GPU host offers; once for each of its processes.
 
-        rpc-server numbers them all: a plan that has one device too few would shift every later share.
+        A plan that has one device too few or too many would shift every later share.
+
+        Raises:
+            RouterError: they are not those of the inventory.
         """
         if backend.accelerator == "cpu":
             return
-        sizes = [gpu.memory_total_bytes for gpu in sample.gpus if gpu.memory_total_bytes] if sample else []
-        if not sizes and backend.endpoint not in {*self._accelerators, *connected_endpoints()}:
+        pid = _rpc_server_pid(sample) if sample else None
+        known = self._offers.get(backend.endpoint)
+        in_use = backend.endpoint in connected_endpoints() or (sample and sample.rpc and sample.rpc.peer)
+        if known and known.asked and pid in (None, known.pid):
+            return
+        answers: Sequence[DeviceMemory] = ()
+        if not in_use:
             with suppress(RpcError):
-                devices = (await ask(backend.address, backend.port)).devices
-                sizes = [device.total_bytes for device in devices]
-        if sizes:
-            self._accelerators[backend.endpoint] = sizes
+                answers = (await ask(backend.address, backend.port)).devices
+        if not answers:
+            if sample and not known:
+                devices = devices_of_sample(backend.accelerator, backend.devices, sample)
+                self._offers[backend.endpoint] = _Offer(pid, devices, asked=False)
+            return
+        names = name_devices(backend.accelerator, backend.devices, len(answers))
+        devices = [
+            OfferedDevice(name, answer.total_bytes, answer.free_bytes)
+            for name, answer in zip(names, answers, strict=False)
+        ]
+        if problem := disagreement(devices, backend.devices, sample):
+            text = f"{backend.node}: {problem}; see the log of its rpc-server, or deploy again"
+            raise RouterError(503, "wrong_devices", text)
+        self._offers[backend.endpoint] = _Offer(pid, devices, asked=True)
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What one process of an rpc-server offers."""
+
+    pid: int | None
+    devices: list[OfferedDevice]
+    asked: bool
+    """False: its monitor shows these GPUs, and it was in use, or silent, each time."""
+
+
+def _rpc_server_pid(sample: Sample) -> int | None:
+    return next((process.pid for process in sample.processes if process.name in RPC_SERVERS), None)
 
 
 def _chosen_backends(request: LoadRequest, config: RouterConfig) -> list[Backend]:
@@ -227,6 +277,12 @@ def _checked_plan(plan: Plan, request: LoadRequest, header: GgufModel, backends:
         raise RouterError(400, "bad_plan", f"the plan uses {', '.join(unknown)}: no backend of ours")
     if same_model(plan.model) != same_model(request.model) or plan.model_path != str(header.path):
         raise RouterError(400, "bad_plan", f"the plan is for {plan.model} at {plan.model_path}")
+    if contradiction := plan.contradiction:
+        raise RouterError(400, "bad_plan", f"the plan contradicts itself: {contradiction}")
+    if plan.layers_total != header.block_count + 1:
+        layers = header.block_count + 1
+        text = f"the plan is for a model of {plan.layers_total} layers; {request.model} has {layers}"
+        raise RouterError(400, "bad_plan", text)
     changes = {"model": request.model, "n_gpu_layers": request.n_gpu_layers, "context": request.context}
     return plan.model_copy(update={key: value for key, value in changes.items() if value is not None})
 

@@ -14,31 +14,55 @@ from harness.errors import HarnessError
 from harness.planner.memory import compute_bytes, kv_bytes
 from harness.router.config import PoolServer, read_keys
 from harness.router.errors import RouterError
+from harness.router.failures import Fate, InFlight, SentRequest
 from harness.router.json_log import log
-from harness.router.pool.server import Need, PoolOffer, PoolTarget, ProbeError, ServerState, probe
+from harness.router.pool.crashes import PoolCrashes
+from harness.router.pool.server import (
+    Need,
+    PoolOffer,
+    PoolTarget,
+    ProbeError,
+    ServerState,
+    SilentServerError,
+    check_main_loop,
+    probe,
+)
 from harness.router.supervisor import TaskSupervisor
 
 _CHECK_S = 15.0
 """Between two probes of a healthy server; a fifth more or less, so that probes do not coincide."""
+_RETRY_S = 30
+"""The watchdog of a server that is hung restarts it; then it loads its model."""
 
 
 class Pool:
-    """Knows which server has which model, and chooses the server for a request. ``supervisor`` probes."""
+    """Knows which server has which model, and chooses the server for a request.
 
-    def __init__(self, servers: Sequence[PoolServer], supervisor: TaskSupervisor | None = None) -> None:
+    Args:
+        supervisor: runs the probes.
+        crashes: finds the requests that end servers; without it, none is blamed.
+        silent_s: how long the main loop of a server may not answer before the server is taken for hung.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[PoolServer],
+        supervisor: TaskSupervisor | None = None,
+        *,
+        crashes: PoolCrashes | None = None,
+        silent_s: float = 60,
+    ) -> None:
         self._servers = [
             ServerState(server, read_keys(server.key_file)[0] if server.key_file else None)
             for server in servers
         ]
         self._supervisor = supervisor or TaskSupervisor()
+        self._crashes = crashes
+        self._silent_s = silent_s
 
     @property
     def models(self) -> list[str]:
         return list(dict.fromkeys(name for server in self._servers for name in server.models))
-
-    @property
-    def nodes(self) -> list[str]:
-        return list(dict.fromkeys(server.config.node for server in self._servers))
 
     @property
     def state(self) -> list[dict[str, Any]]:
@@ -53,7 +77,9 @@ class Pool:
                 "in_memory": sorted(server.snapshot.loaded) if server.snapshot else [],
                 "in_flight": server.in_flight,
                 "seen": server.snapshot is not None,
-                "set_aside_s": round(max(0.0, server.cooling_until - now), 1),
+                "set_aside_s": round(
+                    max(0.0, server.cooling_until - now, self._silent_s if server.silent else 0.0), 1
+                ),
                 "last_failure": server.last_failure,
             }
             for server in self._servers
@@ -97,7 +123,7 @@ class Pool:
         """The server for a request: not cooling down, then with the model in memory, then the least busy.
 
         Args:
-            model: it must be one that some server has.
+            model: it must be one that some server has. A server that is hung is not chosen.
             servers: URLs of those that may be chosen; all where empty.
             exclude: URL of one that has just failed.
         """
@@ -107,7 +133,7 @@ class Pool:
             cooling_until = server.cooling_until if server.cooling_until > now else 0.0
             return cooling_until, not server.has_in_memory(model), server.in_flight
 
-        able = (s for s in self._servers if s.has(model) and s.target.url != exclude)
+        able = (s for s in self._servers if s.has(model) and s.target.url != exclude and not s.silent)
         chosen = min((s for s in able if not servers or s.target.url in servers), key=rank, default=None)
         return chosen.target if chosen else None
 
@@ -120,6 +146,28 @@ class Pool:
             yield
         finally:
             server.in_flight -= 1
+
+    def build(self, target: PoolTarget) -> int | None:
+        """Release number of a llama-server, by its last probe; None where it is not known."""
+        snapshot = self._server(target).snapshot
+        return snapshot.build if snapshot else None
+
+    def why_none(self, model: str) -> RouterError | None:
+        """The error where all servers that have ``model`` are hung; None where none has it."""
+        silent = [server for server in self._servers if server.silent and server.has(model)]
+        if not silent:
+            return None
+        reasons = "; ".join(f"pool server of {s.config.node}: {s.last_failure}" for s in silent)
+        message = f"no server answers for {model}: {reasons}"
+        return RouterError(503, "pool_unreachable", message, retry_after_s=_RETRY_S)
+
+    def sent_to(self, target: PoolTarget) -> InFlight:
+        """The requests that a server has."""
+        return self._server(target).sent
+
+    async def fate(self, target: PoolTarget, request: SentRequest) -> Fate:
+        """What became of a server that broke a request off."""
+        return await self._crashes.fate(self._server(target), request) if self._crashes else Fate.NOTHING
 
     def succeeded(self, target: PoolTarget) -> None:
         self._server(target).succeeded()
@@ -147,13 +195,23 @@ class Pool:
         self, session: aiohttp.ClientSession, server: ServerState, probed: asyncio.Event
     ) -> None:
         while True:
+            failure: ProbeError | None = None
             try:
                 server.snapshot = await probe(session, server.target, server.snapshot)
             except ProbeError as error:
-                self.failed(server.target, str(error))
+                failure = error
+            probed.set()
+            try:
+                await check_main_loop(session, server.target, self._silent_s)
+            except SilentServerError as error:
+                failure = error
+            if failure:
+                server.silent = isinstance(failure, SilentServerError)
+                self.failed(server.target, str(failure))
             else:
                 server.succeeded()
-            probed.set()
+            if self._crashes:
+                await self._crashes.look(server)
             left_s = server.cooling_until - time.monotonic()
             pause_s = left_s if left_s > 0 else _CHECK_S
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311 - no secret

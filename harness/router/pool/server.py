@@ -5,6 +5,8 @@ Ollama's API: https://github.com/ollama/ollama/blob/main/docs/api.md.
 
 import json
 import random
+import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +18,16 @@ from harness.common.text import gib
 from harness.llama.gguf import GgufModel
 from harness.llama.ollama_storage import same_model
 from harness.router.config import PoolServer
+from harness.router.errors import RouterError
+from harness.router.failures import InFlight, SentRequest
+from harness.router.http.answers import LISTING_BYTES, read_answer
 
 Kind = Literal["openai", "ollama"]
 
 FIRST_COOL_DOWN_S = 1.0
 LONGEST_COOL_DOWN_S = 60.0
 _PROBE_S = 5.0
-_LARGEST_BYTES = 8 << 20
-"""Of an answer to a probe."""
+_BUILD = re.compile(r"b(\d{1,6})-")
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class PoolSnapshot:
     models: tuple[PoolModel, ...]
     loaded: frozenset[str] = frozenset()
     loaded_bytes: int = 0
+    build: int | None = None
+    """Release number of a llama-server; None where it does not say."""
 
 
 def canonical(kind: Kind, name: str) -> str:
@@ -102,6 +108,14 @@ class ServerState:
     cooling_until: float = 0.0
     """On the monotonic clock."""
     last_failure: str = ""
+    silent: bool = False
+    """Its main loop answers nothing: no request is sent to it."""
+    sent: InFlight = field(default_factory=InFlight)
+    """The requests that it has."""
+    poison: SentRequest | None = None
+    """The request that caused its last end."""
+    judged_ns: int = field(default_factory=time.time_ns)
+    """Its ends up to this moment have been looked at; UTC, nanoseconds."""
     target: PoolTarget = field(init=False)
 
     def __post_init__(self) -> None:
@@ -129,8 +143,10 @@ class ServerState:
 
     def has_in_memory(self, name: str) -> bool:
         """Whether the answer can begin without a load. A llama-server always has its model loaded."""
-        if self.snapshot is None or self.config.kind == "openai":
-            return self.snapshot is not None and self.has(name)
+        if self.snapshot is None:
+            return False
+        if self.config.kind == "openai":
+            return self.has(name)
         return same_model(name) in map(same_model, self.snapshot.loaded)
 
     def certain(self, name: str) -> str | None:
@@ -152,7 +168,7 @@ class ServerState:
         return None if available is None else available + (self.snapshot.loaded_bytes if self.snapshot else 0)
 
     def succeeded(self) -> None:
-        self.failures, self.cooling_until, self.last_failure = 0, 0.0, ""
+        self.failures, self.cooling_until, self.last_failure, self.silent = 0, 0.0, "", False
 
     def failed(self, now: float, reason: str, jitter: Callable[[], float] = random.random) -> None:
         """It did not answer: cool down, each time twice as long, up to a minute."""
@@ -164,6 +180,30 @@ class ServerState:
 
 class ProbeError(Exception):
     """A probe failed; the message says what the server did instead."""
+
+
+class SilentServerError(ProbeError):
+    """The server takes requests, but its main loop answers none."""
+
+
+async def check_main_loop(session: aiohttp.ClientSession, target: PoolTarget, patience_s: float) -> None:
+    """Wait for any answer of the main loop, which alone makes tokens; a long prompt may delay it.
+
+    llama-server answers ``/v1/models`` and ``/health`` beside its main loop, ``/slots`` from within. A server
+    without ``/slots`` says so, which is an answer; so is a refused connection.
+
+    Raises:
+        SilentServerError: there was none within ``patience_s``.
+    """
+    path = "/slots" if target.kind == "openai" else "/"
+    try:
+        await _ask(session, target, path, timeout_s=patience_s)
+    except aiohttp.ConnectionTimeoutError:
+        return  # the connection was not accepted: ``probe`` reports that
+    except TimeoutError:
+        raise SilentServerError(f"its main loop has answered nothing for {patience_s:g} s") from None
+    except (aiohttp.ClientError, OSError, ValueError, RecursionError, ProbeError):
+        return
 
 
 async def probe(
@@ -180,20 +220,30 @@ async def probe(
     try:
         if target.kind == "openai":
             listing = await _ask(session, target, "/v1/models")
-            return PoolSnapshot(tuple(PoolModel(str(entry["id"])) for entry in listing["data"]))
+            models = tuple(PoolModel(str(entry["id"])) for entry in listing["data"])
+            return PoolSnapshot(models, build=await _build(session, target))
         tags = await _ask(session, target, "/api/tags")
         running = await _ask(session, target, "/api/ps")
-        models = [await _described(session, target, entry, previous) for entry in tags["models"]]
+        described = [await _described(session, target, entry, previous) for entry in tags["models"]]
         loaded = running["models"]
         return PoolSnapshot(
-            tuple(models),
+            tuple(described),
             frozenset(str(entry["name"]) for entry in loaded),
             sum(int(entry.get("size", 0)) for entry in loaded),
         )
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+    except (aiohttp.ClientError, TimeoutError, OSError, RouterError) as error:
         raise ProbeError(repr(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProbeError(f"unexpected answer: {error!r}") from None
+
+
+async def _build(session: aiohttp.ClientSession, target: PoolTarget) -> int | None:
+    """From llama-server's ``/props``: ``b6751-01d2bdc2b``. Other servers do not have it."""
+    try:
+        found = _BUILD.match(str((await _ask(session, target, "/props"))["build_info"]))
+    except (ProbeError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return int(found[1]) if found else None
 
 
 async def _described(
@@ -213,18 +263,20 @@ async def _described(
 
 
 async def _ask(
-    session: aiohttp.ClientSession, target: PoolTarget, path: str, body: dict[str, Any] | None = None
+    session: aiohttp.ClientSession,
+    target: PoolTarget,
+    path: str,
+    body: dict[str, Any] | None = None,
+    *,
+    timeout_s: float = _PROBE_S,
 ) -> Any:
     headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
     if not target.keep_alive:
         headers["connection"] = "close"
-    timeout, method = aiohttp.ClientTimeout(total=_PROBE_S), "POST" if body else "GET"
+    timeout, method = aiohttp.ClientTimeout(total=timeout_s, connect=_PROBE_S), "POST" if body else "GET"
     async with session.request(
         method, target.url + path, json=body, headers=headers, timeout=timeout
     ) as answer:
-        text = await answer.content.read(_LARGEST_BYTES)
-        while not answer.content.at_eof() and len(text) < _LARGEST_BYTES:
-            text += await answer.content.read(_LARGEST_BYTES - len(text))
         if answer.status != 200:
             raise ProbeError(f"{path}: status {answer.status}")
-        return json.loads(text)
+        return json.loads(await read_answer(answer, LISTING_BYTES))

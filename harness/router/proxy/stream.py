@@ -1,13 +1,17 @@
 """Streamed responses: bytes of an upstream on their way to the client."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from harness.router.errors import RouterError
+from harness.router.http.bodies import Body
 from harness.router.http.disconnect import ClientLeftError, ClientWatch
+from harness.router.http.limits import LimitedProtocol
+from harness.router.http.quotas import usage_of
 
 _RELAYED_LINE_BYTES = 1024 * 1024
 """A longer line is passed on in parts."""
@@ -16,7 +20,11 @@ _LINE_LIMIT_BYTES = 16 * 1024 * 1024
 
 
 class RelayedStream(StreamingResponse):
-    """A stream that releases its upstream when it ends, breaks or its client disconnects."""
+    """A stream that releases its upstream when it ends, breaks or its client disconnects.
+
+    What a slow client has not taken yet is kept, so that the upstream is free at the end of its answer. The
+    kept part has a budget; once that is spent, the upstream waits for the client.
+    """
 
     def __init__(
         self,
@@ -28,13 +36,70 @@ class RelayedStream(StreamingResponse):
         resources: AsyncExitStack,
     ) -> None:
         super().__init__(content, status, headers, media_type)
+        self._content = content
         self._resources = resources
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._resources:
             # The response has begun: a disconnect is no error any more.
             with suppress(ClientLeftError):
-                await ClientWatch.of(scope, receive).guard(self.stream_response(send))
+                await ClientWatch.of(scope, receive).guard(self._stream(Request(scope), send))
+
+    async def _stream(self, request: Request, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        backlog = Backlog(request, send)
+        async for piece in self._content:
+            await backlog.send(piece)
+        await self._resources.aclose()
+        await backlog.send_all()
+        await send({"type": "http.response.body"})
+
+
+class Backlog:
+    """The part of a stream that its client has not taken yet."""
+
+    def __init__(self, request: Request, send: Send) -> None:
+        self._connection: LimitedProtocol | None = getattr(request.state, "connection", None)
+        self._request = request
+        self._send = send
+        self._kept: Body | None = None
+        self._sent_bytes = 0
+        """Of what is kept."""
+
+    @property
+    def _is_behind(self) -> bool:
+        return self._connection is not None and self._connection.is_behind
+
+    async def send(self, piece: bytes) -> None:
+        """Send a piece after all before it; without waiting for the client, if it can be kept."""
+        if self._kept is None:
+            if not self._is_behind:
+                await self._send_now(piece)
+                return
+            self._kept, self._sent_bytes = usage_of(self._request).new_body(answer=True), 0
+        try:
+            await self._kept.append(piece)
+        except RouterError:
+            await self.send_all()
+            await self._send_now(piece)
+        else:
+            await self._send_kept(wait=False)
+
+    async def send_all(self) -> None:
+        """Send what is kept, as fast as the client takes it."""
+        await self._send_kept(wait=True)
+
+    async def _send_kept(self, *, wait: bool) -> None:
+        while self._kept and (wait or not self._is_behind):
+            if piece := await self._kept.read_on(self._sent_bytes):
+                await self._send_now(piece)
+                self._sent_bytes += len(piece)
+            else:
+                self._kept.close()
+                self._kept = None
+
+    async def _send_now(self, piece: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
 
 
 async def whole_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -46,12 +111,12 @@ async def whole_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     rest = b""
     async for chunk in chunks:
         end = chunk.rfind(b"\n") + 1
-        if end or len(rest) > _RELAYED_LINE_BYTES:
-            end = end or len(chunk)
+        if not end and len(rest) > _RELAYED_LINE_BYTES:
+            end = len(chunk)
+        if end:
             yield rest + chunk[:end]
-            rest = chunk[end:]
-        else:
-            rest += chunk
+            rest = b""
+        rest += chunk[end:]
     if rest:
         yield rest
 
@@ -92,15 +157,16 @@ class Events:
         if len(self._rest) > _LINE_LIMIT_BYTES:
             message = f"the server sent a line of more than {_LINE_LIMIT_BYTES} bytes"
             raise RouterError(502, "upstream", message)
-        events = (self._line(line.removesuffix(b"\r")) for line in lines)
-        return [event for event in events if event is not None]
+        return self._events(line.removesuffix(b"\r") for line in lines)
 
     def end(self) -> list[bytes]:
         """The last event, if the stream ended without its empty line."""
         line = bytes(self._rest)
         self._rest.clear()
-        events = (self._line(line), self._line(b""))
-        return [event for event in events if event is not None]
+        return self._events((line, b""))
+
+    def _events(self, lines: Iterable[bytes]) -> list[bytes]:
+        return [event for line in lines if (event := self._line(line)) is not None]
 
     def _line(self, line: bytes) -> bytes | None:
         if line:

@@ -111,7 +111,6 @@ class RouteResolver:
 
     async def facts(self, model: str) -> Facts:
         """The facts about a model now."""
-        await self.nodes.refresh(self.pool.nodes)
         offers = self.pool.offers(model, self.nodes.available_bytes)
         try:
             file = self.catalogue.find(model)

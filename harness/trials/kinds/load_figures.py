@@ -8,7 +8,7 @@ from harness.cluster.ssh import run_script
 from harness.contracts.coordinator_state import CoordinatorState
 from harness.contracts.diagnosis import Diagnosis, FailureClass
 from harness.errors import HarnessError
-from harness.tensor_cache.client import TOOL
+from harness.tensor_cache.client import TOOL, reader
 from harness.trials.context import Context
 from harness.trials.lab import stated_rate
 
@@ -64,7 +64,9 @@ async def measured_rates(ctx: Context, model: str) -> dict[str, float]:
         path = str(ctx.models[model]["path"])
         argument = {"do": "measure_rates", "path": path, "size": SAMPLE_BYTES, "tool": TOOL}
         with suppress(HarnessError):
-            measured = await run_script(ctx.inventory.head, "model_file.py", argument, root=True)
+            head = ctx.inventory.head
+            user = reader(head)
+            measured = await run_script(head, "model_file.py", argument, root=True, user=user)
             ctx.rates[model] = {name: float(rate) for name, rate in measured.items() if rate}
     return ctx.rates[model]
 

@@ -55,7 +55,7 @@ async def run_pin(ctx: Context, trial: str, step: PinStep) -> TrialResult:
         run_playbook,
         PLAYBOOKS / "upgrade.yml",
         ctx.inventory.path,
-        {"llama_cpp_build": step.build},
+        {"llama_cpp_build": step.build, "router_force": True},  # the run that has the lease is this one
         title=trial,
         console=Console(quiet=True),
     )

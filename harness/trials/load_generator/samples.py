@@ -7,13 +7,18 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from pydantic import ValidationError
-
 from harness.cluster.inventory import Node
-from harness.common.text import first_error, last_line
+from harness.common.text import last_line
 from harness.errors import HarnessError
 from harness.monitor.backend_state import RPC_UNIT
-from harness.monitor.sample import RPC_SERVERS, Sample
+from harness.monitor.sample import (
+    MAX_SAMPLE_BYTES,
+    RPC_SERVERS,
+    RefusedSampleError,
+    Sample,
+    check_time,
+    parse_sample,
+)
 from harness.runs.folder import RunFolder
 from harness.runs.tables import process_totals
 from harness.settings import NODE_VENV
@@ -131,7 +136,9 @@ class Series:
 
 BATCH_S = 1.0
 RETRY_S = 5.0
-MAX_LINE_BYTES = 1 << 20
+MAX_LINE_BYTES = 2 * MAX_SAMPLE_BYTES
+AHEAD_S = 60.0
+"""Clocks are compared at the start of a run, and may drift."""
 MAX_PENDING = 5_000
 """Samples that wait for a disk that is full: 20 minutes of four nodes."""
 Warn = Callable[[str | None, str], None]
@@ -188,8 +195,13 @@ class Sampler:
             await asyncio.sleep(0.1)
 
     def add(self, sample: Sample) -> None:
-        """Take a sample of any node; one that is not newer than the node's last is left out."""
+        """Take a sample of any node; one that is not newer than the node's last is left out.
+
+        Raises:
+            RefusedSampleError: it is dated in the future, where it would hide the node's later ones.
+        """
         taken_ns = self._clocks.to_local(sample.node, sample.time_ns)
+        check_time(taken_ns, time.time_ns(), AHEAD_S)
         if self.series.add(sample.node, point(sample, taken_ns)):
             self._pending.append(sample)
             if len(self._pending) > MAX_PENDING:
@@ -236,10 +248,9 @@ class Sampler:
         try:
             async for line in self._lines(node, process.stdout):
                 try:
-                    # Nodes are upgraded one after the other: a newer monitor's further fields are no error.
-                    self.add(Sample.model_validate_json(line, extra="ignore"))
-                except ValidationError as error:
-                    self._warn_once(node, "a sample cannot be read", first_error(error, root="line"))
+                    self.add(parse_sample(line, node))
+                except RefusedSampleError as error:
+                    self._warn_once(node, "a sample is refused", str(error))
             reason = last_line(await process.stderr.read(), "the connection ended")
             self._warn_once(node, "its monitor gives no samples", reason)
             await process.wait()
@@ -253,7 +264,9 @@ class Sampler:
             try:
                 line = await stream.readline()
             except ValueError:
-                self._warn_once(node, "a sample cannot be read", "its line is longer than 1 MiB")
+                self._warn_once(
+                    node, "a sample is refused", f"its line is longer than {MAX_LINE_BYTES} bytes"
+                )
                 continue
             if not line:
                 return

@@ -39,6 +39,7 @@ static size_t count, next_range;
 static const uint8_t *data;      /* the mapped model */
 static const char *dir;          /* the cache; NULL where nothing is written */
 static int checking;
+static int failed;               /* a thread could not write: the others end their tensor and take no other */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void die(const char *format, ...) {
@@ -69,10 +70,11 @@ static void say(uint64_t hash, uint64_t size, const char *word, uint64_t offset)
     pthread_mutex_unlock(&lock);
 }
 
-/* Whether the file holds exactly these bytes. Its pages are not kept: nobody needs them soon. */
+/* Whether the file holds exactly these bytes. Its pages are not kept: nobody needs them soon. A FIFO of that name
+ * would keep whoever opens it waiting. */
 static int holds(const char *path, uint64_t size, uint64_t hash) {
     struct stat seen;
-    int file = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    int file = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (file < 0) return 0;
     int good = fstat(file, &seen) == 0 && S_ISREG(seen.st_mode) && (uint64_t)seen.st_size == size;
     if (good && size) {
@@ -84,6 +86,12 @@ static int holds(const char *path, uint64_t size, uint64_t hash) {
     return good;
 }
 
+static void complain(uint64_t hash, int reason) {
+    fprintf(stderr, "llama-tensor-cache: cannot write %s/%016" PRIx64 ": %s\n", dir, hash, strerror(reason));
+    __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+}
+
+/* A thread that fails leaves the others time to remove their drafts too. */
 static void put(const uint8_t *bytes, uint64_t size, uint64_t offset) {
     uint64_t hash = fnv(bytes, size);
     char path[4096], draft[4096];
@@ -95,7 +103,10 @@ static void put(const uint8_t *bytes, uint64_t size, uint64_t offset) {
     }
     snprintf(draft, sizeof draft, "%s/.%016" PRIx64 ".XXXXXX", dir, hash);
     int file = mkostemp(draft, O_CLOEXEC);
-    if (file < 0) die("cannot write into %s: %s", dir, strerror(errno));
+    if (file < 0) {
+        complain(hash, errno);
+        return;
+    }
     int wrong = 0;
     for (uint64_t done = 0; done < size && !wrong;) {
         uint64_t left = size - done;
@@ -109,7 +120,8 @@ static void put(const uint8_t *bytes, uint64_t size, uint64_t offset) {
     if (!wrong && rename(draft, path)) wrong = errno;
     if (wrong) {
         unlink(draft);
-        die("cannot write %s/%016" PRIx64 ": %s", dir, hash, strerror(wrong));
+        complain(hash, wrong);
+        return;
     }
     say(hash, size, "written", offset);
 }
@@ -124,7 +136,7 @@ static void check(const struct range *one) {
 static void *work(void *nothing) {
     for (;;) {
         pthread_mutex_lock(&lock);
-        size_t index = next_range < count ? next_range++ : count;
+        size_t index = next_range < count && !__atomic_load_n(&failed, __ATOMIC_RELAXED) ? next_range++ : count;
         pthread_mutex_unlock(&lock);
         if (index == count) return nothing;
         struct range *one = &ranges[index];
@@ -219,6 +231,7 @@ static void receive(void) {
         }
         if (fread(bytes, 1, size, stdin) != size) die("what came in ended inside a tensor; send it again");
         put(bytes, size, 0);
+        if (failed) exit(1);
     }
     if (got) die("what came in ended inside a size; send it again");
     free(bytes);
@@ -247,5 +260,5 @@ int main(int argc, char **argv) {
     } else {
         die("usage: hash FILE | fill FILE DIR USER | read FILE | store DIR USER | check DIR");
     }
-    return 0;
+    return failed;
 }

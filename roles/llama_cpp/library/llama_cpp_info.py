@@ -77,10 +77,10 @@ TOOLKITS = {
     "rocm": (["hipconfig", "/opt/rocm/bin/hipconfig"], ["--version"], r"^(\d+\.\d+)"),
     "vulkan": (["glslc"], ["--version"], r"v?(\d{4}\.\d+|\d+\.\d+)"),
 }
-DEVICES = {
-    "cuda": (["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], r"^(\d+)\.(\d+)", "sm"),
-    "rocm": (["/opt/rocm/bin/rocm_agent_enumerator"], r"^gfx(\w+)", "gfx"),
-}
+NVIDIA_SMI = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+AGENTS = ["rocm_agent_enumerator", "/opt/rocm/bin/rocm_agent_enumerator"]
+# Since driver 610 nvidia-smi calls it the version of CUDA's user-mode driver.
+DRIVER_CUDA = r"CUDA(?: UMD)? Version:\s*(\d+)\.(\d+)"
 
 
 def run(command, timeout=30):
@@ -146,37 +146,138 @@ def toolkit(accelerator):
     return None, None
 
 
-def devices(accelerator):
-    """Architectures of the accelerators in this node, as in sm89."""
-    if accelerator not in DEVICES:
-        return []
-    command, pattern, prefix = DEVICES[accelerator]
-    status, output = run(command)
+def last_line(text):
+    """The last line of an output that is not empty."""
+    return ([line.strip() for line in text.splitlines() if line.strip()] or ["no output"])[-1]
+
+
+def cuda_devices(version, root):
+    """Architectures of the NVIDIA GPUs, as in sm89, and what keeps a build from running on them.
+
+    Args:
+        version: of the toolkit.
+        root: the folder that holds proc and dev.
+    """
+    loaded = re.search(
+        r"^NVRM version:.*?\s(\d+\.\d+[.\d]*)\s", read_text(root / "proc/driver/nvidia/version"), re.M
+    )
+    if not loaded:
+        return [], [
+            "the kernel has not loaded NVIDIA's driver: install it for the running kernel, then reboot"
+        ]
+    status, output = run(NVIDIA_SMI)
+    if "Driver/library version mismatch" in output:
+        library = re.search(r"NVML library version: (\S+)", output)
+        return [], [
+            f"the kernel runs NVIDIA's driver {loaded.group(1)} and the installed library is "
+            f"{library.group(1) if library else 'another one'}: the driver was updated; reboot the host"
+        ]
     if status != 0:
-        return []
-    found = {prefix + "".join(match.groups()) for match in re.finditer(pattern, output, re.M)}
-    return sorted(found - {"gfx000"})
+        return [], [f"nvidia-smi exits {status}: {last_line(output)}"]
+    problems = []
+    boards = list((root / "proc/driver/nvidia/gpus").glob("*/information"))
+    minors = re.findall(r"^Device Minor:\s*(\d+)", "\n".join(map(read_text, boards)), re.M)
+    nodes = ["nvidiactl", *(f"nvidia{minor}" for minor in sorted(minors))]
+    missing = [node for node in nodes if not (root / "dev" / node).exists()]
+    if missing:
+        problems.append(f"/dev has no {', '.join(missing)}: run nvidia-smi as root, or reboot")
+    # Its device is made by a unit of ours before the services start; the module has to be there.
+    if not (root / "dev/nvidia-uvm").exists() and run(["modprobe", "--dry-run", "nvidia_uvm"])[0] != 0:
+        problems.append("the kernel has no module nvidia_uvm: install the driver for the running kernel")
+    cuda = re.search(DRIVER_CUDA, run(["nvidia-smi"])[1])
+    major = re.match(r"\d+", version or "")
+    if cuda and major and int(major.group()) > int(cuda.group(1)):
+        problems.append(
+            f"the driver {loaded.group(1)} runs programs of CUDA {'.'.join(cuda.groups())} and older, "
+            f"the toolkit is CUDA {version}: install a newer driver, or an older toolkit"
+        )
+    found = re.findall(r"^(\d+)\.(\d+)\s*$", output, re.M)
+    return sorted({f"sm{major}{minor}" for major, minor in found}), problems
 
 
-def platform_of(accelerator):
-    """The node's platform: its name, and what it is made of."""
+def rocm_devices(root):
+    """Architectures of the AMD GPUs, as in gfx1151, and what keeps a build from running on them."""
+    if not (root / "dev/kfd").exists():
+        return [], ["/dev has no kfd: the kernel runs no amdgpu driver with compute support"]
+    enumerator = next(filter(None, map(shutil.which, AGENTS)), None)
+    if not enumerator:
+        return [], ["rocm_agent_enumerator is not installed (package rocminfo)"]
+    found = set(re.findall(r"^(gfx\w+)", run([enumerator])[1], re.M)) - {"gfx000"}
+    return sorted(found), [] if found else ["rocm_agent_enumerator lists no GPU"]
+
+
+def vulkan_devices(root):
+    """No architectures: a build for Vulkan fits every GPU; and what keeps it from running."""
+    return [], [] if list((root / "dev/dri").glob("renderD*")) else ["/dev/dri has no render node"]
+
+
+def accelerator_of(accelerator, version, root=Path("/")):
+    """Architectures of the accelerators in this node, and the problems of driver, devices and runtime."""
+    if accelerator == "cuda":
+        return cuda_devices(version, root)
+    if accelerator == "rocm":
+        return rocm_devices(root)
+    return vulkan_devices(root) if accelerator == "vulkan" else ([], [])
+
+
+def compile_for(accelerator, compiler, architectures):
+    """What CMake needs to compile for these GPUs, and a command that compiles one small file for them.
+
+    Returns:
+        CMake flags, environment variables, and arguments to which the names of source and result are added.
+    """
+    if accelerator == "cuda" and compiler:
+        numbers = [name.removeprefix("sm") for name in architectures]
+        flags = [f"-DCMAKE_CUDA_COMPILER={compiler}"]
+        if numbers:
+            flags.append(f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(numbers)}")
+        codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
+        return flags, {}, [compiler, *codes, "-x", "cu", "-c"]
+    if accelerator == "rocm" and compiler:
+        clang = run([compiler, "-l"])[1].strip() + "/clang"
+        flags = [f"-DGPU_TARGETS={';'.join(architectures)}"] if architectures else []
+        codes = [f"--offload-arch={name}" for name in architectures]
+        return (
+            flags,
+            {"HIPCXX": clang, "HIP_PATH": run([compiler, "-R"])[1].strip()},
+            [clang, "-x", "hip", *codes, "-c"],
+        )
+    return [], {}, []
+
+
+def name_of_platform(parts, suffix, kept):
+    """The platform's name. ``kept`` is that of the build in use, for a node whose GPUs cannot be read now."""
+    name = "-".join([*parts, suffix])
+    return kept if kept.startswith(name) else name
+
+
+def platform_of(accelerator, prefix):
+    """The node's platform: its name, what it is made of, and what keeps its accelerator from working."""
     flags = cpu_flags(read_text("/proc/cpuinfo"))
-    path = version = None
-    suffix = accelerator
-    architectures = devices(accelerator)
-    if accelerator in TOOLKITS:
-        path, version = toolkit(accelerator)
-        suffix = "-".join([accelerator + (version or ""), *architectures])
-    parts = [os_release(), libc(), platform.machine(), digits(flags), suffix]
+    path, version = toolkit(accelerator) if accelerator in TOOLKITS else (None, None)
+    architectures, problems = accelerator_of(accelerator, version)
+    suffix = "-".join([accelerator + (version or ""), *architectures])
+    parts = [os_release(), libc(), platform.machine(), digits(flags)]
+    # A driver that fails must not look like another platform: its build would be made without a GPU.
+    kept = (
+        str(read_manifest(Path(prefix, "current")).get("platform", ""))
+        if problems and not architectures
+        else ""
+    )
+    cmake, environment, trial = compile_for(accelerator, path, architectures)
     meminfo = re.search(r"^MemTotal:\s+(\d+) kB", read_text("/proc/meminfo"), re.M)
     return {
-        "id": "-".join(parts),
+        "id": name_of_platform(parts, suffix, kept),
         "cpu_flags": flags,
         "cpus": len(os.sched_getaffinity(0)),
         "memory_bytes": int(meminfo.group(1)) * 1024 if meminfo else 0,
         "toolkit": path,
         "toolkit_version": version,
         "devices": architectures,
+        "problems": problems,
+        "cmake": cmake,
+        "environment": environment,
+        "trial": trial,
     }
 
 
@@ -211,6 +312,12 @@ def version_of(folder):
     return {"build": None, "error": f"exit {status}: {lines[-1] if lines else 'no output'}"}
 
 
+def libraries_of(binary):
+    """Shared libraries of a binary: by name the file that the loader takes; None where it finds none."""
+    found = re.findall(r"^\s*(\S+) => (not found|\S+)", run(["ldd", str(binary)])[1], re.M)
+    return {name: None if path == "not found" else path for name, path in found}
+
+
 def problems_of(folder, manifest, build, flags, binaries):
     """Differences between a build's folder and its manifest; each names a file."""
     if not Path(folder).is_dir():
@@ -227,6 +334,16 @@ def problems_of(folder, manifest, build, flags, binaries):
             problems.append(f"bin/{name} is missing")
         elif seen != hashes.get(name):
             problems.append(f"bin/{name} has sha256 {seen}, the manifest says {hashes.get(name)}")
+    # An accelerator's runtime is not linked in: its toolkit may have been removed, or moved.
+    built = manifest.get("libraries", {})
+    gone = (
+        [name for name, path in libraries_of(Path(folder, "bin", binaries[0])).items() if not path]
+        if built
+        else []
+    )
+    problems += [
+        f"bin/{binaries[0]} needs {name}, which was {built.get(name, 'found')} at its build" for name in gone
+    ]
     if problems or "llama-server" not in binaries:
         return problems
     version = version_of(folder)
@@ -299,7 +416,7 @@ def main():
         supports_check_mode=True,
     )
     given = module.params
-    node = platform_of(given["accelerator"])
+    node = platform_of(given["accelerator"], given["prefix"])
     name = f"{given['build']}-{node['id']}"
     if given["extra"]:
         name += "-" + digits(given["extra"])

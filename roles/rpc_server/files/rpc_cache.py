@@ -30,6 +30,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -105,8 +106,11 @@ def surplus(tensors: list[Entry], excess: int) -> list[Entry]:
 
 
 def drop(path: Path, size: int, reason: str) -> None:
-    """Remove one file and say why."""
-    path.unlink(missing_ok=True)
+    """Remove one file, or what else has a tensor's name, and say why."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
     print(f"dropped {path.name} ({size / 1e6:.1f} MB): {reason}", flush=True)
 
 

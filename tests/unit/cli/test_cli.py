@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from harness.cli import app
+from harness.cli import app, main
 from harness.errors import HarnessError
 from typer.testing import CliRunner
 
@@ -64,6 +64,22 @@ def test_wrong_input_is_one_line_that_names_it(
     assert not (tmp_path / "cache").exists()
 
 
+def test_list_of_releases_counts_what_somebody_can_bring_about_and_says_what_is_deployed() -> None:
+    rows = CliRunner().invoke(app, ["release", "list"], env={"COLUMNS": "250"}).output.splitlines()
+    of = {row.split()[1]: row for row in rows if row.startswith(("│", "|"))}
+    assert re.search(r"4 critical, 6 high .* only if accepted", of["6751"])
+    assert re.search(r"3 critical, 2 high .* only if accepted", of["10566"])
+    assert re.search(r"2 critical, 2 high .* yes ", of["11549"])
+
+
+def test_release_is_shown_with_who_can_reach_each_issue_and_what_is_done_against_it() -> None:
+    lines = CliRunner().invoke(app, ["release", "show", "10566"]).output
+    assert "- upstream-26600 [high, by who may send a request; not fixed]: a grammar of 60,000" in lines
+    assert "- GHSA-2phh-px2f-2qmx [critical, by who can connect to a backend; fixed in 11434]:" in lines
+    assert "  here: the router refuses --sleep-idle-seconds" in lines
+    assert "- rpc-no-timeout [medium; not fixed]:" in lines
+
+
 @pytest.mark.parametrize(
     ("smoke_fits", "advice"), [(True, "; the profile smoke fits: PROFILE=smoke"), (False, "")]
 )
@@ -82,3 +98,16 @@ def test_refusal_of_a_profile_says_whether_smoke_fits(
     done = CliRunner().invoke(app, ["lab", "up", "--inventory", lab, "--profile", "default"])
     assert str(done.exception) == f"memory: too little{advice}"
     assert set(played) == {"checked"}
+
+
+def test_error_with_what_a_node_said_cannot_control_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise HarnessError("node1: \x1b[2Jall is well")
+
+    monkeypatch.setattr("harness.cli.app", fail)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "harness: node1: \N{REPLACEMENT CHARACTER}[2Jall is well\n"

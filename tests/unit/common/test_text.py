@@ -1,7 +1,7 @@
 """Sizes, last lines and validation errors in words."""
 
 import pytest
-from harness.common.text import first_error, gib, last_line, parse_size
+from harness.common.text import first_error, gib, last_line, parse_size, printable
 from pydantic import BaseModel, ValidationError
 
 
@@ -24,6 +24,11 @@ def test_size_in_gib() -> None:
 )
 def test_last_line_with_text(output: str | bytes, expected: str) -> None:
     assert last_line(output) == expected
+
+
+def test_text_of_a_node_cannot_control_a_terminal() -> None:
+    assert printable("a\tb\n\x1b[2J\x9b31m\u202e\r") == "a\tb\n\ufffd[2J\ufffd31m\ufffd\ufffd"
+    assert last_line(b"first\n\x1b]0;title\x07\n") == "\ufffd]0;title\ufffd"
 
 
 def test_first_error_names_the_key() -> None:

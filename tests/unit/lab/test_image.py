@@ -18,16 +18,23 @@ http://mirror.example/debian/|trixie|main|$(SIGNED_BY)
 
 
 def test_sources_are_the_computers_own_for_its_release_with_updates_and_security() -> None:
-    assert apt_sources(TARGETS, "bookworm") == [
+    assert apt_sources(TARGETS, "bookworm", "bookworm") == [
         "deb [signed-by=/usr/share/keyrings/debian.gpg] http://mirror.example/debian/ bookworm main contrib",
         "deb http://mirror.example/debian/ bookworm-updates main",
         "deb http://mirror.example/debian-security/ bookworm-security main",
     ]
 
 
+def test_another_suite_comes_from_the_same_mirrors() -> None:
+    assert apt_sources(TARGETS, "bookworm", "trixie")[1:] == [
+        "deb http://mirror.example/debian/ trixie-updates main",
+        "deb http://mirror.example/debian-security/ trixie-security main",
+    ]
+
+
 def test_a_release_without_sources_is_refused() -> None:
     with pytest.raises(HarnessError, match="no source of 'sid'"):
-        apt_sources(TARGETS, "sid")
+        apt_sources(TARGETS, "sid", "sid")
 
 
 def test_the_name_follows_what_defines_the_image() -> None:

@@ -73,7 +73,9 @@ def test_computer_too_small_for_the_models_is_refused_with_both_sizes(tmp_path: 
         r"memory: the largest model and 1 machines need 1048576\.3 GiB, and this computer has ", memory
     )
     (disk,) = obstacles(small_lab(tmp_path, models_disk=1 << 50))
-    assert re.match(r"disk: (image 2\.0 GiB \+ )?models 1048576\.0 GiB = .* has .* GiB: free some, or ", disk)
+    assert re.match(
+        r"disk: (images 2\.0 GiB \+ )?models 1048576\.0 GiB = .* has .* GiB: free some, or ", disk
+    )
 
 
 @pytest.mark.usefixtures("ready_computer")

@@ -109,6 +109,45 @@ def test_missing_blob_cut_blob_and_damaged_manifest_are_named(home: Path, model:
         resolve_model("m")
 
 
+MODEL_LAYER = "application/vnd.ollama.image.model"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 200_000,
+        '{"layers": 5}',
+        '{"layers": [' + '{"mediaType": "x"},' * 60_000 + "{}]}",
+        *(
+            f'{{"layers": [{{"mediaType": "{MODEL_LAYER}", "digest": {digest}, "size": {size}}}]}}'
+            for digest, size in [
+                ('"/etc/passwd"', 1),
+                ('"sha256-../../secret.gguf"', 1),
+                ('"sha256:ABC"', 1),
+                ("7", 1),
+                (f'"sha256:{"a" * 64}"', "1e999"),
+            ]
+        ),
+    ],
+    ids=["deep", "no list", "long", "absolute", "upwards", "short", "number", "infinite"],
+)
+def test_manifest_of_another_form_is_damaged_and_alone_in_it(home: Path, model: Path, text: str) -> None:
+    """It names no file outside the storage, says nothing of one, and leaves the list of the others whole."""
+    storage = home / ".ollama/models"
+    pull(storage, "registry.ollama.ai/library/good/latest", model)
+    (storage / "secret.gguf").write_bytes(model.read_bytes())
+    bad = storage / "manifests/registry.ollama.ai/library/bad/latest"
+    bad.parent.mkdir(parents=True)
+    bad.write_text(text)
+    with pytest.raises(HarnessError, match=f"damaged Ollama manifest {bad}; pull it again"):
+        resolve_model("bad")
+    models, problems = ollama.list_models(storage)
+    assert [one.name.short for one in models] == ["good:latest"]
+    assert problems == [
+        f"model 'registry.ollama.ai/library/bad:latest': damaged Ollama manifest {bad}; pull it again"
+    ]
+
+
 def test_model_without_a_gguf_layer_is_refused(home: Path, model: Path) -> None:
     pull(home / ".ollama/models", "registry.ollama.ai/library/m/latest", model, media="tensor")
     with pytest.raises(HarnessError, match="lists no GGUF layer"):

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 from harness.monitor.backend_state import (
+    RPC_FIREWALL_UNIT,
     RPC_UNIT,
     BackendState,
     State,
     age_s,
     backend_state,
+    missing_firewalls,
     state_at_age,
     state_without_redis,
 )
@@ -127,3 +129,19 @@ def test_only_a_node_that_sends_samples_is_heard() -> None:
 def test_without_redis_a_leased_backend_is_busy_and_another_unknown() -> None:
     assert state_without_redis(leased=True).state is State.BUSY
     assert state_without_redis(leased=False).state is State.UNKNOWN
+
+
+def test_backend_that_is_stopped_with_its_firewall_says_so() -> None:
+    firewall = Unit(active="activating", sub="auto-restart", main_pid=0, restarts=9, result="exit-code")
+    units = unit("inactive", "dead") | {RPC_FIREWALL_UNIT: firewall}
+    state = backend_state(sample(rpc=rpc(False), units=units), NOW_NS)
+    assert (state.state, state.reason) == (
+        State.DOWN,
+        "no firewall: llama-rpc-firewall.service does not run, see its journal",
+    )
+
+
+def test_firewall_that_holds_or_is_not_deployed_is_not_missing() -> None:
+    holds = Unit(active="active", sub="running", main_pid=9, restarts=0, result="success")
+    assert missing_firewalls(sample(units=unit("inactive") | {RPC_FIREWALL_UNIT: holds})) == []
+    assert missing_firewalls(sample(units=unit("inactive"))) == []

@@ -146,6 +146,7 @@ def test_architecture_that_cannot_be_sized_is_refused() -> None:
         kv_bytes(model("tiny", **{"llama.ssm.state_size": 16}), 2048)
     with pytest.raises(HarnessError, match="one of 3 parts"):
         weights(model("tiny", **{"split.count": 3}))
+    assert weights(model("tiny", **{"split.count": "three"})).layers
     with pytest.raises(HarnessError, match="no KV cache type 'q7'"):
         kv_bytes(model("tiny"), 2048, kv_type="q7")
 

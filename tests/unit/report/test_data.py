@@ -13,6 +13,7 @@ from harness.report.figures.timeline import pressure_figure
 from harness.report.sections.memory import major_fault_rates, pressure_rows
 from harness.report.sections.method import method_section
 from harness.runs.tables import pack
+from tests.node_samples import node_sample
 from tests.unit.report_runs import RECORDED, change_lines, copy_run
 
 SECOND = 10**9
@@ -27,6 +28,11 @@ GPUS = [
      "use_percent": 50.0 + n, "power_w": None, "temperature_c": 60}
     for n in (0, 1)
 ]  # fmt: skip
+
+
+def sample_line(**figures: object) -> str:
+    """A line of samples.jsonl, as no monitor of today writes it."""
+    return json.dumps(json.loads(node_sample(1).model_dump_json()) | figures)
 
 
 @pytest.fixture
@@ -58,10 +64,22 @@ def test_lines_and_parquet_give_the_same_columns(run: Path) -> None:
             np.testing.assert_array_equal(values, from_parquet[node].values[figure], err_msg=figure)
 
 
-def test_a_damaged_line_is_left_out_and_the_others_are_read_alike(run: Path) -> None:
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        '{"node": "node1", "gpus": 7}',
+        "[" * 100_000,
+        sample_line(load1=float("nan")),
+        sample_line(load1=10**400),
+        sample_line(clock_offset_s=float("-inf")),
+        sample_line(time_ns=1 << 70),
+    ],
+    ids=["no sample", "nested deep", "a NaN", "a huge figure", "an infinity", "a time of no clock"],
+)
+def test_a_damaged_line_is_left_out_and_the_others_are_read_alike(run: Path, damaged: str) -> None:
     whole = read_series(run, [], [])
     with (run / "samples.jsonl").open("a") as stream:
-        stream.write('{"node": "node1", "gpus": 7}\n')
+        stream.write(f"{damaged}\n")
     warnings: list[str] = []
     cut = read_series(run, [], warnings)
     assert len(warnings) == 1

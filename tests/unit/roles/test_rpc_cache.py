@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -177,6 +178,20 @@ def test_draft_of_a_killed_cache_program_is_dropped(cache: Path, command: str) -
     assert not old.exists()
     assert old.name in printed
     assert young.exists()
+
+
+@pytest.mark.parametrize("name", ["00000000000000dd", ".00000000000000dd.Ab3xYz"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_does_not_stop_the_start(
+    cache: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    """rpc-server would wait for a writer of a FIFO, and llama-tensor-cache cannot replace a folder."""
+    path = cache / "rpc" / name
+    make(path)
+    os.utime(path, (NOW, NOW), follow_symlinks=False)
+    run_tool("start", str(cache))
+    assert len(rpc_cache.entries(cache)) == 3
+    assert not os.path.lexists(path)
 
 
 def test_draft_counts_against_the_cap(cache: Path) -> None:

@@ -75,6 +75,8 @@ class RouterDouble(RouterClient):
         default_factory=lambda: CoordinatorState(phase=CoordinatorPhase.ABSENT)
     )
     """What an unload results in."""
+    in_queue: int = 0
+    """Requests that wait."""
     answer: Request | None = None
     """To every chat request; None leaves them without an end."""
 
@@ -110,6 +112,9 @@ class RouterDouble(RouterClient):
     async def coordinator(self) -> CoordinatorState:
         self.calls.append("coordinator")
         return self.loading.pop(0) if self.loading else CoordinatorState(phase=CoordinatorPhase.ABSENT)
+
+    async def waiting(self) -> int:
+        return self.in_queue
 
     async def starts(self) -> list[CoordinatorState]:
         if isinstance(self.history, HarnessError):

@@ -1,19 +1,21 @@
 """What a run checks before its first trial, and in which order."""
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 from harness.cluster.inventory import Inventory, parse_inventory
 from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.contracts.plan import LoadRequest
-from harness.contracts.run_records import NodeFacts
+from harness.contracts.run_records import NodeFacts, RunManifest
 from harness.errors import HarnessError
 from harness.router_client.client import RouterRefusedError
 from harness.trials import preflight
 from harness.trials.preflight import check_builds, check_fit, check_models, run_preflight
 from harness.trials.profile.profile import Profile, parse_profile
+from harness.trials.resume import Unfinished
 from tests.unit.trials.cluster_double import RouterDouble, node_double
 
 
@@ -39,25 +41,103 @@ LOAD = "{kind: load, model: m}"
 @pytest.mark.parametrize(
     ("trials", "pins", "says"),
     [
-        ("{kind: load, model: another}", (), "no model 'another'; it has: m"),
+        ("{kind: load, model: another}", (), "no model 'another'; it has: huge, m"),
         (LOAD, (8, 7), "give the build that runs now first"),
+        ("{kind: pin, model: m, build: 2}", (), r"llama\.cpp 2 is not in the release catalogue"),
+        ("{kind: pin, model: m, build: 6743}", (), "6743 has a remote code execution"),
         ("{kind: fault, model: m, fault: kill-backend, node: a}", (), "faults_allowed: true"),
+        ("{kind: load, model: huge}", (), "GiB are missing"),
     ],
 )
 async def test_run_that_cannot_start_leaves_the_loaded_model_alone(
-    inventory: Inventory, trials: str, pins: tuple[int, ...], says: str
+    inventory: Inventory,
+    monkeypatch: pytest.MonkeyPatch,
+    trials: str,
+    pins: tuple[int, ...],
+    says: str,
 ) -> None:
-    router = RouterDouble(listed={"m": {}})
+    """Even with force."""
+    monkeypatch.setattr(preflight, "FREED_WITHIN_S", 0)
+    router = RouterDouble(listed={"m": {}, "huge": {}}, refusal=lacks_memory_for_huge)
     with pytest.raises(HarnessError, match=says):
-        await run_preflight(profile(trials), pins, inventory, router)
+        await run_preflight(profile(trials), pins, inventory, router, force=True)
     assert router.calls == []
+
+
+def lacks_memory_for_huge(request: LoadRequest) -> HarnessError | None:
+    if request.model == "huge":
+        return RouterRefusedError("GiB are missing", "does_not_fit", None)
+    return None
+
+
+async def test_resumed_run_on_another_cluster_leaves_the_loaded_model_alone(
+    inventory: Inventory, tmp_path: Path
+) -> None:
+    begun = NodeFacts(name="a", address="a", groups=[], build=6)
+    unfinished = Unfinished(tmp_path, RunManifest.model_construct(run="r", nodes=[begun]), profile(LOAD), [])
+    router = RouterDouble(listed={"m": {}})
+    with pytest.raises(HarnessError, match=r"a has another llama\.cpp \(7, was 6\)"):
+        await run_preflight(profile(LOAD), (), inventory, router, resumed=unfinished)
+    assert router.calls == []
+
+
+def noted_sleep(slept: list[float]) -> Callable[[float], Awaitable[None]]:
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    return sleep
+
+
+async def test_requests_that_are_about_to_end_are_waited_for(
+    inventory: Inventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a run that was killed and is resumed at once."""
+    slept: list[float] = []
+    monkeypatch.setattr(asyncio, "sleep", noted_sleep(slept))
+    states = [
+        busy(CoordinatorPhase.READY, 2),
+        busy(CoordinatorPhase.READY, 1),
+        busy(CoordinatorPhase.READY, 0),
+    ]
+    router = RouterDouble(listed={"m": {}}, loading=states)
+    await run_preflight(profile(LOAD), (), inventory, router)
+    assert router.calls[-1] == "unload"
+    assert len(slept) == 2
+
+
+def busy(phase: CoordinatorPhase, requests: int) -> CoordinatorState:
+    return CoordinatorState(phase=phase, model="theirs", requests_in_flight=requests)
+
+
+@pytest.mark.parametrize(
+    ("state", "waiting", "says"),
+    [
+        (busy(CoordinatorPhase.READY, 2), 1, "3 requests of others are in flight or wait"),
+        (busy(CoordinatorPhase.READY, 0), 1, "1 requests of others are in flight or wait"),
+        (busy(CoordinatorPhase.STARTING, 0), 0, "it is being loaded for others"),
+    ],
+)
+async def test_requests_of_others_are_stopped_by_force_alone(
+    inventory: Inventory, monkeypatch: pytest.MonkeyPatch, state: CoordinatorState, waiting: int, says: str
+) -> None:
+    monkeypatch.setattr(preflight, "ENDING_TRIES", 1)
+    monkeypatch.setattr(asyncio, "sleep", noted_sleep([]))
+    router = RouterDouble(listed={"m": {}}, loading=[state], in_queue=waiting)
+    with pytest.raises(HarnessError, match=rf"{says} \(theirs\) .* wait for their end, or .* --force"):
+        await run_preflight(profile(LOAD), (), inventory, router)
+    assert "unload" not in router.calls
+    router.loading = [state]
+    said: list[str] = []
+    await run_preflight(profile(LOAD), (), inventory, router, force=True, say=said.append)
+    assert router.calls[-1] == "unload"
+    assert len(said) == (1 if waiting else 0)
 
 
 async def test_cluster_is_inspected_again_once_its_coordinator_is_unloaded(inventory: Inventory) -> None:
     was_up = CoordinatorState(phase=CoordinatorPhase.ENDED)
     router = RouterDouble(listed={"m": {"file_bytes": 1}, "other": {}}, unloaded=was_up)
     cluster = await run_preflight(profile(LOAD), (), inventory, router)
-    assert router.calls == ["unload"]
+    assert router.calls == ["coordinator", "unload"]
     assert cluster.models == {"m": {"file_bytes": 1}}
     assert cluster.facts["a"].build == 7
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from harness.cluster.inventory import Inventory, Node
 from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
+from harness.monitor.redis.reader import LatestSamples
 from harness.watch import sources as watch_sources
 from harness.watch.sources import Sources
+from tests.node_samples import node_sample
 
 
 class SilentNode(Node):
@@ -15,6 +17,18 @@ class SilentNode(Node):
 
     def ssh(self, *argv: str, root: bool = False) -> list[str]:
         return ["sleep", "60"]
+
+
+class HostileNode(Node):
+    """Its head node has no Redis, and its ring holds a good sample and then one that cannot be believed."""
+
+    def ssh(self, *argv: str, root: bool = False) -> list[str]:
+        if argv[1] == "latest":
+            return ["false"]
+        good = node_sample(1).model_dump_json()
+        bad = good.replace('"cpu_s":1.0', '"cpu_s":NaN')
+        assert bad != good
+        return ["sh", "-c", 'printf "%s\\n" "$@"; exec sleep 60', "-", good, bad]
 
 
 class BareNode(Node):
@@ -62,3 +76,22 @@ async def test_missing_ssh_is_a_problem_and_no_traceback() -> None:
         view = sources.view()
     assert "/no/such/ssh" in (view.source_problem or "")
     assert "/no/such/ssh" in view.nodes[0].reason
+
+
+async def test_node_whose_sample_is_refused_is_silent_with_the_reason() -> None:
+    async with Sources(inventory(HostileNode), router) as sources:
+        async with asyncio.timeout(20):
+            while "refused" not in sources.view().nodes[0].reason:  # noqa: ASYNC110 - seen from outside alone
+                await asyncio.sleep(0.05)
+        row = sources.view().nodes[0]
+    assert (row.state, row.age_s) == ("silent", None)
+    assert row.reason == "no sample: sample refused: cpu_s: Input should be a finite number"
+
+
+async def test_redis_that_refuses_one_nodes_sample_shows_the_others() -> None:
+    sources = Sources(inventory(SilentNode), router)
+    sources._take(LatestSamples(time_ns=1, latest={"node1": node_sample(1)}))
+    sources._take(LatestSamples(time_ns=1, latest={"node1": None}, refused={"node1": "it is too long"}))
+    view = sources.view()
+    assert (view.source, view.nodes[0].state) == ("redis", "silent")
+    assert view.nodes[0].reason == "no sample: sample refused: it is too long"

@@ -131,6 +131,16 @@ def test_restarts_are_those_of_all_units() -> None:
     assert view.units[RPC_UNIT] == "active"
 
 
+def test_missing_firewall_is_named_where_the_backend_is_fine() -> None:
+    unit = Unit(active="activating", sub="auto-restart", main_pid=0, restarts=9, result="exit-code")
+    view = view_of("node1", sample(units={"llama-pool-firewall.service": unit}))
+    assert view.missing_firewalls == ["llama-pool-firewall.service"]
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(table(ClusterView(time_ns=1, source="redis", router=router_view(None, None), nodes=[view])))
+    text = console.export_text()
+    assert "no firewall: llama-pool-firewall.service does not run" in text
+
+
 def table_text(width: int) -> str:
     share_of = shares(plan(share("node1", 3), share("node2", 5)))
     gpu = Gpu(

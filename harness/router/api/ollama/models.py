@@ -8,12 +8,13 @@ import asyncio
 import hashlib
 import math
 import re
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
+from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -26,7 +27,9 @@ from harness.router.config import Route as RouteKind
 from harness.router.config import RouterConfig
 from harness.router.coordinator.manager import CoordinatorManager
 from harness.router.errors import CONNECTION_ERRORS, RouterError
-from harness.router.http.disconnect import read_body, while_connected
+from harness.router.http.answers import LISTING_BYTES, read_answer
+from harness.router.http.bodies import Body
+from harness.router.http.disconnect import receive_body, while_connected
 from harness.router.http.json_body import Json, model_of, parse_answer, parse_object, respond
 from harness.router.models.catalogue import Catalogue, ModelFile
 from harness.router.pool.pool import Pool
@@ -77,8 +80,8 @@ class OllamaModels:
 
     async def show(self, request: Request) -> Response:
         """``/api/show``: the facts in a model's file."""
-        body = await read_body(request, self.config.body_limit_bytes)
-        fields = parse_object(body)
+        body = await receive_body(request, self.config.body_limit_bytes)
+        fields = parse_object(await body.read())
         model = model_of(fields)
         decision = await self.proxy.resolver.decide(model, record=False)
         target = self.pool.pick(model) if decision.route is RouteKind.POOL else None
@@ -120,7 +123,7 @@ class OllamaModels:
             details = {"format": "gguf"}
         return _tag(file.name, file.modified_ns, file.file_bytes, _digest(file), details)
 
-    async def _shown_by_pool(self, request: Request, model: str, body: bytes) -> Response:
+    async def _shown_by_pool(self, request: Request, model: str, body: Body) -> Response:
         call = await while_connected(request, self.proxy.open(request, model))
         async with AsyncExitStack() as stack:
             stack.push_async_exit(call.resources)
@@ -143,7 +146,7 @@ class OllamaModels:
         models = [(model, target) for model in self.pool.models if (target := self.pool.pick(model))]
         ollamas = {target.url: target for _, target in models if target.kind == "ollama"}
         listings = await asyncio.gather(*(self._list(target, "/api/ps") for target in ollamas.values()))
-        running = [model for answer in listings for model in _objects(answer.get("models"))]
+        running = [model for answer in listings for model in _listed_models(answer)]
         # A llama-server holds its model for as long as it runs.
         resident = [model for model, target in models if target.kind == "openai"]
         for name, entry in (await self._pool_entries(resident)).items():
@@ -156,7 +159,9 @@ class OllamaModels:
         timeout = aiohttp.ClientTimeout(total=_LIST_S)
         try:
             async with self.session.get(target.url + path, headers=headers, timeout=timeout) as answer:
-                return parse_answer(await answer.read()) if answer.status == 200 else {}
+                if answer.status != 200:
+                    return {}
+                return parse_answer(await read_answer(answer, LISTING_BYTES))
         except (*CONNECTION_ERRORS, RouterError):
             return {}
 
@@ -164,12 +169,46 @@ class OllamaModels:
 def _listed(model: str, target: PoolTarget, answer: Json) -> Json:
     """The entry of ``model`` in a server's own list."""
     if target.kind == "ollama":
-        by_name = {same_model(str(entry.get("name"))): entry for entry in _objects(answer.get("models"))}
+        by_name = {same_model(entry["name"]): entry for entry in _listed_models(answer)}
         return by_name.get(same_model(model), {})
     for entry in _objects(answer.get("data")):
         if entry.get("id") == model and isinstance(entry.get("meta"), dict):
             return _server_entry(model, entry["meta"])
     return {}
+
+
+class _Details(BaseModel):
+    """What an Ollama says of a model's file; what is not read here is dropped."""
+
+    parent_model: str = ""
+    format: str = ""
+    family: str = ""
+    families: list[str] | None = None
+    parameter_size: str = ""
+    quantization_level: str = ""
+
+
+class _ListedModel(BaseModel):
+    """A model in an Ollama's ``/api/tags`` or ``/api/ps``."""
+
+    name: str
+    model: str = ""
+    modified_at: str = ""
+    size: int = Field(0, ge=0)
+    digest: str = ""
+    details: _Details = _Details()
+    size_vram: int = Field(0, ge=0)
+    expires_at: str = ""
+    context_length: int = Field(0, ge=0)
+
+
+def _listed_models(answer: Json) -> list[Json]:
+    """The models of an Ollama's list; an entry of another shape is left out."""
+    models = []
+    for entry in _objects(answer.get("models")):
+        with suppress(ValidationError, RecursionError):
+            models.append(_ListedModel.model_validate(entry).model_dump(exclude_unset=True))
+    return models
 
 
 def _objects(value: object) -> list[Json]:
@@ -183,7 +222,7 @@ def _server_entry(name: str, meta: Json) -> Json:
     size = meta.get("size")
     details = {"parent_model": "", "format": "gguf", "family": "", "families": []} | parameter_size
     digest = hashlib.sha256(name.encode()).hexdigest()
-    return _tag(name, 0, size if isinstance(size, int) else 0, digest, details)
+    return _tag(name, 0, size if isinstance(size, int) and size > 0 else 0, digest, details)
 
 
 def _tag(name: str, modified_ns: int, size: int, digest: str, details: Json) -> Json:

@@ -1,8 +1,9 @@
 """Ollama's requests as OpenAI's. Pure: dictionaries in, dictionaries out.
 
-Ollama: https://github.com/ollama/ollama/blob/main/docs/api.md. What only Ollama can do is left out:
-``template`` and ``context`` (the server keeps its own prompt cache), ``truncate``, and options that belong
-to a load, such as ``num_ctx``, which the plan decides. Options that Ollama does not know keep their names.
+Ollama: https://github.com/ollama/ollama/blob/main/docs/api.md. What only Ollama can do is left out, and
+named by ``without_effect``: ``template`` and ``context`` (the server keeps its own prompt cache),
+``truncate``, and options that belong to a load, such as ``num_ctx``, which the plan decides. Options are
+those of llama-server's sampling.
 """
 
 import json
@@ -11,14 +12,16 @@ from typing import Any, TypeVar
 
 from harness.router.errors import RouterError
 from harness.router.http.json_body import Json
+from harness.router.requests.fields import SAMPLING
 
 T = TypeVar("T", str, list[Any])
 
 _RENAMED = {"num_predict": "max_tokens", "num_keep": "n_keep"}
-_LOAD_OPTIONS = frozenset(
+_OPTIONS = frozenset(SAMPLING)
+_KNOWN = frozenset(
     {
-        "numa", "num_ctx", "num_batch", "num_gpu", "main_gpu", "low_vram", "f16_kv", "logits_all",
-        "vocab_only", "use_mmap", "use_mlock", "embedding_only", "num_thread", "penalize_newline", "tfs_z",
+        "model", "name", "stream", "keep_alive", "options", "format", "think", "logprobs", "top_logprobs",
+        "messages", "tools", "prompt", "system", "images", "raw", "suffix", "input", "dimensions",
     }
 )  # fmt: skip
 _IMAGES = {"/9j/": "jpeg", "iVBOR": "png", "R0lGOD": "gif", "UklGR": "webp"}
@@ -41,6 +44,20 @@ def unloads(body: Json) -> bool:
     if isinstance(keep_alive, str):
         return keep_alive.strip("+-0.hmnsuµ") == "" and "0" in keep_alive
     return isinstance(keep_alive, int | float) and not isinstance(keep_alive, bool) and keep_alive == 0
+
+
+def without_effect(body: Json) -> list[str]:
+    """Fields and options of a chat or generate request that are not passed on."""
+    options = body.get("options") or {}
+    unknown = [name for name, value in body.items() if name not in _KNOWN and value is not None]
+    return unknown + [f"options.{name}" for name in options if _RENAMED.get(name, name) not in _OPTIONS]
+
+
+def spelled(path: str) -> str:
+    """Ollama's name for the path of a field of the converted request."""
+    if path in _OPTIONS:
+        return "options." + next((theirs for theirs, ours in _RENAMED.items() if ours == path), path)
+    return path.replace("response_format.json_schema.schema", "format", 1)
 
 
 def chat_request(body: Json) -> Json:
@@ -111,7 +128,8 @@ def _common(body: Json) -> Json:
     if not isinstance(options, dict):
         raise RouterError(400, "bad_request", "options: an object is expected")
     options = {name: value for name, value in options.items() if value is not None}
-    request = {_RENAMED.get(name, name): options[name] for name in options if name not in _LOAD_OPTIONS}
+    named = {_RENAMED.get(name, name): value for name, value in options.items()}
+    request = {name: value for name, value in named.items() if name in _OPTIONS}
     limit = request.get("max_tokens")
     if isinstance(limit, int) and limit <= 0:
         del request["max_tokens"]  # zero and below: no limit
@@ -130,7 +148,8 @@ def _format(body: Json) -> Json:
     if isinstance(answer_format, dict):
         schema = {"name": "format", "schema": answer_format}
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
-    message = f'invalid format: {json.dumps(answer_format)}; expected "json" or a valid JSON Schema object'
+    shown = json.dumps(answer_format)[:80]
+    message = f'invalid format: {shown}; expected "json" or a valid JSON Schema object'
     raise RouterError(400, "bad_request", message)
 
 

@@ -122,6 +122,12 @@ def test_a_checksum_that_is_none_is_refused(tmp_path: Path) -> None:
         read_catalogue(path)
 
 
+def test_a_tag_without_a_whole_commit_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, lambda data: data["releases"][1].update(commit="f3928396"))
+    with pytest.raises(HarnessError, match="build 6689: a source 'git' needs all 40 digits of its commit"):
+        read_catalogue(path)
+
+
 def test_a_build_listed_twice_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, lambda data: data["releases"].append(data["releases"][0]))
     with pytest.raises(HarnessError, match="build 6666 is there twice"):
@@ -131,6 +137,12 @@ def test_a_build_listed_twice_is_refused(tmp_path: Path) -> None:
 def test_issue_that_names_no_release_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, lambda data: data["issues"][0].update(fixed_in=7000))
     with pytest.raises(HarnessError, match=r"CVE-2026-34159 names build 7000, which is no release"):
+        read_catalogue(path)
+
+
+def test_issue_with_the_name_of_another_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, lambda data: data["issues"][1].update(aliases=["CVE-2026-34159"]))
+    with pytest.raises(HarnessError, match="issue CVE-2026-34159 is there twice"):
         read_catalogue(path)
 
 

@@ -28,7 +28,13 @@ def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "kind", "parameters", "gigabytes"),
-    [("13b", "Q4_0", 13.02e9, 7.37), ("70b", "TQ1_0", 70.55e9, 15.9), ("1b", "Q8_0", 1.236e9, 1.31)],
+    [
+        ("13b", "Q4_0", 13.02e9, 7.37),
+        ("13b", "Q4_K_M", 13.02e9, 7.87),
+        ("70b", "Q4_K_M", 70.55e9, 42.5),
+        ("70b", "TQ1_0", 70.55e9, 15.9),
+        ("1b", "Q8_0", 1.236e9, 1.31),
+    ],
 )
 def test_shapes_have_the_real_models_size(shape: str, kind: str, parameters: float, gigabytes: float) -> None:
     tensors = list(plan_tensors(SHAPES[shape], BASE_TYPES[kind][0]))

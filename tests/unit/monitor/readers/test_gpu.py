@@ -66,6 +66,40 @@ def test_query_that_a_board_does_not_support_is_null_and_stops_nothing(library: 
     assert gpu.problem is None
 
 
+def test_memory_of_the_nodes_rpc_server_is_told_from_that_of_other_programs(
+    library: RecordedNvml, tmp_path: Path
+) -> None:
+    for pid, name in ((11, "rpc-server"), (12, "ggml-rpc-server"), (13, "python3")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "comm").write_text(f"{name}\n")
+    devices = library.recorded["devices"]
+    devices[0]["processes"] = [[11, 5 * GIB], [12, 2 * GIB], [13, 20 * GIB], [14, GIB]]
+    devices[1]["processes"] = []
+    first, second = NvmlReader(pynvml, tmp_path).read()
+    assert (first.memory_own_bytes, second.memory_own_bytes) == (7 * GIB, 0)
+    assert first.memory_used_bytes == 28 * GIB
+
+
+def test_memory_of_processes_that_the_driver_does_not_tell_is_null(
+    library: RecordedNvml, tmp_path: Path
+) -> None:
+    (tmp_path / "11").mkdir()
+    (tmp_path / "11" / "comm").write_text("rpc-server\n")
+    library.recorded["devices"][0]["processes"] = [[11, (1 << 64) - 1]]  # NVML_VALUE_NOT_AVAILABLE
+    assert [gpu.memory_own_bytes for gpu in NvmlReader(pynvml, tmp_path).read()] == [None, None]
+    library.recorded["missing"] = ["nvmlDeviceGetComputeRunningProcesses_v3"]  # as driver 470
+    pynvml._nvmlGetFunctionPointer_cache.clear()
+    gpu, _ = NvmlReader(pynvml, tmp_path).read()
+    assert (gpu.memory_own_bytes, gpu.temperature_c) == (None, 83)
+
+
+def test_gpu_without_memory_of_its_own_is_unified(library: RecordedNvml) -> None:
+    library.recorded["devices"][1]["memory_bytes"] = {"error": 3}  # as on a DGX Spark
+    first, second = NvmlReader(pynvml).read()
+    assert (first.unified, second.unified) == (False, True)
+    assert (second.memory_total_bytes, second.problem) == (None, None)
+
+
 def test_idle_clocks_are_no_throttling() -> None:
     assert throttle_reasons(0x1) == []
     assert throttle_reasons(0x8 | 0x40 | 0x80) == ["hw_slowdown", "hw_thermal", "hw_power_brake"]
@@ -235,6 +269,24 @@ def test_amd_board_with_few_files_has_null_figures(tmp_path: Path) -> None:
     assert (gpu.name, gpu.uuid, gpu.use_percent, gpu.ecc_corrected) == ("AMD 1002:66A1", None, None, None)
     assert gpu.power_w == 203
     assert gpu.throttle == []
+
+
+@pytest.mark.parametrize(("form", "unified"), [(2, True), (3, True), (1, False)])
+def test_amd_gpu_on_the_processors_die_has_what_the_kernel_lets_it_map(
+    tmp_path: Path, form: int, unified: bool
+) -> None:
+    sys = Path(shutil.copytree(SYS, tmp_path / "sys"))
+    (device,) = amdgpu_cards(sys)
+    (device / "gpu_metrics").write_bytes(struct.pack("<HBB", 120, form, 1).ljust(120, b"\0"))
+    (device / "mem_info_vram_total").write_text(f"{GIB // 2}\n")
+    (device / "mem_info_gtt_total").write_text(f"{62 * GIB}\n")
+    (device / "mem_info_gtt_used").write_text(f"{GIB}\n")
+    gpu = amdgpu(0, device, sys)
+    assert gpu.unified is unified
+    assert gpu.memory_total_bytes == (62 * GIB if unified else GIB // 2)
+    (device / "mem_info_vram_total").write_text(f"{96 * GIB}\n")  # set aside in the firmware
+    gpu = amdgpu(0, device, sys)
+    assert (gpu.unified, gpu.memory_total_bytes) == (False, 96 * GIB)
 
 
 def test_amd_gpu_that_was_removed_says_so(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from harness.contracts.coordinator_state import LoadReport
 from harness.contracts.diagnosis import Confidence, Diagnosis, Evidence, ExitStatus, FailureClass, Signal
 from harness.contracts.plan import BackendShare, LoadRequest, Plan
 from harness.router.config import Backend, RouterConfig
-from harness.router.coordinator.engine import LoadError
+from harness.router.coordinator.engine import LoadError, Slots, ThreadUse
 from harness.router.coordinator.instance import CoordinatorInstance
 from harness.router.coordinator.launcher import Launcher
 from harness.router.coordinator.liveness import Liveness
@@ -22,6 +22,7 @@ from harness.router.coordinator.manager import CoordinatorManager
 from harness.router.coordinator.post_mortem import PostMortem
 from harness.router.coordinator.recovery import Recovery
 from harness.router.errors import RouterError
+from harness.router.failures import Failures, SentRequest
 from harness.router.http.metrics import Metrics
 from harness.router.models.planner import PlannedLoad, ReplacedProcess
 from harness.router.nodes.backends import BackendWatch, StaleConnections
@@ -47,6 +48,7 @@ class FakeProcess:
         self.exec_ns = time.time_ns()
         self.signals: list[Signal] = []
         self.exit: ExitStatus | None = None
+        self.log_problem: LoadError | None = None
         self._ends_at = ends_at
         self._ended = asyncio.Event()
 
@@ -78,6 +80,9 @@ class FakeEngine:
     log: str = LOADED
     owns: bool = True
     busy: int = 0
+    hangs: bool = False
+    """Whether the main loop answers nothing."""
+    thread: ThreadUse = field(default_factory=ThreadUse)
     refuses: LoadError | None = None
     dies_at_start: int = 0
     """How many of the next processes end while they load."""
@@ -102,8 +107,8 @@ class FakeEngine:
     def owns_port(self, process: Any) -> bool:
         return self.owns
 
-    def main_thread_switches(self, process: Any) -> int:
-        return 1
+    def main_thread(self, process: Any) -> ThreadUse:
+        return self.thread
 
     async def is_healthy(self) -> bool:
         return self.healthy and not self.process.exit
@@ -112,10 +117,12 @@ class FakeEngine:
         argv = self.process.argv
         return [argv[argv.index("--alias") + 1]]
 
-    async def busy_slots(self, timeout_s: float) -> int | None:
-        return self.busy
+    async def slots(self, timeout_s: float) -> Slots | None:
+        return None if self.hangs else Slots(self.busy)
 
     async def generate_token(self) -> bool:
+        if self.hangs:
+            await asyncio.Event().wait()
         return True
 
 
@@ -155,10 +162,15 @@ class FakeBackends:
     """Backends that answer, but those that a test names."""
 
     def __init__(self) -> None:
+        self.error: Exception | None = None
+        """Raised once by the next look at samples."""
         self.missing: dict[str, str] = {}
         self.stale: dict[str, str] = {}
 
     async def samples(self, nodes: Sequence[str]) -> dict[str, Any]:
+        error, self.error = self.error, None
+        if error:
+            raise error
         return {}
 
     async def absent(self, backends: Sequence[Backend], patience_s: float) -> dict[str, str]:
@@ -173,13 +185,19 @@ class FakePostMortem:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.poison: SentRequest | None = None
+        """A request that is to blame for the next ends."""
 
     async def note_start(self, instance: CoordinatorInstance) -> None:
         return None
 
+    def diagnose_hang(self, instance: CoordinatorInstance, diagnosis: Diagnosis) -> Diagnosis:
+        return diagnosis
+
     async def diagnose(self, instance: CoordinatorInstance) -> Diagnosis:
         if self.error:
             raise self.error
+        instance.poison = self.poison
         asked = bool(instance.process and instance.process.signals)
         return Diagnosis(
             failure_class=FailureClass.STOPPED if asked else FailureClass.SEGFAULT,
@@ -200,6 +218,7 @@ class Bench:
     post_mortem: FakePostMortem
     tasks: TaskSupervisor
     failed_tasks: list[int]
+    failures: Failures
 
     async def ask(self, model: str = "a") -> str:
         """One request that is answered at once; the id of the start that answered."""
@@ -227,7 +246,10 @@ def bench(folder: Path, **config: Any) -> Bench:
     failed: list[int] = []
     tasks = TaskSupervisor(lambda: failed.append(1))
     metrics = Metrics()
-    recovery = Recovery(router, cast(BackendWatch, backends), cast(StaleConnections, backends), metrics)
+    failures = Failures(router, metrics)
+    recovery = Recovery(
+        router, cast(BackendWatch, backends), cast(StaleConnections, backends), metrics, failures
+    )
     launcher = Launcher(
         router,
         engine,
@@ -238,7 +260,7 @@ def bench(folder: Path, **config: Any) -> Bench:
         tasks=tasks,
     )
     manager = CoordinatorManager(router, engine, Loads(router, planner, launcher, recovery), recovery, tasks)
-    return Bench(manager, engine, planner, backends, post_mortem, tasks, failed)
+    return Bench(manager, engine, planner, backends, post_mortem, tasks, failed, failures)
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:

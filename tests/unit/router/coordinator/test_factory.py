@@ -12,6 +12,7 @@ from harness.router.config import RouterConfig
 from harness.router.coordinator.factory import create_manager
 from harness.router.coordinator.manager import CoordinatorManager
 from harness.router.errors import RouterError
+from harness.router.failures import Failures
 from harness.router.http.metrics import Metrics
 from harness.router.models.catalogue import Catalogue
 from harness.router.models.planner import Planner
@@ -29,8 +30,11 @@ def refused(folder: Path, ask: Callable[[CoordinatorManager], Awaitable[object]]
     async def asked() -> None:
         config = RouterConfig(address="127.0.0.1", models_dir=folder, log_dir=folder / "logs")
         async with aiohttp.ClientSession() as session:
+            metrics = Metrics()
             planner = Planner(config, Catalogue(folder), BackendWatch(NodeSamples(None)).samples)
-            coordinator = create_manager(config, planner, session, Metrics(), NodeSamples(None))
+            coordinator = create_manager(
+                config, planner, session, metrics, NodeSamples(None), Failures(config, metrics)
+            )
             await asyncio.wait_for(ask(coordinator), 5)
 
     with pytest.raises(RouterError) as caught:

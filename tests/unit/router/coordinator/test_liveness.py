@@ -5,11 +5,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from harness.contracts.diagnosis import Confidence, FailureClass
 from harness.monitor.sample import Memory, Process, RpcSocket, Sample, Source
-from harness.router.coordinator.engine import context_switches
+from harness.router.coordinator.engine import ThreadUse, thread_use
 from harness.router.coordinator.liveness import Progress, signs_of_life, stalled
 
 NOW = 10**18
@@ -74,17 +75,19 @@ def test_stall_names_the_backend_that_is_gone() -> None:
 @pytest.mark.parametrize(
     ("now", "signs"),
     [
-        (Progress(1, 5, {"node1": sample("node1")}), []),
-        (Progress(2, 5, {"node1": sample("node1")}), ["bytes"]),
-        (Progress(1, 6, {"node1": sample("node1")}), ["main thread"]),
-        (Progress(1, 5, {"node1": sample("node1", cpu_s=1.5)}), ["cpu of node1"]),
+        (Progress(1, ThreadUse(5), {"node1": sample("node1")}), []),
+        (Progress(2, ThreadUse(5), {"node1": sample("node1")}), ["bytes"]),
+        (Progress(1, ThreadUse(6), {"node1": sample("node1")}), ["main thread"]),
+        (Progress(1, ThreadUse(5), {"node1": sample("node1", cpu_s=1.5)}), ["cpu of node1"]),
+        # A main thread that spins uses CPU time: that is no progress.
+        (Progress(1, ThreadUse(5, 9.0), {"node1": sample("node1")}), []),
         # A node that is no longer heard of, or whose rpc-server is a new one, shows no work.
-        (Progress(1, 5, {}), []),
-        (Progress(1, 5, {"node1": sample("node1", cpu_s=0.1)}), []),
+        (Progress(1, ThreadUse(5), {}), []),
+        (Progress(1, ThreadUse(5), {"node1": sample("node1", cpu_s=0.1)}), []),
     ],
 )
 def test_signs_of_life(now: Progress, signs: list[str]) -> None:
-    assert signs_of_life(Progress(1, 5, {"node1": sample("node1")}), now) == signs
+    assert signs_of_life(Progress(1, ThreadUse(5), {"node1": sample("node1")}), now) == signs
 
 
 def test_thread_that_works_wakes_and_one_that_waits_for_ever_does_not() -> None:
@@ -94,12 +97,32 @@ def test_thread_that_works_wakes_and_one_that_waits_for_ever_does_not() -> None:
         process.stdout.readline()
         while state_of(process.pid) != "S":
             time.sleep(0.01)
-        before, own = context_switches(process.pid), context_switches(os.getpid())
+        before, own = thread_use(process.pid), thread_use(os.getpid())
         time.sleep(0.2)
-        assert context_switches(process.pid) == before > 0
-        assert context_switches(os.getpid()) > own
+        assert thread_use(process.pid).wakes == before.wakes > 0
+        assert thread_use(os.getpid()).wakes > own.wakes
         process.communicate(b"\n")
-    assert context_switches(process.pid) == 0
+    assert thread_use(process.pid) == ThreadUse()
+
+
+def test_thread_that_spins_is_preempted_and_does_not_wake() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        before = thread_use(process.pid)
+        while thread_use(process.pid).cpu_s < before.cpu_s + 0.3:
+            time.sleep(0.01)
+        assert thread_use(process.pid).wakes <= before.wakes + 1  # at the end of its print
+        assert preemptions(process.pid) > 0
+        process.kill()
+
+
+def preemptions(pid: int) -> int:
+    """What a spinning thread has many of, with another thread on its core; they once counted as wake-ups."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("nonvoluntary"))
 
 
 def state_of(pid: int) -> str:

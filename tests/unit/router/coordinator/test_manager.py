@@ -3,16 +3,25 @@
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from harness.contracts.coordinator_state import CoordinatorPhase
 from harness.contracts.diagnosis import Diagnosis, FailureClass
 from harness.contracts.plan import LoadRequest
-from harness.router.coordinator.engine import LoadError
+from harness.router.coordinator import engine, liveness, manager, post_mortem, readiness
+from harness.router.coordinator.engine import LoadError, Slots, ThreadUse
 from harness.router.coordinator.instance import CoordinatorInstance
 from harness.router.errors import RouterError
+from harness.router.failures import SentRequest
 from tests.unit.router.coordinator.fakes import Bench, bench, until
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "_SNAPSHOT_S", 0.1)
+    monkeypatch.setattr(readiness, "_LOG_LAG_S", 0.2)
 
 
 async def refused(work: asyncio.Task[str]) -> RouterError:
@@ -232,6 +241,10 @@ async def test_request_whose_coordinator_dies_gets_the_diagnosis(tmp_path: Path)
     await at.manager.close()
 
 
+def test_diagnosis_is_waited_for_as_long_as_it_may_take() -> None:
+    assert manager._DIAGNOSIS_WAIT_S > engine._LOG_END_S + post_mortem._SAMPLE_WAIT_S
+
+
 async def test_broken_answer_of_a_live_coordinator_is_not_called_a_death(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +326,112 @@ async def test_diagnosis_that_raises_does_not_wedge_the_coordinator(tmp_path: Pa
     at.post_mortem.error = None
     await asyncio.wait_for(at.ask(), 5)
     assert at.failed_tasks, "the failure is counted"
+    await at.manager.close()
+
+
+async def test_start_that_cannot_be_noted_does_not_wedge_the_coordinator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = bench(tmp_path)
+
+    async def broken(instance: CoordinatorInstance) -> None:
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "a sample that is no text")
+
+    monkeypatch.setattr(at.post_mortem, "note_start", broken)
+    lost = await at.loaded()
+    at.engine.process.die()
+    await asyncio.wait_for(lost.ended.wait(), 5)
+    assert lost.state.exit is not None
+    await at.ask()
+    await at.manager.close()
+
+
+async def test_record_that_raises_does_not_hide_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = bench(tmp_path)
+    lost = await at.loaded()
+
+    def broken() -> None:
+        raise UnicodeEncodeError("utf-8", "\udc80", 0, 1, "surrogates not allowed")
+
+    monkeypatch.setattr(lost, "save", broken)
+    at.engine.process.die()
+    await asyncio.wait_for(lost.ended.wait(), 5)
+    await asyncio.wait_for(at.ask(), 5)
+    await at.manager.close()
+
+
+# Requests that end or hang the coordinator.
+
+
+async def test_deaths_that_requests_caused_are_nobody_elses_budget(tmp_path: Path) -> None:
+    at = bench(tmp_path, restart_budget=1)
+    at.post_mortem.poison = SentRequest("id", "key", "digest", "a")
+    for _ in range(3):
+        lost = await at.loaded()
+        at.engine.process.die()
+        await lost.ended.wait()
+    await at.ask()
+    at.post_mortem.poison = None
+    await at.manager.close()
+
+
+async def test_request_beside_the_poison_is_told_no_more_than_to_ask_again(tmp_path: Path) -> None:
+    at = bench(tmp_path)
+    async with at.manager.acquire("a") as grant:
+        at.post_mortem.poison = SentRequest("id", "key", "digest", "a")
+        at.engine.process.die()
+        error = await at.manager.describe_failure(grant.instance, "cut off")
+    assert (error.status, error.error_class, error.diagnosis) == (502, "coordinator_lost", None)
+    at.post_mortem.poison = None
+    await at.manager.close()
+
+
+async def test_coordinator_that_hangs_without_a_request_is_found_and_loaded_again(tmp_path: Path) -> None:
+    at = bench(tmp_path, suspect_s=0.01, stall_deadline_s=0.02, canary_deadline_s=0)
+    hung = await at.loaded()
+    at.engine.hangs = True  # its client has left
+    await asyncio.wait_for(hung.ended.wait(), 15)
+    at.engine.hangs = False
+    await until(lambda: at.manager.loaded == "a")
+    await at.manager.close()
+
+
+async def test_clients_that_come_and_leave_do_not_hide_a_hang(tmp_path: Path) -> None:
+    at = bench(tmp_path, suspect_s=0.2, stall_deadline_s=0.02, canary_deadline_s=0)
+    hung = await at.loaded()
+    at.engine.hangs = True
+    async with asyncio.timeout(15):
+        while not hung.ended.is_set():
+            async with at.manager.acquire("a"):
+                await hung.ended_within(0.05)
+    at.engine.hangs = False
+    assert hung.failure == "backend_stalled"
+    await at.manager.close()
+
+
+async def test_main_thread_that_spins_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = bench(tmp_path, suspect_s=0.01, spin_deadline_s=0.5, canary_deadline_s=0)
+    hung = await at.loaded()
+    monkeypatch.setattr(at.engine, "main_thread", lambda process: ThreadUse(7, time.monotonic()))
+    at.engine.hangs = True
+    await asyncio.wait_for(hung.ended.wait(), 15)
+    at.engine.hangs = False
+    assert hung.failure == "hung"
+    assert "main thread used" in hung.state.signals[0].reason
+    await at.manager.close()
+
+
+async def test_watch_that_fails_is_counted_and_started_again(tmp_path: Path) -> None:
+    at = bench(tmp_path, suspect_s=0.01, stall_deadline_s=0.02, canary_deadline_s=0)
+    hung = await at.loaded()
+    at.backends.error = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "a sample that is no text")
+    at.engine.hangs = True
+    await asyncio.wait_for(hung.ended.wait(), 15)
+    at.engine.hangs = False
+    assert at.failed_tasks
+    assert hung.failure == "backend_stalled"
     await at.manager.close()
 
 
@@ -642,16 +761,11 @@ async def test_idle_time_is_checked_again_once_the_idle_unload_has_the_lease(
 
 async def test_stalled_coordinator_is_killed_and_loaded_again(tmp_path: Path) -> None:
     at = bench(tmp_path, suspect_s=0.01, stall_deadline_s=0.02, canary_deadline_s=0)
-
-    async def silent() -> bool:
-        await asyncio.sleep(3600)
-        return True
-
     await at.ask()
-    generate, at.engine.generate_token = at.engine.generate_token, silent  # type: ignore[method-assign]
+    at.engine.hangs = True
     async with at.manager.acquire("a") as grant:
         await asyncio.wait_for(grant.instance.ended.wait(), 15)
-        at.engine.generate_token = generate  # type: ignore[method-assign]
+        at.engine.hangs = False
     assert grant.instance.failure == "backend_stalled"
     assert [sent.name for sent in at.engine.processes[0].signals] == ["SIGKILL"]
     await until(lambda: at.manager.loaded == "a")
@@ -804,14 +918,14 @@ async def test_drain_that_breaks_off_leaves_the_coordinator_ready(tmp_path: Path
     at = bench(tmp_path)
     await at.ask()
 
-    async def broken(timeout_s: float) -> int:
+    async def broken(timeout_s: float) -> Slots | None:
         raise OSError(24, "Too many open files")
 
-    busy_slots, at.engine.busy_slots = at.engine.busy_slots, broken  # type: ignore[method-assign]
+    slots, at.engine.slots = at.engine.slots, broken  # type: ignore[method-assign]
     with pytest.raises(OSError, match="Too many open files"):
         await at.manager.unload(signal="SIGTERM", deadline_s=0)
     assert at.manager.loaded == "a"
-    at.engine.busy_slots = busy_slots  # type: ignore[method-assign]
+    at.engine.slots = slots  # type: ignore[method-assign]
     await at.manager.close()
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from harness.contracts.diagnosis import Confidence, FailureClass
+from harness.contracts.diagnosis import Confidence, Diagnosis, FailureClass
 from harness.monitor.sample import Kernel, Process, Sample
 from harness.router.config import Backend, RouterConfig
 from harness.router.coordinator.instance import CoordinatorInstance
+from harness.router.coordinator.liveness import spins
 from harness.router.coordinator.post_mortem import PostMortem, diagnose_load
+from harness.router.failures import Failures, SentRequest
+from harness.router.http.metrics import Metrics
 from harness.router.nodes.samples import NodeSamples
 from tests.node_samples import MEMORY, node_sample
 from tests.unit.router.coordinator.fakes import ENDPOINT, bench
@@ -41,7 +44,7 @@ def post_mortem(monkeypatch: pytest.MonkeyPatch, nodes: Nodes) -> PostMortem:
             Backend(node=NODE, endpoint=ENDPOINT, memory_bytes=1),
         ],
     )
-    return PostMortem(config, cast(NodeSamples, nodes))
+    return PostMortem(config, cast(NodeSamples, nodes), Failures(config, Metrics()))
 
 
 async def dead(folder: Path, number: int, log: str = "") -> CoordinatorInstance:
@@ -139,3 +142,121 @@ async def test_failures_that_the_router_decides_have_a_way_out(tmp_path: Path) -
         assert (diagnosis.evidence[0].line, bool(diagnosis.advice)) == ("what was seen", True)
     assert diagnose_load(instance, FailureClass.UNKNOWN, "it ended") is None
     await at.manager.close()
+
+
+# Requests that are to blame.
+
+
+def backend(pid: int = 9) -> list[Process]:
+    return [Process(pid=pid, name="rpc-server", rss_bytes=1, swap_bytes=0, cpu_s=1)]
+
+
+def sent(name: str, at_ns: int = 1) -> SentRequest:
+    return SentRequest(name, "key", f"digest-{name}", "a", at_ns)
+
+
+LIVES_ON = sample(NODE, processes=backend())
+
+
+async def judged(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    *requests: SentRequest,
+    log: str = "",
+    after: Callable[[], Sample] | None = LIVES_ON,
+) -> tuple[CoordinatorInstance, Diagnosis]:
+    instance = await dead(folder, number, log)
+    nodes = Nodes(node1=LIVES_ON)
+    judge = post_mortem(monkeypatch, nodes)
+    await judge.note_start(instance)
+    nodes.samples = {NODE: after} if after else {}
+    for request in requests:
+        instance.sent.add(request)
+    return instance, await judge.diagnose(instance)
+
+
+CRASHES = [signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS]
+
+
+@pytest.mark.parametrize("number", CRASHES)
+async def test_request_is_blamed_for_a_crash_while_the_backends_live_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    request = sent("only")
+    instance, diagnosis = await judged(tmp_path, monkeypatch, number, request)
+    assert instance.poison is request
+    assert (diagnosis.failure_class, diagnosis.confidence) == (
+        FailureClass.POISON_REQUEST, Confidence.CERTAIN,
+    )  # fmt: skip
+    assert diagnosis.evidence[0].line == (
+        "request only of key key (digest digest-only) was the only one in flight, and every backend lived on"
+    )
+
+
+async def test_newest_of_several_requests_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older, newer = sent("older", 1), sent("newer", 2)
+    instance, diagnosis = await judged(tmp_path, monkeypatch, signal.SIGSEGV, newer, older)
+    assert instance.poison is newer
+    assert diagnosis.confidence is Confidence.LIKELY
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGPIPE])
+async def test_signal_that_others_send_blames_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    instance, diagnosis = await judged(tmp_path, monkeypatch, number, sent("only"))
+    assert instance.poison is None
+    assert diagnosis.failure_class is not FailureClass.POISON_REQUEST
+
+
+@pytest.mark.parametrize("after", [sample(NODE, processes=backend(10)), sample(NODE), None])
+async def test_backend_that_is_lost_or_no_longer_heard_of_blames_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: Callable[[], Sample] | None
+) -> None:
+    monkeypatch.setattr("harness.router.coordinator.post_mortem._SAMPLE_WAIT_S", 0.01)
+    instance, _ = await judged(tmp_path, monkeypatch, signal.SIGABRT, sent("only"), after=after)
+    assert instance.poison is None
+
+
+async def test_backend_that_the_log_says_is_lost_blames_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = f"Remote RPC server crashed or returned malformed response [{ENDPOINT}]\n"
+    instance, diagnosis = await judged(tmp_path, monkeypatch, signal.SIGABRT, sent("only"), log=broken)
+    assert (instance.poison, diagnosis.failure_class) == (None, FailureClass.BACKEND_LOST)
+
+
+async def test_crash_without_a_request_blames_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    instance, diagnosis = await judged(tmp_path, monkeypatch, signal.SIGSEGV)
+    assert (instance.poison, diagnosis.failure_class) == (None, FailureClass.SEGFAULT)
+
+
+def spinning(instance: CoordinatorInstance, *requests: SentRequest) -> Diagnosis:
+    for request in requests:
+        instance.sent.add(request)
+    instance.alive_s = time.monotonic() - 60
+    return spins(60, 59)
+
+
+async def test_request_that_came_first_after_the_last_sign_of_life_is_blamed_for_a_spin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ns, judge = time.time_ns(), post_mortem(monkeypatch, Nodes())
+    instance = await dead(tmp_path, signal.SIGKILL)
+    old, poison, queued = (
+        sent("old", now_ns - 300 * 10**9), sent("poison", now_ns - 50 * 10**9), sent("queued", now_ns - 10**9)
+    )  # fmt: skip
+    diagnosis = judge.diagnose_hang(instance, spinning(instance, old, poison, queued))
+    assert (instance.poison, diagnosis.failure_class) == (poison, FailureClass.POISON_REQUEST)
+
+
+async def test_request_that_spins_is_blamed_though_its_client_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, instance = post_mortem(monkeypatch, Nodes()), await dead(tmp_path, signal.SIGKILL)
+    poison = sent("poison", time.time_ns() - 50 * 10**9)
+    hang = spinning(instance, poison)
+    instance.sent.end(poison)
+    judge.diagnose_hang(instance, hang)
+    assert instance.poison is poison

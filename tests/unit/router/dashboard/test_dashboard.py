@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState, LoadTimings
+from harness.router.config import RouterConfig
 from harness.router.coordinator.recovery import Failure
 from harness.router.dashboard.page import COOKIE, LOGIN_S, Dashboard, Feed
 from harness.router.dashboard.snapshot import log_tail, outcome
+from harness.router.http.auth import Gate
+from harness.router.http.metrics import Metrics
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
@@ -19,7 +22,10 @@ def client(key: str = KEY) -> TestClient:
     async def take() -> str:
         return "{}"
 
-    return TestClient(Starlette(routes=Dashboard(Feed(take), key).routes), "https://router")
+    app = Starlette(routes=Dashboard(Feed(take), key).routes)
+    config = RouterConfig(address="127.0.0.1")
+    gate = Gate(app, router_keys=[], admin_key=key, metrics=Metrics(), config=config)
+    return TestClient(gate, "https://router")
 
 
 def log_in(key: str = KEY) -> str:

@@ -164,3 +164,9 @@ def test_one_log_line_shows_the_route_of_a_request_and_its_reason(caplog: pytest
     assert record.getMessage() == "request"
     assert (fields["route"], fields["model"], fields["reason"]) == ("pool", "tiny", "node1 serves it")
     assert (fields["prompt_tokens"], fields["completion_tokens"]) == (31, 3)
+
+
+@pytest.mark.parametrize("path", ["/admin/coordinator", "/router/decisions"])
+def test_other_peoples_models_are_for_the_administrator(path: str) -> None:
+    assert GateRequest([b""], path=path, key=USER).status == 401
+    assert GateRequest([b""], path=path, key=ADMIN).status == 200

@@ -1,8 +1,14 @@
 """States and failures on the page of the metrics."""
 
+from pathlib import Path
+
+import psutil
+import pytest
 from harness.contracts.coordinator_state import CoordinatorPhase
 from harness.contracts.diagnosis import Confidence, Diagnosis, FailureClass
-from harness.router.http.metrics import Metrics
+from harness.router.errors import RouterError
+from harness.router.http.metrics import Metrics, SandboxedProcessCollector
+from prometheus_client import CollectorRegistry
 
 
 def test_states_that_are_gone_are_not_shown_any_more() -> None:
@@ -30,3 +36,25 @@ def test_ends_and_restarts_are_counted_by_diagnosis() -> None:
     assert value("llama_router_coordinator_ends_total", {"diagnosis": "oom_killed"}) == 1
     assert value("llama_router_coordinator_restarts_total", {"diagnosis": "oom_killed"}) == 1
     assert value("llama_router_coordinator_ends_total", {"diagnosis": "unknown"}) == 1
+
+
+def test_memory_and_files_of_the_router_are_there_without_the_files_that_its_sandbox_hides(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "self").symlink_to("/proc/self")  # as with ProcSubset=pid: no /proc/stat
+    registry = CollectorRegistry()
+    SandboxedProcessCollector(proc=str(tmp_path), registry=registry)
+    names = ("resident_memory_bytes", "cpu_seconds_total", "open_fds", "max_fds", "virtual_memory_bytes")
+    assert all((registry.get_sample_value(f"process_{name}") or 0) > 0 for name in names)
+    started = registry.get_sample_value("process_start_time_seconds") or 0
+    assert started == pytest.approx(psutil.Process().create_time(), abs=5)
+
+
+def test_limits_are_counted_and_there_before_the_first() -> None:
+    metrics = Metrics()
+    metrics.refused(RouterError(503, "bodies_full", "full"))
+    metrics.refused(RouterError(404, "unknown_model", "no limit"))
+    value = metrics.registry.get_sample_value
+    assert value("llama_router_limits_reached_total", {"limit": "bodies_full"}) == 1
+    assert value("llama_router_limits_reached_total", {"limit": "send_timeout"}) == 0
+    assert value("llama_router_limits_reached_total", {"limit": "unknown_model"}) is None

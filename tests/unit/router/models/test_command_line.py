@@ -63,10 +63,15 @@ def test_plan_without_offloading_says_so_on_the_command_line() -> None:
     assert option(argv, "--n-gpu-layers") == "0"
 
 
-@pytest.mark.parametrize("flag", ["--host", "-ngl", "--rpc", "--port=1", "--log-file", "--api-key"])
-def test_flags_of_the_plan_and_the_router_are_refused(flag: str) -> None:
-    with pytest.raises(RouterError, match=f": {flag}$"):
-        check_flags(["--no-mmap", flag])
+def test_flag_that_the_release_s_list_does_not_have_is_a_400(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"build": 11549}))
+    binary = tmp_path / "bin" / "llama-server"
+    check_flags(binary, ["--no-warmup"])
+    with pytest.raises(
+        RouterError, match=r"flags that are refused: '--log_file' \(it changes the log\)"
+    ) as refusal:
+        check_flags(binary, ["--no-warmup", "--log_file", "/tmp/x"])
+    assert (refusal.value.status, refusal.value.error_class) == (400, "bad_arguments")
 
 
 def test_log_that_agrees_with_the_plan_has_nothing_against_it() -> None:

@@ -1,6 +1,8 @@
 """The plan store: a split is used again while it fits, and a bad file is replaced."""
 
 import dataclasses
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +70,22 @@ def test_key_of_a_split_names_the_file_the_backends_and_the_settings(other: dict
         plan_key(facts, ["e1", "e2"], 2048, 1),
         plan_key(facts, ["e1"], 4096, 1),
     }
+
+
+def test_stored_plan_that_is_not_valid_any_more_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = PlanStore(tmp_path)
+    for key in ("good", "negative", "unsummed"):
+        store.remember(key, plan(4, 4, 4), {})
+    path = tmp_path / "planning.json"
+    content = json.loads(path.read_text())
+    content["plans"]["negative"]["shares"][0]["weight"] = -1
+    content["plans"]["unsummed"]["shares"][0]["layers"] += 1
+    path.write_text(json.dumps(content))
+    with caplog.at_level(logging.WARNING):
+        kept = PlanStore(tmp_path)
+    fresh = plan(4.6, 4, 4)
+    used = {key: kept.sticky_plan(key, fresh, backends(4.6, 4, 4)) != fresh for key in content["plans"]}
+    assert used == {"good": True, "negative": False, "unsummed": False}
+    assert [record.getMessage() for record in caplog.records] == ["stored_plan_left_out"] * 2

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from harness.contracts.plan import LoadRequest
 from harness.llama.synthetic.writer import synthesise
-from harness.monitor.sample import Gpu, Memory, Process, Sample, Source
+from harness.monitor.sample import Gpu, GpuSource, Memory, Process, Sample, Source
 from harness.planner.device_capacity import Calibration, DeviceCapacity, NodeSpeed
 from harness.planner.placement import head_share
 from harness.router.config import Backend, RouterConfig
+from harness.router.errors import RouterError
 from harness.router.models.catalogue import Catalogue
 from harness.router.models.planner import Planner, ReplacedProcess
 from tests.unit.model_headers import GIB, model
@@ -132,9 +133,12 @@ async def rpc_server() -> AsyncIterator[str]:
     server.close()
 
 
-def planner(folder: Path, endpoint: str, samples: Mapping[str, Sample]) -> Planner:
+def planner(
+    folder: Path, endpoint: str, samples: Mapping[str, Sample], devices: Sequence[str] = ()
+) -> Planner:
     synthesise("tiny", "Q4_0", folder / "m.gguf")
-    gpu_host = {"node": "a", "endpoint": endpoint, "memory_bytes": 8 * GIB, "accelerator": "cuda"}
+    gpu_host: dict[str, Any] = {"node": "a", "endpoint": endpoint, "memory_bytes": 8 * GIB}
+    gpu_host |= {"accelerator": "cuda", "devices": devices}
     config = {"address": "10.0.0.9", "models_dir": folder, "backends": [gpu_host]}
 
     async def newest(nodes: Sequence[str]) -> Mapping[str, Sample]:
@@ -159,6 +163,37 @@ async def test_devices_of_a_gpu_host_with_a_silent_monitor_are_read_from_its_idl
     assert [share.device for share in planned.plan.shares] == [0, 1]
     assert planned.argv[planned.argv.index("--device") + 1] == "RPC0,RPC1"
     assert planned.sampled == frozenset()
+
+
+async def test_other_devices_than_the_inventorys_are_refused(tmp_path: Path, rpc_server: str) -> None:
+    ours = planner(tmp_path, rpc_server, {}, devices=["CUDA0"])
+    with pytest.raises(RouterError, match="a: it offers 2 devices and the inventory says CUDA0; see the log"):
+        await ours.prepare(LoadRequest(model="m"))
+
+
+async def test_rpc_server_that_computes_on_the_cpu_of_a_gpu_host_is_refused(
+    tmp_path: Path, rpc_server: str
+) -> None:
+    here = sample(3 * GIB, gpus=[24 * GIB])
+    node = here.memory.model_copy(update={"total_bytes": 16 * GIB})
+    ours = planner(tmp_path, rpc_server, {"a": here.model_copy(update={"memory": node})})
+    with pytest.raises(RouterError, match="instead of CUDA0 it offers the node's memory"):
+        await ours.prepare(LoadRequest(model="m"))
+
+
+async def test_card_and_memory_of_one_host_are_two_devices(tmp_path: Path, rpc_server: str) -> None:
+    samples = {"a": sample(7 * GIB, process(5, "rpc-server", GIB), gpus=[16 * GIB])}
+    ours = planner(tmp_path, rpc_server, samples, devices=["CUDA0", "CPU"])
+    planned = await ours.prepare(LoadRequest(model="m"))
+    assert [share.available_bytes for share in planned.plan.shares] == [16 * GIB, 8 * GIB]
+
+
+async def test_gpu_that_rpc_server_does_not_offer_is_not_planned_for(tmp_path: Path, rpc_server: str) -> None:
+    here = sample(3 * GIB, gpus=[16 * GIB, 24 * GIB])
+    display = here.gpus[0].model_copy(update={"source": GpuSource.AMDGPU, "memory_total_bytes": GIB // 2})
+    samples = {"a": here.model_copy(update={"gpus": [*here.gpus, display]})}
+    planned = await planner(tmp_path, rpc_server, samples).prepare(LoadRequest(model="m"))
+    assert [share.available_bytes for share in planned.plan.shares] == [16 * GIB, 24 * GIB]
 
 
 async def test_gpu_host_whose_rpc_server_is_in_use_is_not_connected_to(tmp_path: Path) -> None:

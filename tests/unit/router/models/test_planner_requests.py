@@ -11,6 +11,7 @@ from harness.router.errors import RouterError
 from harness.router.models.catalogue import Catalogue
 from harness.router.models.command_line import check_flags
 from harness.router.models.planner import Planner
+from pydantic import ValidationError
 
 GIB = 1 << 30
 LAYERS = 4
@@ -46,7 +47,7 @@ async def _no_samples(nodes: Sequence[str]) -> Mapping[str, Sample]:
 
 
 def planned(request: LoadRequest, header: GgufModel) -> Plan:
-    check_flags(request.flags)
+    check_flags(CONFIG.llama_server, request.flags)
     return Planner(CONFIG, Catalogue(Path("/nowhere")), _no_samples).plan(request, header, {})
 
 
@@ -103,3 +104,69 @@ def test_model_that_does_not_fit_is_refused_with_the_figures() -> None:
     error = refusal({}, model(layer_bytes=3 * GIB))
     assert (error.status, error.error_class) == (507, "does_not_fit")
     assert "GiB" in error.message
+
+
+def changed(plan: Plan, share: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """A plan as JSON, with changes to it and to its first share."""
+    content = plan.model_dump()
+    content["shares"][0] |= share or {}
+    return content | changes
+
+
+@pytest.mark.parametrize(
+    ("share", "changes"),
+    [
+        ({}, {"n_gpu_layers": -5}),
+        ({}, {"context": -1}),
+        ({}, {"context": 10**12}),
+        ({}, {"parallel": 10**9}),
+        ({}, {"parallel": 0}),
+        ({}, {"kv_type": "--log-file"}),
+        ({}, {"layers_total": -1}),
+        ({}, {"file_bytes": -1}),
+        ({}, {"shares": []}),
+        ({"weight": -1}, {}),
+        ({"weight": float("nan")}, {}),
+        ({"weight": float("inf")}, {}),
+        ({"layers": -1}, {}),
+        ({"model_bytes": -1}, {}),
+        ({"kv_bytes": -1}, {}),
+        ({"compute_bytes": 1 << 70}, {}),
+        ({"device": -1}, {}),
+        ({"endpoint": "10.0.0.1:50052,10.0.0.9:1"}, {}),
+    ],
+)
+def test_plan_out_of_its_ranges_is_refused(share: dict[str, Any], changes: dict[str, Any]) -> None:
+    plan = changed(planned(LoadRequest(model="m"), model()), share, **changes)
+    with pytest.raises(ValidationError):
+        LoadRequest.model_validate({"model": "m", "plan": plan})
+
+
+def test_plan_of_more_devices_than_a_coordinator_takes_is_refused() -> None:
+    plan = planned(LoadRequest(model="m"), model()).model_dump()
+    plan["shares"] = plan["shares"][:1] * 16
+    with pytest.raises(ValidationError, match="at most 15 items"):
+        LoadRequest.model_validate({"model": "m", "plan": plan})
+
+
+@pytest.mark.parametrize(
+    ("share", "changes", "message"),
+    [
+        ({"layers": 1}, {}, "its shares have 3 layers, and 5 are to be offloaded"),
+        ({"weight": 0}, {}, None),
+        ({}, {"layers_total": 3}, "its shares have 5 layers, and 3 are to be offloaded"),
+        ({"layers": 12}, {"layers_total": 14}, "a model of 14 layers; m has 5"),
+        ({"endpoint": "10.0.0.2:50052"}, {}, "a device has two shares"),
+    ],
+)
+def test_plan_whose_sums_do_not_agree_is_refused(
+    share: dict[str, Any], changes: dict[str, Any], message: str | None
+) -> None:
+    plan = changed(planned(LoadRequest(model="m"), model()), share, **changes)
+    if message is None:
+        planned(LoadRequest.model_validate({"model": "m", "plan": plan}), model())
+        plan["shares"][1]["weight"] = 0
+        message = "its shares have no weight"
+    error = refusal({"plan": plan})
+    assert (error.status, error.error_class) == (400, "bad_plan")
+    assert message in error.message

@@ -1,5 +1,7 @@
 """The pool against doubles of Ollama and llama-server: what each has, which is asked, which cools down."""
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,10 +20,13 @@ from harness.router.pool.server import (
     PoolTarget,
     ProbeError,
     ServerState,
+    SilentServerError,
     canonical,
+    check_main_loop,
     probe,
 )
 from harness.router.supervisor import TaskSupervisor
+from tests.unit.router.coordinator.fakes import until
 
 GIB = 1 << 30
 INFO = {
@@ -222,3 +227,52 @@ def test_configured_memory_wins_over_what_the_monitor_shows() -> None:
 )
 def test_name_without_a_tag_is_the_latest_of_ollama(kind: Any, name: str, full: str) -> None:
     assert canonical(kind, name) == full
+
+
+async def test_server_whose_main_loop_answers_nothing_is_not_asked_until_it_answers() -> None:
+    gate = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/slots":
+            await gate.wait()
+        return web.json_response({"data": [{"id": "tiny"}]})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app) as hung, aiohttp.ClientSession() as session:
+        url = str(hung.make_url("")).rstrip("/")
+        servers = Pool([PoolServer(node="n", url=url, kind="openai")], silent_s=0.05)
+        await servers.start(session)
+        (state,) = servers._servers
+        await until(lambda: state.silent)
+        assert servers.pick("tiny") is None
+        error = servers.why_none("tiny")
+        assert error
+        assert (error.status, error.error_class) == (503, "pool_unreachable")
+        assert "its main loop has answered nothing for 0.05 s" in error.message
+        assert servers.state[0]["set_aside_s"] > 0
+        gate.set()
+        await until(lambda: not state.silent)
+        assert servers.pick("tiny") == state.target
+        assert servers.why_none("tiny") is None
+        await servers.close()
+
+
+@pytest.mark.parametrize("kind", ["openai", "ollama"])
+async def test_server_without_slots_is_no_silent_one(kind: Any) -> None:
+    async with server({"/v1/models": lambda: {"data": []}}) as url, aiohttp.ClientSession() as session:
+        await check_main_loop(session, PoolTarget("n", url, None, kind), 5)
+
+
+async def test_server_that_is_not_there_is_no_silent_one() -> None:
+    async with aiohttp.ClientSession() as session:
+        await check_main_loop(session, PoolTarget("n", "http://127.0.0.1:9", None), 5)
+
+
+async def test_server_that_takes_connections_and_answers_nothing_is_not_asked() -> None:
+    """As a process that is stopped: its kernel takes the connections."""
+    with socket.create_server(("127.0.0.1", 0)) as stopped:
+        url = f"http://127.0.0.1:{stopped.getsockname()[1]}"
+        async with aiohttp.ClientSession() as session:
+            with pytest.raises(SilentServerError, match=r"answered nothing for 0\.05 s"):
+                await check_main_loop(session, PoolTarget("n", url, None), 0.05)

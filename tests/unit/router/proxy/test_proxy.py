@@ -1,8 +1,11 @@
 """Requests that a server fails: which are retried, where, and what the client gets."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, cast
 
 import aiohttp
@@ -10,15 +13,22 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from harness.monitor.sample import Sample, Unit
 from harness.router.config import PoolServer, Route, RouterConfig
 from harness.router.coordinator.manager import CoordinatorManager
 from harness.router.errors import RouterError
+from harness.router.failures import Failures, SentRequest
+from harness.router.http.metrics import Metrics
+from harness.router.http.quotas import Quotas, RequestUsage
+from harness.router.pool.crashes import UNIT, PoolCrashes
 from harness.router.pool.pool import Pool
 from harness.router.proxy.proxy import Proxy
 from harness.router.proxy.upstream import UpstreamRequest
 from harness.router.routing.resolver import RouteResolver
 from harness.router.routing.rule import Decision
 from starlette.requests import Request
+from tests.node_samples import node_sample
+from tests.unit.router.coordinator.fakes import Bench, bench, until
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CHAT = "/v1/chat/completions"
@@ -35,6 +45,10 @@ class Server:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._handle)
         self.http = TestServer(app)
+
+    @property
+    def url(self) -> str:
+        return str(self.http.make_url("")).rstrip("/")
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request.path)
@@ -77,24 +91,52 @@ class Setup:
 
     def __init__(self, session: aiohttp.ClientSession, servers: list[Server]) -> None:
         self.first, self.second = servers
+        served = {"models": ["tiny"], "deployed": True}
         pool = [
             PoolServer.model_validate(
-                {"node": s.name, "url": str(s.http.make_url("")), "kind": s.kind, "models": ["tiny"]}
+                {"node": s.name, "url": str(s.http.make_url("")), "kind": s.kind, **served}
             )
             for s in servers
         ]
-        self.pool = Pool(pool)
         config = RouterConfig(address="127.0.0.1", request_timeout_s=0.3)
+        self.failures, self.units = Failures(config, Metrics()), dict[str, Unit]()
+        self.pool = Pool(pool, crashes=PoolCrashes(self._samples, self.failures))
         resolver, coordinator = cast("RouteResolver", Routed()), cast("CoordinatorManager", None)
-        self.proxy = Proxy(config, resolver, self.pool, coordinator, session)
+        self.proxy = Proxy(config, resolver, self.pool, coordinator, session, self.failures)
 
-    async def send(self, path: str = CHAT) -> tuple[UpstreamRequest, bytes]:
+    def use(self, at: Bench) -> None:
+        """Send what follows to a coordinator."""
+        config, resolver = RouterConfig(address="127.0.0.1"), cast("RouteResolver", ToCoordinator())
+        self.proxy = Proxy(config, resolver, self.pool, at.manager, self.proxy._session, at.failures)
+
+    async def _samples(self, nodes: Sequence[str]) -> dict[str, Sample]:
+        known = {node: {UNIT: self.units[node]} for node in nodes if node in self.units}
+        return {node: node_sample(time.time_ns(), node, units=units) for node, units in known.items()}
+
+    def dies(self, server: "Server", number: int, delay_s: float = 0) -> Handler:
+        """Break a request off, as when a signal ends the server; its node's samples say so."""
+
+        async def die(request: web.Request) -> web.StreamResponse:
+            await asyncio.sleep(delay_s)
+            self.units[server.name] = Unit(
+                active="activating", sub="auto-restart", main_pid=0, restarts=0, result="signal",
+                exit_code="killed", exit_status=number, exited_ns=time.time_ns(),
+            )  # fmt: skip
+            return await server.break_off(request)
+
+        return die
+
+    async def send(
+        self, path: str = CHAT, body: bytes = b"{}", usage: RequestUsage | None = None
+    ) -> tuple[UpstreamRequest, bytes]:
         """One request to its end: what the client gets."""
-        request = Request({"type": "http", "state": {}, "headers": []})
+        usage = usage or Quotas(RouterConfig(address="127.0.0.1"), 1, Metrics()).begin("one")
+        state = {"request_id": body.decode(), "key": "key", "usage": usage}
+        request = Request({"type": "http", "state": state, "headers": []})
         opened = await self.proxy.open(request, "tiny")
         async with AsyncExitStack() as stack:
             stack.push_async_exit(opened.resources)
-            response = await self.proxy.send(opened, path, b"{}", stack)
+            response = await self.proxy.send(opened, path, await usage.hold(body), stack)
             return opened, await self.proxy.read_all(opened, response)
 
     def in_flight(self) -> list[Any]:
@@ -170,3 +212,150 @@ async def test_body_of_the_ollama_api_is_not_sent_to_a_server_that_speaks_openai
     assert setup.second.requests == []
     _, body = await setup.send(CHAT)
     assert body == b'{"from": "second"}'
+
+
+async def refusal(work: Awaitable[object]) -> RouterError:
+    with pytest.raises(RouterError) as raised:
+        await work
+    return raised.value
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
+async def test_request_that_ends_a_pool_server_is_not_sent_again_nor_taken_again(
+    setup: Setup, number: int
+) -> None:
+    setup.first.handler = setup.dies(setup.first, number)
+    error = await refusal(setup.send(body=b"poison"))
+    assert (error.status, error.error_class) == (400, "poison_request")
+    assert setup.second.requests == []
+    assert (await refusal(setup.send(body=b"poison"))).error_class == "poison_request"
+    assert len(setup.first.requests) == 1
+    (failure,) = setup.failures.history
+    assert (failure.request_id, failure.key, failure.model) == ("poison", "key", "tiny")
+    assert (await setup.send(body=b"other"))[1] == b'{"from": "second"}'
+
+
+async def test_pool_server_that_is_killed_blames_no_request(setup: Setup) -> None:
+    setup.first.handler = setup.dies(setup.first, signal.SIGKILL)
+    assert (await setup.send())[1] == b'{"from": "second"}'
+    assert list(setup.failures.history) == []
+
+
+async def test_server_that_the_inventory_only_names_is_not_judged_by_a_unit(setup: Setup) -> None:
+    config = setup.pool._servers[0].config
+    setup.pool._servers[0].config = config.model_copy(update={"deployed": False})
+    setup.first.handler = setup.dies(setup.first, signal.SIGSEGV)
+    await setup.send()
+    assert list(setup.failures.history) == []
+
+
+async def test_request_beside_the_poison_is_sent_to_another_server(setup: Setup) -> None:
+    setup.first.handler = setup.dies(setup.first, signal.SIGSEGV, delay_s=0.1)
+    busy = [setup.pool.use(setup.pool.pick("tiny", exclude=setup.first.url)) for _ in range(3)]  # type: ignore[arg-type]
+    with busy[0], busy[1], busy[2]:
+        older = asyncio.create_task(setup.send(body=b"older"))
+        await until(lambda: setup.first.requests != [])
+        error = await refusal(setup.send(body=b"poison"))
+        assert error.error_class == "poison_request"
+        assert (await older)[1] == b'{"from": "second"}'
+
+
+async def test_node_that_reports_one_crash_after_the_other_blames_a_request_once(setup: Setup) -> None:
+    setup.first.handler = setup.first.hang
+    asked = asyncio.create_task(setup.send())
+    await until(lambda: setup.first.requests != [])
+    crashes, server = setup.pool._crashes, setup.pool._servers[0]
+    assert crashes
+    for _ in range(3):
+        setup.units["first"] = Unit(
+            active="active", sub="running", main_pid=1, restarts=0, result="success",
+            exit_code="killed", exit_status=signal.SIGSEGV, exited_ns=time.time_ns(),
+        )  # fmt: skip
+        await crashes.look(server)
+    assert len(setup.failures.history) == 1
+    assert (await refusal(asked)).error_class == "request_timeout"
+
+
+async def test_request_in_flight_at_two_losses_is_not_taken_again(setup: Setup) -> None:
+    for server in (setup.first, setup.second):
+        server.handler = setup.dies(server, signal.SIGKILL)
+    assert (await refusal(setup.send(body=b"twice"))).error_class == "poison_request"
+    assert (await refusal(setup.send(body=b"twice"))).error_class == "poison_request"
+    assert len(setup.first.requests + setup.second.requests) == 2
+
+
+async def test_poison_is_found_though_its_client_left(setup: Setup) -> None:
+    setup.first.handler = setup.first.hang
+    left = asyncio.create_task(setup.send(body=b"poison"))
+    await until(lambda: setup.first.requests != [])
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    setup.first.handler = setup.dies(setup.first, signal.SIGSEGV)
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.ClientError):
+            await session.post(setup.first.http.make_url("/"))
+    crashes = setup.pool._crashes
+    assert crashes
+    await crashes.look(setup.pool._servers[0])
+    assert [failure.request_id for failure in setup.failures.history] == ["poison"]
+
+
+class ToCoordinator:
+    """A resolver that sends each model to the coordinator."""
+
+    async def decide(self, model: str, *, record: bool = True) -> Decision:
+        return Decision(Route.COORDINATOR, "test", model=model)
+
+
+async def test_request_in_flight_at_two_losses_of_the_coordinator_is_not_taken_again(
+    setup: Setup, tmp_path: Path
+) -> None:
+    at = bench(tmp_path, restart_budget=9)
+    at.engine.url = setup.first.url
+
+    async def die(request: web.Request) -> web.StreamResponse:
+        at.engine.process.die(signal.SIGKILL)
+        return await setup.first.break_off(request)
+
+    setup.first.handler = die
+    setup.use(at)
+    for _ in range(2):
+        assert (await refusal(setup.send(body=b"twice"))).error_class == "poison_request"
+    assert len(setup.first.requests) == 2
+    setup.first.handler = setup.first.answer
+    assert (await setup.send(body=b"other"))[1] == b'{"from": "first"}'
+    await at.manager.close()
+
+
+async def test_key_that_is_suspended_has_no_model_loaded(setup: Setup, tmp_path: Path) -> None:
+    at = bench(tmp_path)
+    at.failures._key_limit = 1
+    at.failures.blame(SentRequest("poison", "key", "digest", "tiny"), "")
+    setup.use(at)
+    assert (await refusal(setup.send())).error_class == "key_suspended"
+    assert not at.manager.starts
+    await at.manager.close()
+
+
+async def test_requests_that_wait_for_the_coordinator_keep_none_from_the_pool(setup: Setup) -> None:
+    quotas = Quotas(RouterConfig(address="127.0.0.1", queue_per_key=1), 1, Metrics())
+    with quotas.begin("one").queued():
+        assert (await setup.send(usage=quotas.begin("one")))[1] == b'{"from": "first"}'
+
+
+async def test_request_beside_two_poison_requests_is_not_blamed(setup: Setup, tmp_path: Path) -> None:
+    at = bench(tmp_path)
+    at.engine.url = setup.first.url
+    at.post_mortem.poison = SentRequest("another", "key", "digest", "tiny")
+
+    async def die(request: web.Request) -> web.StreamResponse:
+        at.engine.process.die(signal.SIGSEGV)
+        return await setup.first.break_off(request)
+
+    setup.first.handler = die
+    setup.use(at)
+    assert (await refusal(setup.send(body=b"beside"))).error_class == "coordinator_lost"
+    at.post_mortem.poison = None
+    setup.first.handler = setup.first.answer
+    assert (await setup.send(body=b"beside"))[1] == b'{"from": "first"}'
+    await at.manager.close()

@@ -118,8 +118,26 @@ async def test_line_that_is_too_long_or_no_sample_warns_and_the_next_ones_are_re
     text = "\n".join([line(1), "x" * (3 << 20), line(2), "{}", line(3), ""])
     _, warnings = await follow(run, Monitors(tmp_path, text), reached(3))
     assert [one.time_ns for one in read_samples(run.path)] == [1 * S, 2 * S, 3 * S]
-    assert any("longer than 1 MiB" in text for _, text in warnings)
-    assert sum("cannot be read" in text for _, text in warnings) >= 1
+    assert warnings[0] == ("node1", "a sample is refused: its line is longer than 524288 bytes")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"cpu_s": float("nan")}, "cpu_s: Input should be a finite number"),
+        ({"node": "node2"}, "it says that it is of node 'node2'"),
+        ({"memory": {"used_bytes": 1 << 70}}, "memory."),
+        ({"time_ns": 1 << 62}, "its time is "),
+    ],
+)
+async def test_line_that_cannot_be_believed_is_left_out_and_hides_no_later_one(
+    run: RunFolder, tmp_path: Path, changed: dict[str, Any], reason: str
+) -> None:
+    monitors = Monitors(tmp_path, "\n".join([line(1), line(2, **changed), line(3), ""]))
+    sampler, warnings = await follow(run, monitors, reached(3))
+    assert [one.time_ns for one in read_samples(run.path)] == [1 * S, 3 * S]
+    assert warnings[0][1].startswith(f"a sample is refused: {reason}")
+    assert sampler.series.window("node2", 0, 9 * S) == []
 
 
 async def test_monitor_that_cannot_be_started_warns_and_is_tried_again(

@@ -3,11 +3,11 @@
 import json
 from typing import Any
 
-from harness.router.api.ollama.request import chat_request, generate_request
+from harness.router.api.ollama.request import chat_request, generate_request, without_effect
 from harness.router.api.ollama.response import AnswerStream, Shape, whole_answer
 from harness.router.http.json_body import dump, line, parse_object
 from harness.router.proxy.stream import Events
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 Json = dict[str, Any]
@@ -96,6 +96,7 @@ def converted(pieces: list[bytes], shape: Shape) -> list[Json]:
     return [json.loads(line(one)) for one in lines]
 
 
+@settings(max_examples=50)
 @given(st.data())
 def test_stream_cut_anywhere_says_what_the_whole_answer_says(data: st.DataObject) -> None:
     answer = data.draw(answers())
@@ -164,13 +165,12 @@ def test_conversation_that_is_sent_back_means_the_same(
 
 
 @given(st.dictionaries(names, values, max_size=5), texts)
-def test_fields_that_nobody_knows_do_no_harm(unknown: Json, prompt: str) -> None:
-    body = {"options": unknown, "prompt": prompt, "model": "m", "surprise": unknown}
+def test_fields_that_nobody_knows_are_not_passed_on_but_named(unknown: Json, prompt: str) -> None:
+    body = {"options": unknown | {"top_k": 3}, "prompt": prompt, "model": "m", "surprise": 1}
     request = generate_request(body)
     assert request["messages"] == [{"role": "user", "content": prompt}]
-    assert {key: request[key] for key in unknown if unknown[key] is not None} == {
-        key: value for key, value in unknown.items() if value is not None
-    }
+    assert set(request) == {"messages", "model", "stream", "stream_options", "top_k"}
+    assert without_effect(body) == ["surprise", *(f"options.{name}" for name in unknown)]
 
 
 @given(values)
