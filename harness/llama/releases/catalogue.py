@@ -79,7 +79,7 @@ class Reach(StrEnum):
     """Who can cause an issue."""
 
     BACKEND = "backend"
-    """Who can connect to an rpc-server: the head node alone, where the roles' fences are."""
+    """Who can connect to an rpc-server: the head node alone, where the roles' firewalls are loaded."""
     REQUEST = "request"
     """Who may send a request: the holder of a user's key."""
     MODEL = "model"
