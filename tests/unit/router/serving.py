@@ -55,12 +55,17 @@ async def _listening(config: RouterConfig, app: Gate, lifespan: Any = "auto") ->
     settings = server_settings(config, app)
     settings.lifespan = lifespan
     server = uvicorn.Server(settings)
-    serving = asyncio.create_task(server.serve())
+    # A port of our own: asyncio's listening sockets have SO_REUSEADDR, with which two processes that ask
+    # for any port at the same moment may be given the same one, and the second cannot listen.
+    listening = socket.socket()
+    listening.bind((config.address, config.port))
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started:
-        assert not serving.done()
+        if serving.done():
+            await serving
         await asyncio.sleep(0.01)
     try:
-        yield int(server.servers[0].sockets[0].getsockname()[1])
+        yield int(listening.getsockname()[1])
     finally:
         server.should_exit = True
         await serving
