@@ -44,7 +44,7 @@ lint: .venv/.installed ## Check style and types
 
 .PHONY: unit
 unit: .venv/.installed ## Run the unit tests
-	pytest -q -n auto tests/unit
+	pytest -q -n 3 --dist worksteal tests/unit
 
 .PHONY: lab-test
 lab-test: test-models host-packages test-packages ## Run the tests that boot real machines

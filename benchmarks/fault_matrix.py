@@ -1,14 +1,15 @@
 """The fault matrix: each fault once, and whether the service survived it or ended with the right name.
 
     benchmarks/fault_matrix.py --inventory tests/lab/inventory --json matrix.json
-    benchmarks/fault_matrix.py --inventory tests/lab/inventory --rows redis-gone router-killed
+    benchmarks/fault_matrix.py --inventory tests/lab/inventory --json matrix.json --only redis-gone
 
 It breaks what it is pointed at: use a lab (``harness lab up``, ``harness deploy``), or a cluster that nobody
 uses. The large model and the pool's model must be on the head node. Each row begins with a restarted router,
 so that no row sees the failures of another. In most rows one client is in the middle of a streamed answer;
 where a fault concerns a load, nothing is loaded. Then the fault is caused, and short requests are sent until
 one is answered or ``--within`` is over, while the fault lasts. Then it is undone, and the row ends when a
-request is answered again: a cluster that does not recover ends the script.
+request is answered again: a cluster that does not recover ends the script. ``--json`` is written after each
+row; with ``--only`` the other rows of that file stay, so that a row can be repeated.
 
 Columns: the fault; what was done; what a client saw, in most rows one in the middle of an answer; the result.
 A row is good if it survived by itself, or if the router named a right class. ``without a break``: the
@@ -23,17 +24,17 @@ import argparse
 import asyncio
 import contextlib
 import json
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import aiohttp
 from harness.cluster.inventory import Inventory, Node, load_inventory
-from harness.cluster.ssh import run_on
 from harness.contracts.coordinator_state import CoordinatorState
 from harness.contracts.diagnosis import FailureClass
 from harness.contracts.run_records import Request
@@ -43,7 +44,7 @@ from harness.monitor.backend_state import RPC_UNIT
 from harness.router_client.chat_stream import ChatRequest, chat_session
 from harness.router_client.client import RouterClient, router_address
 from harness.settings import NODE_VENV
-from harness.trials.faults.fault import Fault, ensure_serving, injected, main_pid, run_as_root
+from harness.trials.faults.fault import Fault, ensure_serving, injected, run_as_root
 from harness.trials.faults.leftovers import undo_leftovers
 from harness.trials.faults.links import CutLink
 from harness.trials.faults.processes import ClosedPort, FreezeBackend, KillBackend, KillCoordinator
@@ -122,87 +123,40 @@ def saw(request: Request | None, tokens_after: int) -> str:
 
 
 @dataclass
-class Freeze(Fault):
-    """SIGSTOP of a unit's main process, or of the coordinator."""
+class Script(Fault):
+    """Shell commands as the superuser: ``do`` causes a fault, ``back`` puts it right."""
 
-    kind = "freeze"
-    expected = FailureClass.HUNG
-
-    unit: str
-    pid: int | None = None
-    """None: the unit's main process."""
-
-    async def inject(self) -> str:
-        if self.pid is None:
-            self.pid = await main_pid(self.node, self.unit)
-        await run_as_root(self.node, "kill", "-STOP", str(self.pid))
-        return f"SIGSTOP of {self.unit}, pid {self.pid}"
-
-    async def undo(self) -> None:
-        if self.pid is not None:
-            await run_on(self.node, "kill", "-CONT", str(self.pid), root=True)
-
-
-@dataclass
-class StopUnit(Fault):
-    """A unit is stopped."""
-
-    kind = "stop-unit"
+    kind = "script"
     expected = FailureClass.UNKNOWN
 
-    unit: str
+    what: str
+    do: str
+    back: str = ""
+    stdin: str = ""
+    """Of ``do``."""
 
     async def inject(self) -> str:
-        await run_as_root(self.node, "systemctl", "stop", self.unit)
-        return f"{self.unit} stopped"
+        await run_as_root(self.node, "sh", "-ec", self.do, stdin=self.stdin)
+        return self.what
 
     async def undo(self) -> None:
-        await run_as_root(self.node, "systemctl", "start", self.unit)
+        await run_as_root(self.node, "sh", "-c", self.back)
 
 
-@dataclass
-class KillUnit(Fault):
-    """kill -9 of a unit's main process."""
-
-    kind = "kill-unit"
-    expected = FailureClass.UNKNOWN
-
-    unit: str
-
-    async def inject(self) -> str:
-        pid = await main_pid(self.node, self.unit)
-        await run_as_root(self.node, "kill", "-KILL", str(pid))
-        return f"kill -9 of {self.unit}, pid {pid}"
-
-    async def undo(self) -> None:
-        """systemd starts it again."""
-
+_KILL = "systemctl kill --kill-whom=main --signal"
 
 LOGS = "/var/log/llama-harness/coordinator"
-_FILL = """
-set -e
-systemctl stop "$1"
-mount -t tmpfs -o "size=1m,mode=750,uid=$(id -u llama-router),gid=$(id -g llama-router)" llama-fault "$2"
-dd if=/dev/zero of="$2/filled" bs=4096 status=none 2>/dev/null || true
-systemctl start "$1"
+_FILL = f"""
+systemctl stop {ROUTER_UNIT}
+mount -t tmpfs -o "size=1m,mode=750,uid=$(id -u llama-router),gid=$(id -g llama-router)" llama-fault {LOGS}
+dd if=/dev/zero of={LOGS}/filled bs=4096 status=none 2>/dev/null || true
+systemctl start {ROUTER_UNIT}
 """
-_EMPTY = 'systemctl stop "$1"; while mountpoint -q "$2"; do umount "$2" || exit 1; done; systemctl start "$1"'
-
-
-@dataclass
-class FullHeadDisk(Fault):
-    """The head node's disk of coordinator logs is full."""
-
-    kind = "full-head-disk"
-    expected = FailureClass.DISK_FULL
-
-    async def inject(self) -> str:
-        await run_as_root(self.node, "sh", "-s", "--", ROUTER_UNIT, LOGS, stdin=_FILL)
-        return f"{LOGS} on a full disk of 1 MiB"
-
-    async def undo(self) -> None:
-        await run_as_root(self.node, "sh", "-s", "--", ROUTER_UNIT, LOGS, stdin=_EMPTY)
-
+_EMPTY = f"""
+systemctl stop {ROUTER_UNIT}
+while mountpoint -q {LOGS}; do umount {LOGS} || exit 1; done
+systemctl start {ROUTER_UNIT}
+"""
 
 CLOCK = """
 import os, time
@@ -212,50 +166,22 @@ def _behind():
 time.time = lambda: _time() - _behind()
 time.time_ns = lambda: _time_ns() - _behind() * 10**9
 """
-_INSTALL_CLOCK = """
-set -e
-mkdir -p /run/llama-fault "/run/systemd/system/$1.d"
+_DROP_IN = f"/run/systemd/system/{ROUTER_UNIT}.d"
+_INSTALL_CLOCK = f"""
+mkdir -p /run/llama-fault {_DROP_IN}
 cat >/run/llama-fault/sitecustomize.py
-printf '[Service]\\nEnvironment=PYTHONPATH=/run/llama-fault\\n' >"/run/systemd/system/$1.d/llama-fault.conf"
+printf '[Service]\nEnvironment=PYTHONPATH=/run/llama-fault\n' >{_DROP_IN}/llama-fault.conf
 systemctl daemon-reload
-systemctl restart "$1"
+systemctl restart {ROUTER_UNIT}
 """
-_REMOVE_CLOCK = """
-rm -rf /run/llama-fault "/run/systemd/system/$1.d/llama-fault.conf"
-rmdir --ignore-fail-on-non-empty "/run/systemd/system/$1.d" 2>/dev/null
+_REMOVE_CLOCK = f"""
+rm -rf /run/llama-fault {_DROP_IN}/llama-fault.conf
+rmdir --ignore-fail-on-non-empty {_DROP_IN} 2>/dev/null
 systemctl daemon-reload
-systemctl restart "$1"
+systemctl restart {ROUTER_UNIT}
 """
 
-
-@dataclass
-class OwnClock(Fault):
-    """The router's Python has a clock that a file sets back by an hour."""
-
-    kind = "own-clock"
-    expected = FailureClass.UNKNOWN
-
-    async def inject(self) -> str:
-        await run_as_root(self.node, "sh", "-c", _INSTALL_CLOCK, "sh", ROUTER_UNIT, stdin=CLOCK)
-        return "the router has a clock of its own"
-
-    async def undo(self) -> None:
-        await run_as_root(self.node, "sh", "-c", _REMOVE_CLOCK, "sh", ROUTER_UNIT)
-
-
-@dataclass
-class ClockBack(KillCoordinator):
-    """The router's clock is set back by an hour, then the coordinator is killed."""
-
-    kind = "clock-back"
-
-    async def inject(self) -> str:
-        await run_as_root(self.node, "touch", "/run/llama-fault/set-back")
-        return f"the router's clock set back by 1 h; {await super().inject()}"
-
-
-WRITER_UNIT = "llama-fault-samples.service"
-_HOSTILE = """
+HOSTILE = r"""
 import itertools, json, subprocess, sys, time
 from redis import Redis
 config = json.load(open("/etc/llama-harness/monitor.json"))
@@ -266,7 +192,7 @@ password = open(redis["password_file"]).read().strip()
 client = Redis(redis["address"], redis["port"], username=redis["username"], password=password, protocol=2)
 future = told | {"time_ns": told["time_ns"] + 10**18}
 values = [
-    b"\\xff", b"{", b"[" * 100000, b"null", b"x" * (1 << 20),
+    b"\xff", b"{", b"[" * 100000, b"null", b"x" * (1 << 20),
     json.dumps(told | {"load1": float("nan")}), json.dumps(told | {"node": "another"}), json.dumps(future),
     json.dumps(told | {"memory": told["memory"] | {"total_bytes": -1}}),
 ]
@@ -274,31 +200,16 @@ for value in itertools.cycle(values):
     client.set("llama:latest:" + config["node"], value)
     time.sleep(0.3)
 """
-
-
-@dataclass
-class HostileSamples(KillCoordinator):
-    """A node writes samples that cannot be read, and the coordinator is killed meanwhile."""
-
-    kind = "hostile-samples"
-
-    writer: Node | None = None
-
-    async def inject(self) -> str:
-        assert self.writer is not None
-        monitor = str(NODE_VENV / "bin" / "llama-node-monitor")
-        python = (str(NODE_VENV / "bin" / "python"), "-c", _HOSTILE, monitor, MONITOR_UNIT)
-        await run_as_root(
-            self.writer, "systemd-run", "--quiet", "--collect", f"--unit={WRITER_UNIT}", *python
-        )
-        await asyncio.sleep(WATCH_S / 2)
-        await run_as_root(self.writer, "systemctl", "is-active", WRITER_UNIT)
-        return f"{self.writer.name} writes what is no sample; {await super().inject()}"
-
-    async def undo(self) -> None:
-        assert self.writer is not None
-        await run_on(self.writer, "systemctl", "stop", WRITER_UNIT, root=True)
-        await run_as_root(self.writer, "systemctl", "start", MONITOR_UNIT)
+_WRITER = "llama-fault-samples"
+_BIN = NODE_VENV / "bin"
+_WRITE_HOSTILE = f"""
+cat >/run/{_WRITER}.py
+systemd-run --quiet --collect --unit={_WRITER} \
+  {_BIN}/python /run/{_WRITER}.py {_BIN}/llama-node-monitor {MONITOR_UNIT}
+sleep 5
+systemctl is-active --quiet {_WRITER}
+"""
+_WRITE_TRUE = f"systemctl stop {_WRITER}; rm -f /run/{_WRITER}.py; systemctl start {MONITOR_UNIT}"
 
 
 def _pattern(pattern: str) -> dict[str, Any]:
@@ -308,16 +219,15 @@ def _pattern(pattern: str) -> dict[str, Any]:
 
 POISON: tuple[dict[str, Any], ...] = (
     {"n_probs": 10**9},
-    {"logprobs": True, "top_logprobs": 10**9},
     {"grammar": 'root ::= ((("a")*)*)*'},
     {"grammar": "root ::= " + "(" * 60_000 + '"a"' + ")" * 60_000},
+    {"grammar": 'root ::= (("a"{0,100}){0,100}){0,100}'},
     _pattern("^" + "(" * 100_000 + "a" + ")" * 100_000 + "$"),
     _pattern("^(?<=x)*$"),
     {"mirostat": 99},
     {"repeat_last_n": 2**31 - 1, "n_discard": -5, "id_slot": 9999},
-    {"grammar": 'root ::= (("a"{0,100}){0,100}){0,100}'},
 )
-"""Fields that killed llama-server, or made it busy for ever, in one of the releases."""
+"""Some of tests/integration/hostile_requests.py: each killed a llama-server, or made it busy for ever."""
 POISON_S = 20.0
 
 
@@ -388,15 +298,12 @@ class Cluster:
         return found
 
 
-MakeFault = Callable[[Cluster, CoordinatorState], Fault]
-
-
 @dataclass(frozen=True)
 class Row:
     """One fault."""
 
     name: str
-    make: MakeFault
+    faults: Callable[[Cluster, CoordinatorState], Sequence[Fault]]
     right: tuple[FailureClass, ...] = ()
     """Classes that name it; empty where only survival is good."""
     moment: Literal["answering", "idle", "unloaded"] = "answering"
@@ -413,48 +320,96 @@ def _pid(state: CoordinatorState) -> int:
     return state.pid
 
 
+def _holders(state: CoordinatorState) -> list[str]:
+    """Nodes that hold layers."""
+    return [share.node for share in state.plan.shares if share.layers] if state.plan else []
+
+
 _F = FailureClass
 _LOST = (_F.BACKEND_LOST, _F.BACKEND_UNREACHABLE)
+_KILLED = (_F.STOPPED, _F.STOPPED_BUSY)
 _OWN_FAULT = (_F.SEGFAULT, _F.ASSERTION, _F.HUNG)
 ROWS = (
-    Row("kill-backend", lambda c, _: KillBackend(c.other), _LOST),
-    Row("kill-coordinator", lambda c, s: KillCoordinator(c.head, _pid(s), 1), (_F.STOPPED_BUSY,)),
-    Row("stop-backend", lambda c, _: ClosedPort(c.other), _LOST),
-    Row("freeze-backend", lambda c, _: FreezeBackend(c.other), (_F.BACKEND_STALLED,)),
+    Row("kill-backend", lambda c, _: [KillBackend(c.other)], _LOST),
+    Row("kill-coordinator", lambda c, s: [KillCoordinator(c.head, _pid(s), 1)], _KILLED),
+    Row("stop-backend", lambda c, _: [ClosedPort(c.other)], _LOST),
+    Row("freeze-backend", lambda c, _: [FreezeBackend(c.other)], (_F.BACKEND_STALLED,)),
     Row(
-        "freeze-coordinator", lambda c, s: Freeze(c.head, ROUTER_UNIT, _pid(s)), (_F.HUNG, _F.BACKEND_STALLED)
+        "freeze-coordinator",
+        lambda c, s: [
+            Script(
+                c.head,
+                f"SIGSTOP of llama-server, pid {_pid(s)}",
+                f"kill -STOP {_pid(s)}",
+                f"kill -CONT {_pid(s)} || true",
+            )
+        ],
+        (_F.STOPPED_BUSY,),
     ),
     Row(
         "memory-of-node",
-        lambda c, _: SqueezeMemory(c.other, lab=c.lab),
+        lambda c, _: [SqueezeMemory(c.other, lab=c.lab)],
         (_F.OOM_KILLED, *_LOST),
         moment="unloaded",
     ),
-    Row("disk-of-node", lambda c, _: SmallCacheDisk(c.other, lab=c.lab), (_F.DISK_FULL,), moment="unloaded"),
-    Row("disk-of-head", lambda c, _: FullHeadDisk(c.head), (_F.DISK_FULL,), moment="unloaded"),
+    Row(
+        "disk-of-node", lambda c, _: [SmallCacheDisk(c.other, lab=c.lab)], (_F.DISK_FULL,), moment="unloaded"
+    ),
+    Row(
+        "disk-of-head",
+        lambda c, _: [Script(c.head, f"{LOGS} on a full disk of 1 MiB", _FILL, _EMPTY)],
+        (_F.DISK_FULL,),
+        moment="unloaded",
+    ),
     Row(
         "cut-link",
-        lambda c, _: CutLink(c.other, c.head, c.lab),
+        lambda c, _: [CutLink(c.other, c.head, c.lab)],
         (_F.NETWORK_PARTITION, _F.BACKEND_STALLED, *_LOST),
     ),
     Row(
         "clock-back",
-        lambda c, s: ClockBack(c.head, _pid(s), 1),
-        (_F.STOPPED_BUSY,),
-        prepare=lambda c: OwnClock(c.head),
+        lambda c, s: [
+            Script(c.head, "the router's clock set back by 1 h", "touch /run/llama-fault/set-back"),
+            KillCoordinator(c.head, _pid(s), 1),
+        ],
+        _KILLED,
+        prepare=lambda c: Script(c.head, "a clock of its own", _INSTALL_CLOCK, _REMOVE_CLOCK, CLOCK),
     ),
-    Row("redis-gone", lambda c, _: StopUnit(c.head, REDIS_UNIT)),
-    Row("redis-hangs", lambda c, _: Freeze(c.head, REDIS_UNIT)),
+    Row(
+        "redis-gone",
+        lambda c, _: [
+            Script(
+                c.head,
+                f"{REDIS_UNIT} stopped",
+                f"systemctl stop {REDIS_UNIT}",
+                f"systemctl start {REDIS_UNIT}",
+            )
+        ],
+    ),
+    Row(
+        "redis-hangs",
+        lambda c, _: [
+            Script(
+                c.head, f"SIGSTOP of {REDIS_UNIT}", f"{_KILL}=STOP {REDIS_UNIT}", f"{_KILL}=CONT {REDIS_UNIT}"
+            )
+        ],
+    ),
     Row(
         "redis-wrong-values",
-        lambda c, s: HostileSamples(c.head, _pid(s), 1, writer=c.other),
-        (_F.STOPPED_BUSY,),
+        lambda c, s: [
+            Script(c.other, f"{c.other.name} writes what is no sample", _WRITE_HOSTILE, _WRITE_TRUE, HOSTILE),
+            KillCoordinator(c.head, _pid(s), 1),
+        ],
+        _KILLED,
     ),
-    Row("router-killed", lambda c, _: KillUnit(c.head, ROUTER_UNIT)),
-    Row("poison-coordinator", lambda c, _: Poison(c.head, c.router, c.model), _OWN_FAULT, moment="idle"),
+    Row(
+        "router-killed",
+        lambda c, _: [Script(c.head, f"kill -9 of {ROUTER_UNIT}", f"{_KILL}=KILL {ROUTER_UNIT}")],
+    ),
+    Row("poison-coordinator", lambda c, _: [Poison(c.head, c.router, c.model)], _OWN_FAULT, moment="idle"),
     Row(
         "poison-pool",
-        lambda c, _: Poison(c.head, c.router, c.pool_model),
+        lambda c, _: [Poison(c.head, c.router, c.pool_model)],
         _OWN_FAULT,
         moment="idle",
         pool=True,
@@ -537,6 +492,14 @@ async def ask_until_answered(
     return False
 
 
+_CLASS = re.compile(rf"(?:^|: |\()({'|'.join(FailureClass)})(?:: |\))")
+
+
+def told(texts: Sequence[str]) -> list[str]:
+    """Failure classes in the errors that clients got: a refused load ends no server, so only they show it."""
+    return [name for text in texts for name in _CLASS.findall(text)]
+
+
 async def named(router: RouterClient) -> list[str]:
     """Failure classes that the router has named since it was started; none where it does not answer."""
     headers = {"Authorization": f"Bearer {router.address.admin_key}"}
@@ -565,18 +528,22 @@ async def run_row(cluster: Cluster, row: Row, within_s: float) -> Outcome:
         if not await ask_until_answered(router, model, RECOVERS_S):
             raise HarnessError(f"{row.name}: {model} is not answered before the fault")
         state = await router.coordinator()
+        if not row.pool and cluster.other.name not in _holders(state):
+            raise HarnessError(f"{row.name}: {cluster.other.name} has no layer of {model}: {_holders(state)}")
         client = Client(router, model, within_s + RECOVERS_S)
         if row.moment == "answering":
             await stack.enter_async_context(client.asking())
         elif row.moment == "unloaded":
             await router.unload(0)
-        record = await stack.enter_async_context(injected(row.make(cluster, state)))
+        did = "; ".join(
+            [(await stack.enter_async_context(injected(one))).what for one in row.faults(cluster, state)]
+        )
         begun_s, seen = time.monotonic(), list[str]()
         went_on = row.moment == "answering" and await client.goes_on()
         answered = await ask_until_answered(router, model, within_s, seen)
         answered_s = 0.0 if went_on else time.monotonic() - begun_s
         if row.moment != "answering":
-            client_saw = seen[0] if seen else "an answer" if answered else f"nothing for {within_s:.0f} s"
+            client_saw = seen[-1] if seen else "an answer" if answered else f"nothing for {within_s:.0f} s"
         elif went_on:
             client_saw = "its answer went on"
         else:
@@ -585,8 +552,9 @@ async def run_row(cluster: Cluster, row: Row, within_s: float) -> Outcome:
         right = [str(one) for one in row.right]
         # Our own unload and restart of the router end a coordinator too.
         ours = {str(_F.STOPPED), str(_F.STOPPED_BUSY)} - set(right)
-        classes = [one for one in await named(router) if one not in ours]
-        return Outcome(row.name, record.what, client_saw, answered_s if answered else None, classes, right)
+        found = dict.fromkeys([*told([client_saw, *seen]), *await named(router)])
+        classes = [one for one in found if one not in ours]
+        return Outcome(row.name, did, client_saw, answered_s if answered else None, classes, right)
 
 
 async def recover(cluster: Cluster) -> None:
@@ -608,23 +576,46 @@ async def recover(cluster: Cluster) -> None:
 
 async def run(inventory: Inventory, rows: Sequence[Row], options: argparse.Namespace) -> list[Outcome]:
     """All rows, one after the other; those that ran, also where one ends the matrix."""
-    outcomes: list[Outcome] = []
+    outcomes = load(options.json)
     lab = lab_of(inventory)
     async with RouterClient(router_address(inventory)) as router:
         cluster = Cluster(inventory, router, lab, options.model, options.pool_model)
         await undo_leftovers(inventory.backends, lab, lambda line: print(line, file=sys.stderr))
         for row in rows:
             print(f"{row.name} ...", end=" ", file=sys.stderr, flush=True)
+            begun_s = time.monotonic()
             try:
                 outcome = await run_row(cluster, row, options.within)
-                outcomes.append(outcome)
-                print(outcome.result, file=sys.stderr)
+            except (HarnessError, aiohttp.ClientError, OSError) as error:
+                outcome = Outcome(row.name, "the row did not end", str(error), None, [], [])
+            print(f"{outcome.result} [{time.monotonic() - begun_s:.0f} s]", file=sys.stderr)
+            outcomes = [*(one for one in outcomes if one.row != row.name), outcome]
+            save(outcomes, options.json)
+            try:
                 await recover(cluster)
             except (HarnessError, aiohttp.ClientError, OSError) as error:
-                print(error, file=sys.stderr)
-                outcomes.append(Outcome(row.name, "the row ended the matrix", str(error), None, [], []))
+                outcome.answered_s, outcome.classes = None, []
+                outcome.client += f"; afterwards: {error}"
+                save(outcomes, options.json)
                 break
     return outcomes
+
+
+def load(path: Path | None) -> list[Outcome]:
+    """Outcomes of an earlier call."""
+    if path is None or not path.exists():
+        return []
+    names = {one.name for one in fields(Outcome)}
+    return [Outcome(**{name: one[name] for name in names}) for one in json.loads(path.read_text())]
+
+
+def save(outcomes: list[Outcome], path: Path | None) -> None:
+    """Write them in the order of the rows."""
+    order = [row.name for row in ROWS]
+    outcomes.sort(key=lambda one: order.index(one.row))
+    if path is not None:
+        content = [asdict(one) | {"good": one.good, "result": one.result} for one in outcomes]
+        path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def main() -> int:
@@ -636,17 +627,14 @@ def main() -> int:
     parser.add_argument("--inventory", type=Path, required=True, help="of a lab, or of a cluster nobody uses")
     parser.add_argument("--model", default="1b-q8_0", help="a model that goes over the backends")
     parser.add_argument("--pool-model", default="smollm2", help="a model of the pool")
-    parser.add_argument("--rows", nargs="+", choices=by_name, default=list(by_name), metavar="ROW")
+    parser.add_argument("--only", nargs="+", choices=by_name, default=list(by_name), metavar="ROW")
     parser.add_argument("--within", type=float, default=180, help="seconds in which a row must be answered")
     parser.add_argument("--json", type=Path, help="file that takes the outcomes")
     options = parser.parse_args()
     outcomes = asyncio.run(
-        run(load_inventory(options.inventory), [by_name[one] for one in options.rows], options)
+        run(load_inventory(options.inventory), [by_name[one] for one in options.only], options)
     )
     print(table(outcomes))
-    if options.json:
-        content = [asdict(one) | {"good": one.good, "result": one.result} for one in outcomes]
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0 if all(one.good for one in outcomes) else 1
 
 

@@ -66,7 +66,7 @@ def resolve_model(requested: str) -> ResolvedModel:
     cached = cache / f"{requested.removesuffix('.gguf')}.gguf"
     if "/" not in requested and cached.is_file():
         return ResolvedModel("cache", read_gguf(cached), cached.stem)
-    searched = [str(path), str(cache)]
+    searched = [str(path)] * ("/" in requested) + [str(cache)]
     if name := parse_name(requested):
         places = storages()
         if stored := find_model(name, places):
@@ -75,7 +75,8 @@ def resolve_model(requested: str) -> ResolvedModel:
         searched += [str(place) for place in places]
     raise HarnessError(
         f"no model '{requested}'; looked at: {', '.join(searched)}; "
-        f"known in the cache: {', '.join(sorted(p.stem for p in cache.glob('[!.]*.gguf'))) or 'none'}"
+        f"known in the cache: {', '.join(sorted(p.stem for p in cache.glob('[!.]*.gguf'))) or 'none'}; "
+        "`harness model ensure` gets or makes models; OLLAMA_MODELS names Ollama's storage"
     )
 
 

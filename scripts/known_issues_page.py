@@ -47,7 +47,8 @@ def _row(issue: KnownIssue) -> str:
     severity = issue.severity + (", remote code execution" if issue.remote_code_execution else "")
     builds = [release.build for release in catalogue().releases if issue.concerns(release.build)]
     releases = f"{builds[0]} to {builds[-1]}" if len(builds) > 1 else str(builds[0])
-    cells = (names, severity, releases, issue.fixed_in or "not fixed", issue.text, issue.mitigation or "")
+    fixed, here = issue.fixed_in or "not fixed", issue.mitigation or "nothing"
+    cells = (names, severity, releases, fixed, issue.text, here)
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |\n"
 
 

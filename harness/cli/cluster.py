@@ -34,11 +34,13 @@ def deploy(
     ] = False,
 ) -> None:
     """Deploy everything: the same as ``ansible-playbook site.yml``. Ansible's output is kept in a log."""
-    from harness.cluster.ansible import run_playbook
+    from harness.cluster.ansible import deployed_parts, run_playbook
 
     for pair in extra or []:
         if "=" not in pair:
             raise HarnessError(f"--extra {pair} is not key=value, such as llama_cpp_build=11549")
+    if unknown := set(tags.split(",") if tags else []) - set(parts := deployed_parts()):
+        raise HarnessError(f"no part has the tag {', '.join(sorted(unknown))}; there are: {', '.join(parts)}")
     pairs = dict(pair.split("=", 1) for pair in extra or [])
     if build_only:  # beside the build that runs, which stays current
         pairs["llama_cpp_activate"] = "false"

@@ -13,6 +13,19 @@ WHO = {
     "model": "who makes the model file",
 }
 
+
+def _build(text: str) -> int:
+    """A build number, also as llama.cpp's tags have it: b11549."""
+    try:
+        return int(text.removeprefix("b"))
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is no build number, such as 11549") from None
+
+
+BuildArgument = Annotated[
+    int, typer.Argument(parser=_build, metavar="BUILD", help="Build number, as in 6751.")
+]
+
 app = typer.Typer(help="llama.cpp releases: what is known, and their sources.", no_args_is_help=True)
 
 
@@ -48,7 +61,7 @@ def _count(build: int) -> str:
 
 
 @app.command()
-def show(build: Annotated[int, typer.Argument(help="Build number, as in 6751.")]) -> None:
+def show(build: BuildArgument) -> None:
     """Show one release and what is known against it."""
     from harness.llama.releases.catalogue import Reach, catalogue
 
@@ -67,7 +80,7 @@ def show(build: Annotated[int, typer.Argument(help="Build number, as in 6751.")]
 
 @app.command()
 def fetch(
-    build: Annotated[int, typer.Argument(help="Build number, as in 6751.")],
+    build: BuildArgument,
     source: Annotated[str | None, typer.Option(help="pypi, git or archive.")] = None,
     git_url: Annotated[str | None, typer.Option(help="Repository to take tags from.")] = None,
     archive: Annotated[Path | None, typer.Option(help="Local archive of the source.")] = None,
@@ -94,7 +107,7 @@ def fetch(
 
 @app.command()
 def prove(
-    build: Annotated[int, typer.Argument(help="Build number, as in 6751.")],
+    build: BuildArgument,
     backends: Annotated[int, typer.Option(help="rpc-servers on this computer, 1 to 15.")] = 4,
     rounds: Annotated[int, typer.Option(help="Each is one llama-bench over all of them.")] = 20,
     model: Annotated[str, typer.Option(help="A small one: a name in the cache, a GGUF path.")] = "smollm2",

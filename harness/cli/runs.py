@@ -42,7 +42,11 @@ def show(
         print(json.dumps([_entry(run) for run in runs], indent=1))
         return
     if not runs:
-        print(f"No such run in {reports}; `harness run benchmark` makes one")
+        print(
+            f"No run of {reports} matches; `harness runs` lists all"
+            if profile or outcome or model or since
+            else f"No run in {reports}; `harness run benchmark` makes one"
+        )
         return
     _table(runs)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.status import Status
 
@@ -33,6 +34,12 @@ class PlaybookResult:
     changed_tasks: list[str]
     """``node: task`` for each change, in order."""
     seconds: float
+
+
+def deployed_parts() -> list[str]:
+    """The tags of site.yml's parts, in order."""
+    plays = yaml.safe_load((REPOSITORY / "playbooks" / "site.yml").read_text(encoding="utf-8"))
+    return list(dict.fromkeys(tag for play in plays for tag in play.get("tags", []) if tag != "always"))
 
 
 def run_playbook(

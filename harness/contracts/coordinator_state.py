@@ -146,3 +146,5 @@ class CoordinatorState(Record):
     signals: list[Signal] = []
     exit: ExitStatus | None = None
     diagnosis: Diagnosis | None = None
+    drained: list[str] = []
+    """Backends that no load is planned on."""

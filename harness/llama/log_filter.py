@@ -1,8 +1,9 @@
 """Filters llama-server's output: removes lines that may quote requests (prompts, tools, grammars, bodies).
 
-llama-server quotes requests in many of its messages, whole and over several lines. So once the model is
-loaded only lines of known kinds are kept, each up to its first quote. Read in the sources of builds 6751 and
-11549 (``tools/server``, ``common/chat.cpp``, ``src/llama-grammar.cpp``).
+llama-server quotes requests and answers in many of its messages, whole and over several lines. So once the
+model is loaded only lines of known kinds are kept, each up to its first quote. Where the lines have a time,
+a line without one is the rest of a message: only the lines of a death and of Vulkan are kept of those. Read
+in the sources of builds 6751 and 11549 (``tools/server``, ``common``, ``src/llama-grammar.cpp``).
 
 Needs only Python: the role pool_server copies this file to the nodes, where it runs before llama-server.
 """
@@ -14,14 +15,20 @@ import sys
 
 _READY = re.compile(rb"\b(?:main|llama_server): model loaded|\blistening on http")
 """llama-server reads requests after this line."""
-_PREFIX = rb"(?:\d+\.\d\d\.\d{3}\.\d{3} [A-Z] )?"
+_TIME = re.compile(rb"\d+\.\d\d\.\d{3}\.\d{3} [A-Z] ")
+_PREFIX = rb"(?:%b)?" % _TIME.pattern
 _OWN = re.compile(
     rb"^%b(?:(?:srv|slot|que|res|cmn) |main: |(?:llama|ggml|gguf|common)_\w+: |~llama_context: "
-    rb"|(?:decode|find_slot|init_batch|process_ubatch): |(?:send|recv) failed \(|got exception: "
+    rb"|(?:decode|find_slot|init_batch|process_ubatch|graph_reserve|sched_reserve|alloc_tensor_range): "
+    rb"|(?:send|recv) failed \(|got exception: "
     rb"|failed to parse grammar$| *(?:prompt eval|eval|total) time = )" % _PREFIX
 )
+_UNTIMED = b"ggml_vulkan: "
+"""Its lines go past the log, to std::cerr."""
 _DYING = re.compile(
     rb"^%b(?:terminat(?:e called|ing) |Received second interrupt|GGML_ASSERT|Assertion failed"
+    rb"|\S*llama-[\w-]+: (?:[^\s:]+:\d+: .*: Assertion `.*' failed\.$"
+    rb"|symbol lookup error: \S+: undefined symbol: \S+$)"
     rb"|\S*[\w+-]\.(?:cpp|c|cu|cuh|h|hpp|m|mm|metal):\d+: |\S+\([^()]*\+0x[0-9a-f]+\) ?\[0x"
     rb"|double free|(?:free|malloc|realloc|munmap_chunk)\(\): |corrupted size vs"
     # gdb's frames, and the lines of glibc that begin with asterisks: a request's text may begin so too.
@@ -33,8 +40,8 @@ _DYING = re.compile(
     rb"|Segmentation fault|Aborted|Illegal instruction|Bus error"
     rb"|Failed to connect to |RPC server version mismatch"
     rb"|(?:CUDA|ROCm|SYCL|rocBLAS) error|hipError|HSA_STATUS_|Memory access fault by GPU"
-    rb"|error: Insufficient Memory|level_zero backend failed|Native API failed|Exception caught at file)"
-    % _PREFIX
+    rb"|error: [\w ]+ \([0-9a-f]{8}:kIOGPUCommandBuffer\w+\)$"
+    rb"|level_zero backend failed|Native API failed|Exception caught at file)" % _PREFIX
 )
 _UNCAUGHT = re.compile(rb"^ *what\(\): ")
 _PROMPT = re.compile(rb"\| (?:old|new): \.\.\. |\| task -?\d+ \|\s+\d[\s\d]*$")
@@ -42,7 +49,19 @@ _PROMPT = re.compile(rb"\| (?:old|new): \.\.\. |\| task -?\d+ \|\s+\d[\s\d]*$")
 _PROMPT_TEXT = re.compile(rb"\| (?:old|new): \.\.\. ")
 _SLOT = re.compile(rb"^%bslot +\w+: id +\d+ \| task -?\d+ \| " % _PREFIX)
 """What follows such text, which is ten tokens long: less than it would need to say this itself."""
-_QUOTED = re.compile(rb"[\"'].*")
+_GRAMMAR = re.compile(rb"^parse: error parsing grammar: ")
+"""The whole grammar follows, with line ends of its own."""
+_GRAMMAR_END = re.compile(rb"^%b(?:llama_grammar_init_impl: )?failed to parse grammar$" % _PREFIX)
+_FIXED = (
+    rb"(?:got exception: )?(?:std::bad_(?:alloc|array_new_length)|vk::[\w:]+: Error\w+"
+    rb"|Compute error\.|Invalid input batch\.|Context size has been exceeded\.)$"
+)
+"""Failures of the server that no request words, whole."""
+_QUOTED = re.compile(
+    rb"[\"'].*|(?<=exception: )(?!%b).*|(?<=failed to apply template: ).*|(?<=completion id=).*"
+    rb"|(?<=conv_id=).*|(?<= output: ).*|(?<=, error: )(?!%b).*" % (_FIXED, _FIXED)
+)
+"""What an exception says may be a part of the request, an output that could not be parsed is the answer."""
 _BLOCK_BYTES = 64 * 1024
 
 
@@ -53,8 +72,10 @@ class LogFilter:
         self._line_bytes = line_bytes
         self._line = bytearray()
         self._too_long = False
-        self._in_prompt = False
-        """The line may be the rest of a prompt's text, which has line ends of its own."""
+        self._in_prompt = self._in_grammar = False
+        """The line may be the rest of a text of the request, which has line ends of its own."""
+        self._timed = False
+        """The lines begin with their time."""
         self.ready = False
         """Whether the log has said that the model is loaded."""
         self.cut = 0
@@ -86,24 +107,34 @@ class LogFilter:
         self._line.clear()
         self._too_long = False
         if self.ready:
-            if _SLOT.match(line):
-                self._in_prompt = _PROMPT_TEXT.search(line) is not None
-            kept = None if self._in_prompt else _without_request(line)
+            kept = None if self._in_text(line) else _without_request(line, timed=self._timed)
             if kept is None:
                 self.left_out += 1
                 return b""
             line = kept
         elif _READY.search(line):
-            self.ready = True
+            self.ready, self._timed = True, _TIME.match(line) is not None
         self.cut += too_long
         return line + (b" ...\n" if too_long else b"\n")
 
+    def _in_text(self, line: bytes) -> bool:
+        """Whether the line may belong to a text of the request."""
+        if self._in_grammar:
+            self._in_grammar = _GRAMMAR_END.match(line) is None
+        elif _GRAMMAR.match(line):
+            self._in_grammar = True
+        elif _SLOT.match(line):
+            self._in_prompt = _PROMPT_TEXT.search(line) is not None
+        return self._in_grammar or self._in_prompt
 
-def _without_request(line: bytes) -> bytes | None:
+
+def _without_request(line: bytes, *, timed: bool) -> bytes | None:
     """A line of a server that is ready, without quoted text; None for one that is left out."""
     if _DYING.match(line):
         return line
-    if not (_OWN.match(line) or _UNCAUGHT.match(line)):
+    rest_of_message = timed and not (_TIME.match(line) or line.startswith(_UNTIMED))
+    own = _OWN.match(line) and not rest_of_message
+    if not (own or _UNCAUGHT.match(line)):
         return None
     if _PROMPT.search(line):
         return None

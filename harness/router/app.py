@@ -26,6 +26,7 @@ from harness.router.config import RouterConfig, read_keys
 from harness.router.coordinator.factory import create_manager
 from harness.router.dashboard.page import Dashboard, Feed
 from harness.router.dashboard.snapshot import Snapshots
+from harness.router.drained import DrainedNodes
 from harness.router.errors import RouterError
 from harness.router.failures import Failures
 from harness.router.http.auth import Gate
@@ -89,6 +90,7 @@ def create_app(config: RouterConfig, drain: Drain) -> Gate:
         silent_s=config.pool_silent_s,
     )
     catalogue = Catalogue(config.models_dir, config.ollama_models)
+    drained = DrainedNodes([backend.node for backend in config.backends], config.state_dir)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -99,8 +101,8 @@ def create_app(config: RouterConfig, drain: Drain) -> Gate:
             read_bufsize=_READ_BUFFER,
             middlewares=(refuse_redirects,),
         ) as session:
-            planner = Planner(config, catalogue, BackendWatch(nodes).samples)
-            coordinator = create_manager(config, planner, session, metrics, nodes, failures)
+            planner = Planner(config, catalogue, BackendWatch(nodes).samples, drained)
+            coordinator = create_manager(config, planner, session, metrics, nodes, failures, drained)
             resolver = RouteResolver(config, catalogue, pool, nodes, planner, lambda: coordinator.loaded)
             await nodes.start()
             await pool.start(session)

@@ -5,10 +5,12 @@ its password, and the view works while the router is down. Backends are never co
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
-from typing import Self
+from tempfile import TemporaryFile
+from typing import BinaryIO, Self
 
 from pydantic import ValidationError
 
@@ -31,6 +33,8 @@ ROUTER_WITHIN_S = 5.0
 FIRST_SNAPSHOT_WITHIN_S = 15.0
 _POLL_S = 0.1
 _TAIL_SINCE_NS = 5 * 10**9
+_ERROR_BYTES = 1 << 12
+"""What is read of a command's errors: their end."""
 _LINE_MAX_BYTES = 1 << 24
 """A line holds a sample of every node: some kilobytes each."""
 
@@ -85,13 +89,21 @@ class Sources:
         self._raise_errors()
         now = time.monotonic()
         layers = shares(plan_in_use(self._router))
+        drained = self._router.drained if self._router else []
         return ClusterView(
             time_ns=time.time_ns(),
             source="rings" if self._redis_problem else "redis",
             source_problem=self._redis_problem,
             router=router_view(self._router, self._router_problem),
             nodes=[
-                node_view(node, sample, now - taken, self._problems.get(name), layers.get(name))
+                node_view(
+                    node,
+                    sample,
+                    now - taken,
+                    self._problems.get(name),
+                    layers.get(name),
+                    drained=name in drained,
+                )
                 for name, node in self._nodes.items()
                 for sample, taken in [self._samples.get(name, (None, now))]
             ],
@@ -174,29 +186,38 @@ class _EndedError(Exception):
 async def _follow_lines(argv: Sequence[str], within_s: float) -> AsyncGenerator[str, None]:
     """Each line that ``argv`` prints; its process ends with the iteration.
 
+    Its errors go to a file and not to a pipe: however much it writes there never blocks it, and ssh's master
+    process, which keeps stderr open, delays nothing.
+
     Raises:
         _EndedError: the command cannot be run, has ended, or printed no line for ``within_s`` seconds.
     """
     pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv, stdin=none, stdout=pipe, stderr=pipe, limit=_LINE_MAX_BYTES
-        )
-    except OSError as error:
-        raise _EndedError(str(error)) from None
-    assert process.stdout is not None  # noqa: S101 - a pipe, by the call above
-    assert process.stderr is not None  # noqa: S101 - a pipe, by the call above
-    try:
-        while True:
-            async with asyncio.timeout(within_s):
-                line = await process.stdout.readline()
-            if not line:
-                break
-            yield line.decode(errors="replace")
-        raise _EndedError(last_line(await process.stderr.read(), f"exit {await process.wait()}"))
-    except TimeoutError:
-        raise _EndedError(f"nothing received for {within_s:g} s") from None
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+    with TemporaryFile() as errors:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv, stdin=none, stdout=pipe, stderr=errors, limit=_LINE_MAX_BYTES
+            )
+        except OSError as error:
+            raise _EndedError(str(error)) from None
+        assert process.stdout is not None  # noqa: S101 - a pipe, by the call above
+        try:
+            while True:
+                async with asyncio.timeout(within_s):
+                    line = await process.stdout.readline()
+                if not line:
+                    break
+                yield line.decode(errors="replace")
+            status = await process.wait()
+            raise _EndedError(last_line(_end_of(errors), f"exit {status}"))
+        except TimeoutError:
+            raise _EndedError(f"nothing received for {within_s:g} s") from None
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def _end_of(file: BinaryIO) -> bytes:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _ERROR_BYTES))
+    return file.read()

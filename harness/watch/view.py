@@ -29,7 +29,7 @@ class NodeView(BaseModel):
     address: str
     groups: list[str]
     state: str
-    """Of its backend: idle, busy, starting, down or silent; of a node without one: up or silent."""
+    """Of its backend: idle, busy, starting, down, silent or drained; of a node without one: up or silent."""
     reason: str
     """The observation that decides it."""
     age_s: float | None = None
@@ -108,7 +108,13 @@ def shares(plan: Plan | None) -> dict[str, ModelShare]:
 
 
 def node_view(
-    node: Node, sample: Sample | None, age_s: float, problem: str | None, share: ModelShare | None
+    node: Node,
+    sample: Sample | None,
+    age_s: float,
+    problem: str | None,
+    share: ModelShare | None,
+    *,
+    drained: bool = False,
 ) -> NodeView:
     """A node's row.
 
@@ -117,6 +123,7 @@ def node_view(
         age_s: age of the sample, seconds.
         problem: why no sample comes, where that is known.
         share: its layers of the plan in use.
+        drained: whether the router plans without it.
     """
     state = state_at_age(sample, age_s, has_backend="backends" in node.groups)
     view = NodeView(
@@ -127,6 +134,8 @@ def node_view(
         reason=f"{state.reason}: {problem}" if problem and not state.has_samples else state.reason,
         share=share,
     )
+    if drained:
+        view.state, view.reason = "drained", f"no load is planned on it; {view.reason}"
     if sample:
         view.age_s = round(age_s, 1)
         view.memory_total_bytes = sample.memory.total_bytes

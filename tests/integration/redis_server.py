@@ -4,7 +4,6 @@ import hashlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import redis
 from ansible.module_utils.common.text.formatters import human_to_bytes
 from harness.monitor.redis import RedisSettings
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from tests.integration.router_stack import free_port
 
 TEMPLATES = Path(__file__).parents[2] / "roles" / "redis" / "templates"
 PROGRAM = "redis-check-rdb"
@@ -59,9 +59,7 @@ class RedisServer:
     _process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         (self.folder / "redis.conf").write_text(configuration(self.port, self.memory))
         for user, password in PASSWORDS.items():
             (self.folder / f"{user}.key").write_text(f"{password}\n")

@@ -282,6 +282,21 @@ def test_full_redis_drops_nothing_and_refuses_in_order(
     assert stored == [time_ns // 10**6 for time_ns in offered[: len(stored)]]
 
 
+def test_node_that_fills_redis_removes_no_sample_of_another_and_has_two_keys(small: RedisServer) -> None:
+    now = time.time_ns()
+    with RedisWriter(small.settings(monitor_of(OTHER)), OTHER) as other:
+        other.send([Entry(now, line(now, OTHER))], Entry(now, line(now, OTHER)))
+    with small.client(MONITOR_USER) as client:
+        flood = (client.xadd(stream_key(NODE), {FIELD: b"x" * 900_000}) for _ in range(1000))
+        with pytest.raises(redis.ResponseError, match="maxmemory"):
+            list(flood)
+    assert times_ms(small, OTHER) == [now // 10**6]
+    # Its monitor is refused too until the stream is deleted, which its own user may do.
+    with small.client(MONITOR_USER) as client:
+        client.delete(stream_key(NODE))
+        client.set(latest_key(NODE), "x")
+
+
 async def test_stream_of_a_clock_that_was_wrong_is_deleted(
     server: RedisServer, publisher: Publisher, logged: Callable[[], str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 from harness.cluster.inventory import Inventory, Node
 from harness.contracts.coordinator_state import CoordinatorPhase, CoordinatorState
 from harness.errors import HarnessError
-from harness.watch.sources import Sources
+from harness.watch.sources import Sources, _EndedError, _follow_lines
 from harness.watch.view import ClusterView, NodeView
 from tests.integration.redis_server import READER, RedisServer, monitor_of
 
@@ -111,6 +113,28 @@ async def test_busy_backend_is_shown_as_busy_and_is_never_connected_to(cluster: 
         cluster.backend.accept()
     client.close()
     served.close()
+
+
+async def test_command_ends_though_another_process_keeps_its_stderr() -> None:
+    """As ssh's master process does."""
+    script = "sleep 300 > /dev/null & echo $!; echo the reason >&2; exit 3"
+    lines = _follow_lines(["sh", "-c", script], 60)
+    holder = int(await anext(lines))
+    try:
+        async with asyncio.timeout(60):
+            with pytest.raises(_EndedError, match="the reason"):
+                await anext(lines)
+    finally:
+        os.kill(holder, signal.SIGKILL)
+
+
+async def test_command_that_writes_many_errors_is_not_held_up_by_them() -> None:
+    """More than a pipe takes; the last of them is its reason."""
+    script = "head -c 200000 /dev/zero >&2; echo a line; echo >&2; echo the reason >&2; exit 3"
+    lines = _follow_lines(["sh", "-c", script], 60)
+    assert await anext(lines) == "a line\n"
+    with pytest.raises(_EndedError, match=r"^the reason$"):
+        await anext(lines)
 
 
 async def test_silent_node_is_shown_as_silent_with_its_age(cluster: Cluster) -> None:

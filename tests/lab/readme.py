@@ -19,7 +19,7 @@ def commands() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-TAKE_DOWN = ["ansible-playbook playbooks/teardown.yml", "harness lab down"]
+TAKE_DOWN = ["ansible-playbook playbooks/teardown.yml -e confirm=true", "harness lab down"]
 GET_STARTED = [c for c in commands() if c not in TAKE_DOWN and c not in RUN_BY_OTHER_MEANS]
 
 

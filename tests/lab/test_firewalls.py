@@ -134,7 +134,7 @@ def test_disabled_service_does_not_start_with_its_firewall(deployed: LabUnderTes
         deployed.run(OTHER, "systemctl", "restart", "llama-rpc-firewall")
         assert not active(deployed, OTHER, "llama-rpc-server")
     finally:
-        assert deployed.ansible("site.yml", limit=OTHER).changed_tasks
+        assert deployed.ansible("site.yml", limit=f"{OTHER},{HEAD}").changed_tasks
     assert active(deployed, OTHER, "llama-rpc-server")
 
 

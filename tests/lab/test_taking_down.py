@@ -28,7 +28,7 @@ def test_teardown_leaves_nothing(deployed: LabUnderTest) -> None:
 
 
 def test_second_teardown_changes_nothing(deployed: LabUnderTest) -> None:
-    assert deployed.ansible("teardown.yml").changed_tasks == []
+    assert deployed.ansible("teardown.yml", confirm=True).changed_tasks == []
 
 
 def test_lab_is_taken_down(deployed: LabUnderTest) -> None:

@@ -109,8 +109,9 @@ def _to_svg(figure: Figure, prefix: str, title: str, alt: str) -> str:
         alt: what it shows, in words, for those who cannot see it.
     """
     stream = io.StringIO()
-    FigureCanvasSVG(figure)
-    figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    # Not figure.savefig, which draws everything twice to lay it out.
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    FigureCanvasSVG(figure).print_svg(stream, metadata=metadata)  # type: ignore[no-untyped-call]
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

@@ -42,6 +42,19 @@ class HoldRequest(Record):
     """How long answers in flight may take."""
 
 
+class UndrainRequest(Record):
+    """Body of ``POST /admin/undrain``."""
+
+    nodes: list[str] = Field(min_length=1)
+
+
+class DrainRequest(UndrainRequest):
+    """Body of ``POST /admin/drain``."""
+
+    drain_s: float = Field(600, ge=0)
+    """How long answers in flight may take."""
+
+
 class LeaseRequest(Record):
     """Body of ``POST`` and ``DELETE /admin/lease``."""
 
@@ -100,6 +113,8 @@ class Admin:
             Route("/admin/unload", self.unload, methods=["POST"]),
             Route("/admin/hold", self.hold, methods=["POST"]),
             Route("/admin/resume", self.resume, methods=["POST"]),
+            Route("/admin/drain", self.drain, methods=["POST"]),
+            Route("/admin/undrain", self.undrain, methods=["POST"]),
             Route("/admin/lease", self.lease, methods=["POST", "DELETE"]),
             Route("/admin/coordinator", self.state),
             Route("/admin/starts", self.starts),
@@ -112,22 +127,34 @@ class Admin:
     async def load(self, request: Request) -> Response:
         """Load a model; the response comes when it is ready."""
         body = await parse_body(request, LoadRequest, self.body_limit_bytes)
-        return _state(await self.coordinator.load(body))
+        return self._state(await self.coordinator.load(body))
 
     async def unload(self, request: Request) -> Response:
         """Stop the coordinator; the response comes when it has ended."""
         body = await parse_body(request, UnloadRequest, self.body_limit_bytes)
-        return _state(await self.coordinator.unload(signal=body.signal, deadline_s=body.deadline_s))
+        return self._state(await self.coordinator.unload(signal=body.signal, deadline_s=body.deadline_s))
 
     async def hold(self, request: Request) -> Response:
         """Let requests wait and stop the coordinator once it is idle; answers with what was loaded."""
         body = await parse_body(request, HoldRequest, self.body_limit_bytes)
-        return _state(await self.coordinator.hold(deadline_s=body.deadline_s, drain_s=body.drain_s))
+        return self._state(await self.coordinator.hold(deadline_s=body.deadline_s, drain_s=body.drain_s))
 
     async def resume(self, request: Request) -> Response:
         held_s = self.coordinator.held_s
         self.coordinator.resume()
         return JSONResponse({"was_held": held_s > 0})
+
+    async def drain(self, request: Request) -> Response:
+        """Plan without backends; the response comes when no coordinator of ours uses one."""
+        body = await parse_body(request, DrainRequest, self.body_limit_bytes)
+        await self.coordinator.drain(body.nodes, drain_s=body.drain_s)
+        return JSONResponse({"drained": self.coordinator.drained.names})
+
+    async def undrain(self, request: Request) -> Response:
+        """Let the next load use backends again."""
+        body = await parse_body(request, UndrainRequest, self.body_limit_bytes)
+        self.coordinator.drained.remove(*body.nodes)
+        return JSONResponse({"drained": self.coordinator.drained.names})
 
     async def lease(self, request: Request) -> Response:
         """Take, renew (``POST``) or give back (``DELETE``) the right to measure on this cluster."""
@@ -140,7 +167,7 @@ class Admin:
 
     async def state(self, request: Request) -> Response:
         """The current start, or the last one."""
-        return _state(self.coordinator.state)
+        return self._state(self.coordinator.state)
 
     async def starts(self, request: Request) -> Response:
         return JSONResponse([state.model_dump(mode="json") for state in self.coordinator.starts])
@@ -157,6 +184,10 @@ class Admin:
         tasks = sorted(str(task.get_coro()).split()[2] for task in asyncio.all_tasks())
         descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - their number alone
         return JSONResponse({"pid": os.getpid(), "tasks": tasks, "descriptors": descriptors})
+
+    def _state(self, state: CoordinatorState) -> Response:
+        now = state.model_copy(update={"drained": self.coordinator.drained.names})
+        return Response(now.model_dump_json(), media_type="application/json")
 
     async def logs(self, request: Request) -> Response:
         """The log of one start, as long as it is at this moment."""
@@ -175,10 +206,6 @@ async def parse_body(request: Request, kind: type[Body], limit_bytes: int) -> Bo
         ValidationError: it is something else.
     """
     return kind.model_validate_json(await read_body(request, limit_bytes) or b"{}")
-
-
-def _state(state: CoordinatorState) -> Response:
-    return Response(state.model_dump_json(), media_type="application/json")
 
 
 def _log_pieces(path: Path) -> Iterator[bytes]:

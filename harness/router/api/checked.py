@@ -53,15 +53,15 @@ async def body_for(
         as_it_came: whether a server may get the client's own body, which was not converted.
     """
 
-    async def make() -> Body:
+    async def make(call: UpstreamRequest) -> Body:
         checked = await asked()
         if call.kind == "ollama" and as_it_came:
             changed, call.ignored = checked.for_others()
         else:
             changed, call.ignored = checked.for_llama_server(call.upstream.build, as_it_came=as_it_came)
-        if call.attempt == 1:
+        if not call.last:
             request.state.stats.count_fields("ignored", len(checked.unknown) + len(checked.left_out))
         return original if changed is None else await usage_of(request).hold(changed)
 
     call.body_for_server = make
-    return await make()
+    return await make(call)

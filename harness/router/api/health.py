@@ -12,6 +12,7 @@ from starlette.routing import Route
 from harness.monitor.backend_state import State
 from harness.router.config import RouterConfig
 from harness.router.coordinator.manager import CoordinatorManager
+from harness.router.drained import DrainedNodes
 from harness.router.http.metrics import Metrics
 from harness.router.nodes.samples import NodeSamples
 from harness.router.pool.pool import Pool
@@ -46,11 +47,15 @@ class Health:
         Where it serves some models, but no server of the pool serves another, it is ``degraded`` (200).
         """
         servers = self.pool.state
-        if reasons := not_ready(self.config, closing=self.coordinator.closing, pool=servers):
+        drained = {"drained_backends": count} if (count := len(self.coordinator.drained.names)) else {}
+        if reasons := not_ready(
+            self.config, closing=self.coordinator.closing, pool=servers, drained=self.coordinator.drained
+        ):
             return JSONResponse({"status": "not ready", "reasons": reasons}, 503, {"retry-after": "5"})
-        if unserved := unserved_models(servers):
-            return JSONResponse({"status": "degraded", "reasons": unserved})
-        return JSONResponse({"status": "ready"})
+        unreadable = self.coordinator.drained.unreadable
+        if unserved := unserved_models(servers) + ([unreadable] if unreadable else []):
+            return JSONResponse({"status": "degraded", "reasons": unserved} | drained)
+        return JSONResponse({"status": "ready"} | drained)
 
     async def prometheus(self, request: Request) -> Response:
         """Prometheus' page; states are those of this moment."""
@@ -97,7 +102,13 @@ def _answers(server: Mapping[str, Any]) -> bool:
     return bool(server["seen"]) and server["set_aside_s"] <= 0
 
 
-def not_ready(config: RouterConfig, *, closing: bool, pool: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+def not_ready(
+    config: RouterConfig,
+    *,
+    closing: bool,
+    pool: Sequence[Mapping[str, Any]] = (),
+    drained: DrainedNodes | None = None,
+) -> list[str]:
     """Reasons why no request can be served. A coordinator that is not loaded is none: a request loads it.
 
     Args:
@@ -110,6 +121,8 @@ def not_ready(config: RouterConfig, *, closing: bool, pool: Sequence[Mapping[str
     reasons = unserved_models(pool)
     if not config.backends:
         return reasons or ["neither a pool server nor a backend is configured"]
+    if drained and drained.blocked:
+        return [*reasons, drained.blocked]
     if not os.access(config.llama_server, os.X_OK):
         return [*reasons, f"no llama-server at {config.llama_server}: deploy the role llama_cpp"]
     return []

@@ -51,6 +51,8 @@ class ThreadUse:
     wakes: int = 0
     """How often it slept and woke; preemption of a thread that spins does not count."""
     cpu_s: float = 0.0
+    stopped: bool = False
+    """By a signal or a debugger: it does nothing until somebody continues it."""
 
 
 @dataclass(frozen=True)
@@ -215,10 +217,9 @@ def thread_use(pid: int) -> ThreadUse:
     except (FileNotFoundError, ProcessLookupError):
         return ThreadUse()
     lines = dict(line.split(":", 1) for line in status.splitlines())
-    user, system = stat.rpartition(")")[2].split()[11:13]
-    return ThreadUse(
-        int(lines["voluntary_ctxt_switches"]), (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-    )
+    fields = stat.rpartition(")")[2].split()
+    cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return ThreadUse(int(lines["voluntary_ctxt_switches"]), cpu_s, fields[0] in "Tt")
 
 
 class ChildProcess:

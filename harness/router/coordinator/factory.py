@@ -11,6 +11,7 @@ from harness.router.coordinator.loads import LoadPlanner, Loads
 from harness.router.coordinator.manager import CoordinatorManager
 from harness.router.coordinator.post_mortem import PostMortem
 from harness.router.coordinator.recovery import Recovery
+from harness.router.drained import DrainedNodes
 from harness.router.failures import Failures
 from harness.router.http.metrics import Metrics
 from harness.router.nodes.backends import BackendWatch, StaleConnections
@@ -25,6 +26,7 @@ def create_manager(
     metrics: Metrics,
     nodes: NodeSamples,
     failures: Failures,
+    drained: DrainedNodes | None = None,
 ) -> CoordinatorManager:
     """The manager of the router's own llama-server."""
     close_records(config.log_dir)
@@ -40,4 +42,6 @@ def create_manager(
         metrics=metrics,
         tasks=tasks,
     )
-    return CoordinatorManager(config, engine, Loads(config, planner, launcher, recovery), recovery, tasks)
+    return CoordinatorManager(
+        config, engine, Loads(config, planner, launcher, recovery, drained), recovery, tasks
+    )

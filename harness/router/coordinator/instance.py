@@ -73,6 +73,8 @@ class CoordinatorInstance:
         """The requests that llama-server has."""
         self.poison: SentRequest | None = None
         """The request that ended it."""
+        self.by_request = False
+        """A request ended it, whether or not it is known which."""
         self.doomed_reason: str | None = None
         """Why this load can never become ready, whatever its deadline."""
         self.drain_until_s = math.inf
@@ -82,6 +84,8 @@ class CoordinatorInstance:
         self.alive_s = self.progress_s
         """When it last proved that it works: by a byte of an answer, or to ``Liveness``; monotonic seconds.
         The start or end of a request is no proof."""
+        self.answering: dict[str, str] = {}
+        """Address of each node of the plan whose kernel answered a connection attempt when it was ready."""
         self.ready_s: float | None = None
         """When it became ready; monotonic seconds."""
         self._idle = asyncio.Event()

@@ -2,7 +2,9 @@
 
 A stalled backend leaves llama-server in one ``recv`` for ever: its main thread does not wake, no token comes,
 a request for one token gets none, and no backend's rpc-server uses CPU time. A slow one shows at least one of
-these. A main thread that spins in a request's grammar shows none of them either, but it uses CPU time.
+these. A node that answered when the model was ready, and now neither sends samples nor answers, is cut off. A
+main thread that spins in a request's grammar shows none of them either, but it uses CPU time. One that a
+signal has stopped says so in its state, and no backend is to blame.
 """
 
 import asyncio
@@ -81,6 +83,23 @@ def stalled(
     )
 
 
+def cut_off(still_s: float, reasons: Mapping[str, str]) -> Diagnosis:
+    """The diagnosis of a coordinator that waits for nodes which no longer answer: by node, how."""
+    still = f"for {still_s:.0f} s no token and no wake-up of llama-server's main thread"
+    gone = [
+        Evidence(
+            source=f"node {node}", line=f"sends no samples, and answers no connection any more: {reason}"
+        )
+        for node, reason in reasons.items()
+    ]
+    return Diagnosis(
+        failure_class=FailureClass.NETWORK_PARTITION,
+        evidence=[Evidence(source="router", line=still), *gone],
+        confidence=Confidence.CERTAIN,
+        advice="See that the node is up, and check its link: address, cable, switch, firewall.",
+    )
+
+
 def broken_off(still_s: float) -> Diagnosis:
     """The diagnosis of a llama-server that broke off a request, and since then neither works nor ends.
 
@@ -106,6 +125,17 @@ def spins(still_s: float, cpu_s: float) -> Diagnosis:
         evidence=[Evidence(source="router", line=line)],
         confidence=Confidence.CERTAIN,
         advice="Keep its stack (gdb -p) if it comes again; a request's grammar or schema can do that.",
+    )
+
+
+def stopped(still_s: float) -> Diagnosis:
+    """The diagnosis of a llama-server that a signal or a debugger has stopped."""
+    line = f"for {still_s:.0f} s llama-server's main thread was stopped (state T)"
+    return Diagnosis(
+        failure_class=FailureClass.STOPPED_BUSY,
+        evidence=[Evidence(source="router", line=line)],
+        confidence=Confidence.CERTAIN,
+        advice="Somebody stopped it with SIGSTOP or a debugger: see the journal of the head node.",
     )
 
 
@@ -138,6 +168,9 @@ class Liveness:
 
     async def watch(self, instance: CoordinatorInstance) -> Diagnosis | None:
         """Watch until the instance has ended (None) or it makes no progress any more (the diagnosis)."""
+        addresses = {share.node: share.endpoint.rpartition(":")[0] for share in instance.plan.shares}
+        silent = await self._backends.unreachable(addresses)
+        instance.answering = {node: at for node, at in addresses.items() if node not in silent}
         while not instance.ended.is_set():
             if (left_s := self._config.suspect_s - instance.unproven_s) > 0:
                 await instance.ended_within(left_s)
@@ -175,6 +208,7 @@ class Liveness:
         """Compare snapshots: None at the first sign of life, the diagnosis after too long without one."""
         began, nodes = time.monotonic(), frozenset(share.node for share in instance.plan.shares)
         before = await self._snapshot(instance)
+        cut: dict[str, str] = {}
         while not instance.ended.is_set():
             if canary.done():
                 await instance.ended_within(_SNAPSHOT_S)
@@ -188,13 +222,18 @@ class Liveness:
                 return None
             still_s = time.monotonic() - began
             cpu_s = now.main_thread.cpu_s - before.main_thread.cpu_s
-            if refused:
+            if before.main_thread.stopped and now.main_thread.stopped:
+                diagnosis = stopped(still_s) if still_s >= self._config.suspect_s else None
+            elif refused:
                 diagnosis = broken_off(still_s) if still_s >= self._config.suspect_s else None
             elif cpu_s >= _SPINS * still_s:
                 if not instance.plan.distributed:
                     return None  # it computes the layers itself
                 diagnosis = spins(still_s, cpu_s) if still_s >= self._config.spin_deadline_s else None
             else:
+                known, cut = cut, await self._cut_off(instance, now)
+                # Twice in a row: one attempt may be lost.
+                certain = {node: reason for node, reason in cut.items() if node in known}
                 diagnosis = stalled(
                     still_s,
                     now.samples,
@@ -203,11 +242,17 @@ class Liveness:
                     sampled_limit_s=self._config.suspect_s,
                     unsampled_limit_s=self._config.stall_deadline_s,
                 )
+                if certain and still_s >= self._config.suspect_s:
+                    diagnosis = cut_off(still_s, certain)
             if diagnosis and not instance.ended.is_set():
                 evidence = [line.line for line in diagnosis.evidence]
                 log_debug("coordinator_stalled", start=instance.id, evidence=evidence)
                 return diagnosis
         return None
+
+    async def _cut_off(self, instance: CoordinatorInstance, now: Progress) -> dict[str, str]:
+        quiet = {node: at for node, at in instance.answering.items() if node not in now.samples}
+        return await self._backends.unreachable(quiet)
 
     async def _snapshot(self, instance: CoordinatorInstance) -> Progress:
         samples = await self._backends.samples([share.node for share in instance.plan.shares])

@@ -16,6 +16,7 @@ from harness.router.config import RouterConfig
 from harness.router.coordinator.instance import CoordinatorInstance, make_room
 from harness.router.coordinator.launcher import Launcher
 from harness.router.coordinator.recovery import Recovery
+from harness.router.drained import NODE_DRAINED, DrainedNodes
 from harness.router.errors import RouterError
 from harness.router.models.planner import PlannedLoad, ReplacedProcess
 
@@ -102,9 +103,15 @@ class Loads:
     """
 
     def __init__(
-        self, config: RouterConfig, planner: LoadPlanner, launcher: Launcher, recovery: Recovery
+        self,
+        config: RouterConfig,
+        planner: LoadPlanner,
+        launcher: Launcher,
+        recovery: Recovery,
+        drained: DrainedNodes | None = None,
     ) -> None:
         self._config = config
+        self.drained = drained or DrainedNodes()
         self._planner = planner
         self._launcher = launcher
         self._recovery = recovery
@@ -145,6 +152,7 @@ class Loads:
             return ready
         await asyncio.to_thread(make_room, self._config)
         planned_ns = time.time_ns()
+        self._refuse_drained(load)
         await self.stop(f"{load.plan.model} is to be loaded", idle_s=self._config.drain_s)
         await self._recovery.check_plan(load.plan)
         if request.cold:
@@ -166,13 +174,18 @@ class Loads:
         replaced = self._replaced()
         await self.stop(f"{model} is to be loaded", idle_s=self._config.switch_drain_s)
         while True:
-            attempt = await self._recovery.prepare(request)
+            attempt = await self._recovery.prepare(self.drained.chosen(self.drained.available(request)))
             requested_ns, deadline_s = time.time_ns(), self._config.load_deadline_s
             try:
                 load = await self._planner.prepare(attempt.request, replaces=replaced)
                 return await self._start(load, request, requested_ns, deadline_s, for_requests=True)
             except RouterError as error:
-                self._recovery.record_failed_load(attempt, error)
+                if error.error_class != NODE_DRAINED:  # one that was drained meanwhile is left out next time
+                    self._recovery.record_failed_load(attempt, error)
+
+    def _refuse_drained(self, load: PlannedLoad) -> None:
+        """Refuse a plan with a node that was drained after it was made (409)."""
+        self.drained.refuse([share.node for share in load.plan.shares])
 
     def _replaced(self) -> ReplacedProcess | None:
         """What runs now: its memory is free once the load begins, though the nodes' samples still show it."""
@@ -192,6 +205,7 @@ class Loads:
         *,
         for_requests: bool,
     ) -> CoordinatorInstance:
+        self._refuse_drained(load)
         instance = CoordinatorInstance(
             load, self._config.log_dir, request=request, for_requests=for_requests, requested_ns=requested_ns
         )

@@ -27,7 +27,7 @@ wait: they interrupt the load in whatever it waits for.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +43,7 @@ from harness.router.coordinator.instance import CoordinatorInstance
 from harness.router.coordinator.loads import Changes, InterruptedLoadError, Loads
 from harness.router.coordinator.recovery import Recovery
 from harness.router.coordinator.scheduler import GrantRequest, QueueEntry, Scheduler, Slot, Ticket, WakeUp
+from harness.router.drained import DrainedNodes
 from harness.router.errors import RouterError
 from harness.router.failures import Failure
 from harness.router.json_log import log, log_debug
@@ -155,9 +156,9 @@ class CoordinatorManager:
     async def describe_failure(self, instance: CoordinatorInstance, cause: str) -> RouterError:
         """The error for a request whose coordinator broke off: with the diagnosis, if the process died."""
         if await instance.ended_within(_DIAGNOSIS_WAIT_S) and (diagnosis := instance.state.diagnosis):
-            if instance.poison:
+            if instance.by_request:
                 # Only the administrator may see whose request it was.
-                message = f"{instance.model}: another request ended the coordinator; ask again"
+                message = f"{instance.model}: a request ended the coordinator; ask again"
                 return RouterError(502, "coordinator_lost", message, retry_after_s=1)
             message = f"the coordinator ended while it answered ({instance.failure}): {diagnosis.advice}"
             retry_s = max(1, round(self._scheduler.load_s(instance.model)))
@@ -214,6 +215,35 @@ class CoordinatorManager:
                 self._loads.settings = running.request
             await self._loads.stop(reason, idle_s=drain_s)
             return self.state
+
+    @property
+    def drained(self) -> DrainedNodes:
+        return self._loads.drained
+
+    async def drain(self, nodes: Sequence[str], *, drain_s: float) -> None:
+        """Plan without backends; the model that uses one is loaded again on the others.
+
+        A load that uses none of them goes on.
+
+        Args:
+            drain_s: how long answers in flight may take before the coordinator is stopped all the same.
+
+        Raises:
+            RouterError: there is no such backend.
+        """
+        self.drained.add(*nodes)
+        if not _uses(self._loads.running, nodes):
+            return  # nor can a load that is still planned use one: it is checked again before it starts
+        reason = f"{', '.join(nodes)} {'is' if len(nodes) == 1 else 'are'} drained"
+        try:
+            async with self._lease_to_stop(reason, drain_s, requeue=True):
+                running = self._loads.running
+                if running and _uses(running, nodes):
+                    self._loads.settings = running.request
+                    await self._loads.stop(reason, idle_s=drain_s)
+                    self._scheduler.wanted = running.model
+        finally:
+            self._dispatch()
 
     def resume(self) -> None:
         """End the hold; the requests that waited are served."""
@@ -363,6 +393,10 @@ class CoordinatorManager:
                     return  # whoever stops it had the lease before
                 if not instance.state.requests_in_flight and instance.quiet_s >= idle_s:
                     await self._loads.stop(f"idle for {idle_s:g} s", idle_s=0)
+
+
+def _uses(instance: CoordinatorInstance | None, nodes: Sequence[str]) -> bool:
+    return instance is not None and any(share.node in nodes for share in instance.plan.shares)
 
 
 def _stopping() -> RouterError:

@@ -19,7 +19,7 @@ from harness.monitor.readers.kernel_log import KernelLog
 from harness.monitor.sample import RPC_SERVERS, Sample
 from harness.router.config import RouterConfig
 from harness.router.coordinator.instance import DISK_FULL_ADVICE, CoordinatorInstance
-from harness.router.failures import CRASH_SIGNALS, Failures, SentRequest
+from harness.router.failures import CRASH_SIGNALS, Failures, SentRequest, describe, digests
 from harness.router.nodes.samples import NodeSamples
 
 _HEAD = "head"
@@ -52,6 +52,10 @@ _POISON_ADVICE = (
     "The request is refused for a while. Find it by its id in the router's log and change it; "
     "report it to llama.cpp with the end of this log."
 )
+_SUSPECTS_ADVICE = (
+    "Each of them may be the cause, and none is refused yet. From now on they are sent one after the other: "
+    "the one that ends a server again is refused."
+)
 
 
 class PostMortem:
@@ -65,6 +69,7 @@ class PostMortem:
         self._nodes = nodes
         self._kernel = KernelLog(_KMSG) if os.access(_KMSG, os.R_OK) else None
         self._failures = failures
+        self._suspect_s = config.suspect_s
         self._before: tuple[str, dict[str, Sample]] = "", {}
 
     async def note_start(self, instance: CoordinatorInstance) -> None:
@@ -86,38 +91,46 @@ class PostMortem:
         sent = instance.sent.at(exit_status.time_ns)
         if not sent or await self._backend_changed(instance, exit_status.time_ns):
             return diagnosis
-        return self._blame(instance, sent[-1], len(sent), diagnosis, ", and every backend lived on")
+        return self._blame(instance, sent, sent, diagnosis, ", and every backend lived on")
 
     def diagnose_hang(self, instance: CoordinatorInstance, diagnosis: Diagnosis) -> Diagnosis:
-        """The diagnosis of an instance that makes no progress; blames the request whose main thread spins."""
+        """The diagnosis of an instance that makes no progress; blames the request whose main thread spins.
+
+        It was sent about when the server showed its last sign of life. Those that were sent later than it may
+        be without one wait behind it.
+        """
         if diagnosis.failure_class is not FailureClass.HUNG:
             return diagnosis
         still_s, now_ns = instance.unproven_s, time.time_ns()
         sent = instance.sent.at(now_ns, left_within_s=still_s + _SAMPLE_WAIT_S)
-        # Those that were sent to a hung server wait behind the one that hangs it.
-        late = [r for r in sent if r.sent_ns > now_ns - (still_s + _SENT_BEFORE_S) * 1e9]
-        suspects = late[:1] or sent[-1:]
-        return self._blame(instance, suspects[0], len(sent), diagnosis, "") if suspects else diagnosis
+        last_ns = now_ns - still_s * 1e9
+        early = [r for r in sent if r.sent_ns < last_ns - _SENT_BEFORE_S * 1e9]
+        near = [r for r in sent[len(early) :] if r.sent_ns < last_ns + self._suspect_s * 1e9]
+        in_flight = [*early, *near] or sent[:1]
+        return self._blame(instance, near or in_flight, in_flight, diagnosis, "") if in_flight else diagnosis
 
     def _blame(
         self,
         instance: CoordinatorInstance,
-        request: SentRequest,
-        count: int,
+        suspects: Sequence[SentRequest],
+        in_flight: Sequence[SentRequest],
         diagnosis: Diagnosis,
         backends: str,
     ) -> Diagnosis:
-        which = "the only one" if count == 1 else f"the likeliest of {count}"
-        line = f"{request} was {which} in flight{backends}"
+        poison = self._failures.culprit(suspects, in_flight)
+        line = f"{describe(poison, suspects, in_flight)}{backends}"
         blamed = Diagnosis(
             failure_class=FailureClass.POISON_REQUEST,
             evidence=[Evidence(source="router", line=line), *diagnosis.evidence],
-            confidence=Confidence.CERTAIN if count == 1 else Confidence.LIKELY,
+            confidence=Confidence.CERTAIN if digests(in_flight) == 1 else Confidence.LIKELY,
             ruled_out=[f"{diagnosis.failure_class}: {diagnosis.advice}", *diagnosis.ruled_out],
-            advice=_POISON_ADVICE,
+            advice=_POISON_ADVICE if poison else _SUSPECTS_ADVICE,
         )
-        instance.poison = request
-        self._failures.blame(request, line, diagnosis=blamed, start_id=instance.id)
+        instance.by_request, instance.poison = True, poison
+        if poison:
+            self._failures.blame(poison, line, in_flight, diagnosis=blamed, start_id=instance.id)
+        else:
+            self._failures.note_suspects(suspects, line, diagnosis=blamed, start_id=instance.id)
         return blamed
 
     async def _backend_changed(self, instance: CoordinatorInstance, time_ns: int) -> bool:

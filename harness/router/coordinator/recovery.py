@@ -25,6 +25,7 @@ _RETRIED = frozenset(
         FailureClass.BACKEND_LOST,
         FailureClass.BACKEND_UNREACHABLE,
         FailureClass.BACKEND_STALLED,
+        FailureClass.NETWORK_PARTITION,
         FailureClass.SEGFAULT,
         FailureClass.SIGPIPE,
         FailureClass.STOPPED,
@@ -170,21 +171,21 @@ class Recovery:
         )
 
     def record_death(self, instance: CoordinatorInstance) -> None:
-        """Count a coordinator that ended while it was ready, but not through a request's own fault."""
+        """Count a coordinator that ended while it was ready, unless the request that ended it is known."""
         if instance.poison:
             return
-        self._record(
-            Failure(
-                start_id=instance.id,
-                model=instance.model,
-                failure_class=instance.failure,
-                message="it ended while it was ready",
-                diagnosis=instance.state.diagnosis,
-            )
+        failure = Failure(
+            start_id=instance.id,
+            model=instance.model,
+            failure_class=instance.failure,
+            message="it ended while it was ready",
+            diagnosis=instance.state.diagnosis,
         )
+        self._record(failure, kept=instance.by_request)
 
-    def _record(self, failure: Failure) -> None:
-        self.failures.history.append(failure)
+    def _record(self, failure: Failure, *, kept: bool = False) -> None:
+        if not kept:
+            self.failures.history.append(failure)
         self.budget.record_failure(failure, time.monotonic())
 
     async def check_plan(self, plan: Plan) -> None:

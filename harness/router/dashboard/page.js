@@ -50,7 +50,7 @@
     card.append(made);
   }
 
-  const STATES = ["idle", "busy", "starting", "down", "silent", "unknown"];
+  const STATES = ["idle", "busy", "starting", "down", "silent", "unknown", "drained"];
   function backend(row) {
     const card = make("li"), name = make("p");
     name.append(make("strong", row.node), " ", make("span", row.state, "state " + (STATES.includes(row.state) ? row.state : "")));

@@ -112,13 +112,16 @@ class Snapshots:
         states = self.nodes.states(nodes)
         shares = state.plan.shares if state.plan and state.phase in _UP else []
         layers = {share.endpoint: share.layers for share in shares}
+        drained = self.coordinator.drained.names
         return [
             {
                 "node": backend.node,
                 "endpoint": backend.endpoint,
                 "layers": layers.get(backend.endpoint),
-                "state": current.state.value,
-                "reason": current.reason,
+                "state": "drained" if backend.node in drained else current.state.value,
+                "reason": f"no load is planned on it; {current.reason}"
+                if backend.node in drained
+                else current.reason,
                 **_figures(samples.get(backend.node)),
             }
             for backend in backends

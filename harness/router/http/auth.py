@@ -130,7 +130,7 @@ class Gate:
         else:
             await self._app(scope, receive, send_counted)
         finally:
-            if watch := state.get("watch"):
+            if watch := state.pop("watch", None):
                 watch.close()
             if usage:
                 usage.end()

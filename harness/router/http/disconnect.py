@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import nullcontext
 from typing import Any, TypeVar, cast
 
 from starlette.requests import Request
@@ -9,6 +10,7 @@ from starlette.types import Receive, Scope
 
 from harness.router.errors import RouterError
 from harness.router.http.bodies import Body
+from harness.router.http.limits import LimitedProtocol
 from harness.router.http.quotas import usage_of
 
 T = TypeVar("T")
@@ -26,8 +28,10 @@ async def receive_body(request: Request, limit_bytes: int) -> Body:
         ClientLeftError: the client disconnected before its end.
     """
     body = usage_of(request).new_body()
+    connection: LimitedProtocol | None = getattr(request.state, "connection", None)
+    has_arrived = connection is not None and not connection.body_incomplete
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        async with nullcontext() if has_arrived else asyncio.timeout(BODY_TIMEOUT_S):
             more = True
             while more and body.size <= limit_bytes:
                 message = await request.receive()
@@ -56,25 +60,36 @@ class ClientLeftError(RouterError):
 
 
 class ClientWatch:
-    """Watches for the disconnect of one request's client, once the body has been read."""
+    """Watches for the disconnect of one request's client, once the body has been read.
 
-    def __init__(self, receive: Receive) -> None:
+    Its connection notifies it. Where there is none that can, a task waits for the message.
+    """
+
+    def __init__(self, receive: Receive, connection: LimitedProtocol | None = None) -> None:
         self._client_left = False
         self._worker: asyncio.Task[Any] | None = None
-        self._task = asyncio.create_task(self._watch(receive))
+        self._connection = connection
+        self._task: asyncio.Task[None] | None = None
+        if connection:
+            connection.on_client_left(self._left)
+        else:
+            self._task = asyncio.create_task(self._watch(receive))
 
     @classmethod
     def of(cls, scope: Scope, receive: Receive) -> "ClientWatch":
         """The watch of this request; the first call starts it, ``Gate`` closes it."""
         state = scope.setdefault("state", {})
         if "watch" not in state:
-            state["watch"] = cls(receive)
+            state["watch"] = cls(receive, state.get("connection"))
         watch: ClientWatch = state["watch"]
         return watch
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        self._left()
+
+    def _left(self) -> None:
         self._client_left = True
         if self._worker:
             self._worker.cancel()
@@ -101,7 +116,10 @@ class ClientWatch:
 
     def close(self) -> None:
         """Stop watching: the response has been sent."""
-        self._task.cancel()
+        if self._connection:
+            self._connection.on_client_left(None)
+        if self._task:
+            self._task.cancel()
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:

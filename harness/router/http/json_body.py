@@ -97,9 +97,10 @@ def parse_answer(body: bytes) -> Json:
 def dump(value: Any) -> bytes:
     """JSON in UTF-8. Half a surrogate pair is not allowed there and becomes U+FFFD, as in Ollama."""
     text = _text(value)
-    if _encodable(text):
+    try:
         return text.encode()
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 def line(value: Any) -> bytes:
@@ -125,8 +126,8 @@ def respond_error(error: RouterError, path: str, headers: dict[str, str]) -> Res
     return respond(body, error.status, error.headers | headers)
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+_text = json.JSONEncoder(ensure_ascii=False).encode
+"""Made once, as well."""
 
 
 def _encodable(text: str) -> bool:

@@ -9,6 +9,7 @@ import asyncio
 import json
 import socket
 from collections import Counter
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -117,6 +118,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.address = ""
         self._served: RequestResponseCycle | None = None
         """The request that is being answered, or was last."""
+        self._client_left: Callable[[], None] | None = None
         self._heads = 0
         self._head_begun = False
         self._in_message = False
@@ -143,6 +145,12 @@ class LimitedProtocol(HttpToolsProtocol):
         """Whether more of the body of the request that is served is to come."""
         return self._served is not None and self._served.more_body
 
+    def on_client_left(self, callback: Callable[[], None] | None) -> None:
+        """Have ``callback`` called when the client disconnects before it has its whole answer."""
+        self._client_left = callback
+        if callback and self._served and self._served.disconnected:
+            callback()
+
     def mark_idle(self) -> None:
         """The request has its answer; the rest of its body is not needed."""
         self.open_connections.mark_idle(self)
@@ -166,6 +174,8 @@ class LimitedProtocol(HttpToolsProtocol):
             # uvicorn notifies only the last request.
             served.disconnected = True
             served.message_event.set()
+            if self._client_left:
+                self._client_left()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -204,6 +214,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._in_message = False
         super().on_message_complete()
+        self.flow.resume_reading()  # a large body has paused it
 
     def on_response_complete(self) -> None:
         """Serve the next request, or wait for it."""

@@ -172,6 +172,7 @@ class RequestUsage:
         """The request has ended: it gives its part back."""
         for body in self._bodies:
             body.close()
+        self._bodies = []
         self._quotas.end(self._usage)
 
     def _take_body(self, size_bytes: int, *, answer: bool) -> None:

@@ -30,6 +30,7 @@ from harness.planner.device_memory import (
 from harness.planner.memory import compute_buffers, learn, load_shape, with_buffers
 from harness.planner.placement import head_share, make_plan
 from harness.router.config import Backend, RouterConfig
+from harness.router.drained import DrainedNodes
 from harness.router.errors import RouterError
 from harness.router.models.catalogue import Catalogue
 from harness.router.models.command_line import check_flags, coordinator_argv, release_args
@@ -77,8 +78,15 @@ class PlannedLoad:
 class Planner:
     """Plans loads, with the samples of that moment, and learns from those that became ready."""
 
-    def __init__(self, config: RouterConfig, catalogue: Catalogue, samples: SampleReader) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        catalogue: Catalogue,
+        samples: SampleReader,
+        drained: DrainedNodes | None = None,
+    ) -> None:
         self._config = config
+        self.drained = drained or DrainedNodes()
         self._catalogue = catalogue
         self._samples = samples
         self._offers: dict[str, _Offer] = {}
@@ -100,7 +108,7 @@ class Planner:
         file, header = await self._catalogue.read(request.model)
         request = request.model_copy(update={"model": file.name})
         check_flags(self._config.llama_server, [*self._config.flags, *request.flags])
-        backends = _chosen_backends(request, self._config)
+        backends = _chosen_backends(self.drained.chosen(request), self._config)
         samples: Mapping[str, Sample] = {}
         if request.plan is None:
             samples = await self._samples([backend.node for backend in backends])
@@ -120,7 +128,7 @@ class Planner:
         replaces: ReplacedProcess | None = None,
     ) -> Plan:
         """The plan alone; raises as ``prepare``."""
-        backends = _chosen_backends(request, self._config)
+        backends = _chosen_backends(self.drained.chosen(request), self._config)
         if request.plan is not None:
             return _checked_plan(request.plan, request, header, backends)
         build = installed_build(self._config.llama_server)
@@ -204,7 +212,9 @@ class Planner:
 
     def _key(self, request: LoadRequest, header: GgufModel) -> str:
         context = request.context or self._config.context
-        endpoints = [backend.endpoint for backend in _chosen_backends(request, self._config)]
+        # Refuses nothing: a node that its plan leaves out may be drained while a model is being loaded.
+        chosen, drained = _chosen_backends(request, self._config), self.drained.names
+        endpoints = [backend.endpoint for backend in chosen if backend.node not in drained]
         settings = (context, request.parallel, request.kv_type, request.n_gpu_layers)
         return plan_key(header, endpoints, *settings)
 

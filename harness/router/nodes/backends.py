@@ -1,6 +1,7 @@
 """Checks of backends before a start: whether each answers, and whether it still serves a lost connection."""
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
 
@@ -17,6 +18,9 @@ _REPLY_S = 5.0
 _STALE_AFTER_NS = 2_000_000_000
 """Between two samples that agree: a connection that has just been closed is missing from the second."""
 _STALE_WAIT_S = 5.0
+_ANSWER_S = 2.0
+_UNUSED_PORT = 9
+"""Of the service "discard": a kernel refuses it at once. The port of rpc-server is never tried."""
 
 
 class BackendWatch:
@@ -34,6 +38,17 @@ class BackendWatch:
         deadline = time.monotonic() + patience_s
         reasons = await asyncio.gather(*(self._wait_for(backend, deadline) for backend in backends))
         return {backend.node: reason for backend, reason in zip(backends, reasons, strict=True) if reason}
+
+    async def unreachable(self, addresses: Mapping[str, str]) -> dict[str, str]:
+        """The nodes whose kernel does not answer a connection attempt: by node, the reason.
+
+        A firewall that drops such attempts looks the same, so what counts is a node that answered before.
+
+        Args:
+            addresses: by node.
+        """
+        reasons = await asyncio.gather(*(_no_answer(address) for address in addresses.values()))
+        return {node: reason for node, reason in zip(addresses, reasons, strict=True) if reason}
 
     async def _wait_for(self, backend: Backend, deadline: float) -> str | None:
         while reason := await self._absent_now(backend):
@@ -54,6 +69,20 @@ class BackendWatch:
                 return f"{backend.node}: nobody listens on {backend.endpoint}"
             return f"{backend.node}: {error}"
         return None
+
+
+async def _no_answer(address: str) -> str | None:
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            _, writer = await asyncio.open_connection(address, _UNUSED_PORT)
+    except ConnectionRefusedError:
+        return None
+    except TimeoutError:
+        return f"no answer from {address} within {_ANSWER_S:.0f} s"
+    except OSError as error:
+        return f"{address}: {os.strerror(error.errno) if error.errno else error}"
+    writer.close()
+    return None
 
 
 def cpu_seconds(samples: Mapping[str, Sample]) -> dict[str, float]:

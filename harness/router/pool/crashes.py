@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from harness.monitor.sample import Sample
-from harness.router.failures import CRASH_SIGNALS, Failures, Fate, SentRequest
+from harness.router.failures import CRASH_SIGNALS, Failures, Fate, SentRequest, describe
 from harness.router.pool.server import ServerState
 
 UNIT = "llama-pool-server.service"
@@ -32,9 +32,9 @@ class PoolCrashes:
         deadline_s = time.monotonic() + _WAIT_S
         while (exited_ns := await self.look(server)) is not None and time.monotonic() < deadline_s:
             if exited_ns + _CLOCKS_NS >= request.sent_ns:
-                if poison := server.poison:
-                    return Fate.POISONED if poison is request else Fate.NOTHING
-                return Fate.LOST
+                if server.poison:
+                    return Fate.POISONED if server.poison.digest == request.digest else Fate.NOTHING
+                return Fate.NOTHING if server.by_request else Fate.LOST
             await asyncio.sleep(_POLL_S)
         return Fate.NOTHING
 
@@ -54,12 +54,18 @@ class PoolCrashes:
         exited_ns = unit.exited_ns - (sample.time_ns - sample.head_time_ns)
         if exited_ns > server.judged_ns:
             server.judged_ns = exited_ns
-            sent = server.sent.at(exited_ns + _CLOCKS_NS)
+            # A request is in flight at one end, whatever caused that and whatever the node says later.
+            had = server.sent.at(exited_ns + _CLOCKS_NS)
+            sent = [request for request in had if request not in server.ended_with]
+            server.ended_with.extend(sent)
             crashed = unit.exit_code in ("killed", "dumped") and unit.exit_status in CRASH_SIGNALS
-            before, server.poison = server.poison, sent[-1] if crashed and sent else None
-            # One request ends one server once, whatever its node says later.
-            if server.poison and server.poison is not before:
-                which = "the only one" if len(sent) == 1 else f"the newest of {len(sent)}"
-                ended = f"signal {unit.exit_status} ended {UNIT} of {node}"
-                self._failures.blame(server.poison, f"{server.poison} was {which} in flight when {ended}")
+            server.by_request, server.poison = crashed and bool(had), None
+            if crashed and sent:
+                ended = f"when signal {unit.exit_status} ended {UNIT} of {node}"
+                poison = server.poison = self._failures.culprit(sent, sent, node=node)
+                line = f"{describe(poison, sent, sent)} {ended}"
+                if poison:
+                    self._failures.blame(poison, line, sent, node=node)
+                else:
+                    self._failures.note_suspects(sent, line)
         return exited_ns

@@ -169,6 +169,14 @@ class Pool:
         """What became of a server that broke a request off."""
         return await self._crashes.fate(self._server(target), request) if self._crashes else Fate.NOTHING
 
+    def look_later(self, target: PoolTarget, request: SentRequest) -> None:
+        """Find out in the background whether ``request``, or another one, ended the server."""
+        if self._crashes:
+            self._supervisor.start("pool_crash", self._look(target, request))
+
+    async def _look(self, target: PoolTarget, request: SentRequest) -> None:
+        await self.fate(target, request)
+
     def succeeded(self, target: PoolTarget) -> None:
         self._server(target).succeeded()
 

@@ -7,6 +7,7 @@ import json
 import random
 import re
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,10 @@ class ServerState:
     """The requests that it has."""
     poison: SentRequest | None = None
     """The request that caused its last end."""
+    by_request: bool = False
+    """A request caused its last end, whether or not it is known which."""
+    ended_with: deque[SentRequest] = field(default_factory=lambda: deque(maxlen=256))
+    """Requests that were in flight at an end of it."""
     judged_ns: int = field(default_factory=time.time_ns)
     """Its ends up to this moment have been looked at; UTC, nanoseconds."""
     target: PoolTarget = field(init=False)

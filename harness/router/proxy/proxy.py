@@ -87,21 +87,29 @@ class Proxy:
 
         Nothing has been sent to the client yet. So a request whose server is lost is sent once more: to
         another server of the pool, or to the coordinator after its restart. One that ended its server is not.
+        One that may have ended a server before is sent once, in its turn, which ``stack`` ends.
 
         Raises:
-            RouterError: the server broke off before it answered, twice; the request timed out, or it, or the
-                same one before, ended its server.
+            RouterError: the server broke off before it answered, twice; the request timed out or had no turn;
+                it, or the same one before, ended its server.
         """
-        try:
-            return await self._attempt(request, path, body, stack)
-        except UpstreamLostError as lost:
-            if lost.poison or not await self._retry(request, path):
-                raise lost.error from None
-            log("request_retried", model=request.model, error_class=lost.error.error_class)
+        sent, first = await self._sent(request, path, body), None
+        if not self._failures.suspects(sent):
+            try:
+                return await self._attempt(request, path, body, sent, stack)
+            except UpstreamLostError as lost:
+                first = lost
+            if first.poison:
+                raise first.error
+        await request.resources.aclose()  # what it holds would keep those before it from their turns
+        turn = await stack.enter_async_context(self._failures.turn(sent))
+        self._failures.check(sent)
+        await self._acquire_again(request, path, first)
+        turn.begin()
         if request.body_for_server:
-            body = await request.body_for_server()  # it may be of another kind or build
+            body = await request.body_for_server(request)  # it may be of another kind or build
         try:
-            return await self._attempt(request, path, body, stack)
+            return await self._attempt(request, path, body, await self._sent(request, path, body), stack)
         except UpstreamLostError as lost:
             raise lost.error from None
 
@@ -134,20 +142,26 @@ class Proxy:
                 if not chunk.startswith(b":"):  # a hung server sends SSE comments too
                     request.upstream.on_progress()
             request.upstream.sent.end(response.sent, answered=True)
+            self._failures.answered(response.sent)
         except CONNECTION_ERRORS as error:
             if _timed_out(error):
                 failure = self._timeout(request)
             else:
-                failure = (await self._lost(request, response.sent, error)).error
+                failure = (await self._lost(request, response.sent, error, path=None)).error
             log("stream_broken", error_class=failure.error_class, message=failure.message)
             raise failure from None
 
+    async def _sent(self, request: UpstreamRequest, path: str, body: Body) -> SentRequest:
+        digest = await digest_of(path, body)
+        model = request.decision.model or request.model
+        sent = SentRequest(request.request_id, request.key, digest, model, again=request.last)
+        self._failures.check(sent)
+        return sent
+
     async def _attempt(
-        self, request: UpstreamRequest, path: str, body: Body, stack: AsyncExitStack
+        self, request: UpstreamRequest, path: str, body: Body, sent: SentRequest, stack: AsyncExitStack
     ) -> UpstreamResponse:
         upstream, timeout_s = request.upstream, self._config.request_timeout_s
-        sent = SentRequest(request.request_id, request.key, await digest_of(path, body), request.model)
-        self._failures.check(sent)
         upstream.sent.add(sent)
         stack.callback(upstream.sent.end, sent)
         try:
@@ -156,64 +170,86 @@ class Proxy:
             if response.status in _UNAVAILABLE and self._alternative(request, path) is not None:
                 upstream.sent.end(sent, answered=True)
                 reason = f"it answered {response.status}"
-                raise UpstreamLostError(await upstream.report_failure(reason))
+                raise UpstreamLostError(await upstream.report_failure(reason), sent)
             streamed = response.headers.get("content-type", "").startswith(STREAM_TYPES)
             reading = response.content.readany() if streamed else read_answer(response, self._answer_bytes)
             first = await reading
         except CONNECTION_ERRORS as error:
             if _timed_out(error):
                 raise self._timeout(request) from None
-            raise await self._lost(request, sent, error) from None
+            raise await self._lost(request, sent, error, path=path) from None
         upstream.on_progress()
         if not streamed:
             upstream.sent.end(sent, answered=True)
+            if response.status == 200:
+                self._failures.answered(sent)
         return UpstreamResponse(response, first, streamed, sent)
 
     async def _lost(
-        self, request: UpstreamRequest, sent: SentRequest, error: BaseException
+        self, request: UpstreamRequest, sent: SentRequest, error: BaseException, *, path: str | None
     ) -> "UpstreamLostError":
-        """The error for a request whose server broke off; blames a request that ended it, or two of them."""
+        """The error for a request whose server broke off; blames a request that ended it, or two of them.
+
+        A request that another server of the pool can have does not wait for that.
+
+        Args:
+            path: where the request can be sent again, if its answer has not begun.
+        """
         upstream = request.upstream
         failure = await upstream.report_failure(repr(error))
         if isinstance(error, aiohttp.ClientConnectorError):
             upstream.sent.end(sent, answered=True)  # it never had the request
-            return UpstreamLostError(failure)
-        fate = await upstream.fate(sent)
-        poison = fate is Fate.POISONED
-        if fate is Fate.LOST:
-            request.losses += 1
-            if poison := request.losses > 1:
-                message = (
-                    f"{sent} was in flight when its server was lost, and again when it was sent once more"
-                )
-                self._failures.blame(sent, message, diagnosis=failure.diagnosis)
+            return UpstreamLostError(failure, sent)
+        request.lost.append((upstream, sent))
+        if path and self._alternative(request, path):
+            upstream.look_later(sent)
+            upstream.sent.end(sent)
+            return UpstreamLostError(failure, sent)
+        fates = [await server.fate(had) for server, had in request.lost]
+        poison = Fate.POISONED in fates
+        if (
+            fates.count(Fate.LOST) > 1
+            and len({r.digest for r in upstream.sent.at(time.time_ns()) if r.again}) == 1
+        ):
+            poison = True
+            message = f"{sent} was in flight when its server was lost, and again when it was sent once more"
+            node = upstream.target.node if isinstance(upstream, PoolUpstream) else None
+            had = upstream.sent.at(time.time_ns())
+            self._failures.blame(sent, message, had, node=node, diagnosis=failure.diagnosis)
         upstream.sent.end(sent)
-        return UpstreamLostError(self._failures.refusal(sent) if poison else failure, poison=poison)
+        return UpstreamLostError(self._failures.refusal(sent) if poison else failure, sent, poison=poison)
 
-    async def _retry(self, request: UpstreamRequest, path: str) -> bool:
-        """Acquire a server for a second attempt; False where there is none."""
-        if isinstance(request.upstream, CoordinatorUpstream):
-            if not request.upstream.died:
-                return False
-            await request.resources.aclose()
+    async def _acquire_again(
+        self, request: UpstreamRequest, path: str, first: "UpstreamLostError | None"
+    ) -> None:
+        """Acquire a server for the last attempt.
+
+        Raises:
+            RouterError: that of the first attempt, where there is no other server.
+        """
+        upstream = request.upstream
+        if isinstance(upstream, CoordinatorUpstream):
+            if first and not upstream.died:
+                raise first.error
             request.upstream = await self._acquire_coordinator(request.decision.model, request.resources)
             request.load_ns = time.monotonic_ns() - request.started_ns
-        else:
-            alternative = self._alternative(request, path)
-            await request.resources.aclose()
-            if alternative is None:
-                return False
-            request.resources.enter_context(self._pool.use(alternative.target))
-            request.upstream = alternative
-        request.attempt += 1
-        return True
+        elif isinstance(upstream, PoolUpstream):
+            other = self._alternative(request, path, lost=first is not None)
+            if first and not other:
+                raise first.error
+            request.upstream = other = other or upstream
+            request.resources.enter_context(self._pool.use(other.target))
+        request.last = True
+        if first:
+            request.attempt += 1
+            log("request_retried", model=request.model, error_class=first.error.error_class)
 
-    def _alternative(self, request: UpstreamRequest, path: str) -> PoolUpstream | None:
-        """Another server of the pool for a request's first retry."""
-        if request.attempt > 1 or request.decision.route is not Route.POOL:
+    def _alternative(self, request: UpstreamRequest, path: str, *, lost: bool = True) -> PoolUpstream | None:
+        """The server of the pool for a request's last attempt: another one where the first was lost."""
+        if request.last or request.decision.route is not Route.POOL:
             return None
-        servers = request.decision.servers
-        target = self._pool.pick(request.model, servers, exclude=request.upstream.url)
+        exclude = request.upstream.url if lost else None
+        target = self._pool.pick(request.model, request.decision.servers, exclude=exclude)
         if target is None or (path.startswith("/api/") and target.kind != "ollama"):
             return None
         return PoolUpstream(self._pool, target, request.model)
@@ -239,9 +275,10 @@ class Proxy:
 class UpstreamLostError(Exception):
     """A server was lost before its response began."""
 
-    def __init__(self, error: RouterError, *, poison: bool = False) -> None:
+    def __init__(self, error: RouterError, sent: SentRequest, *, poison: bool = False) -> None:
         super().__init__(error.message)
         self.error = error
+        self.sent = sent
         self.poison = poison
         """Whether the request is the cause."""
 

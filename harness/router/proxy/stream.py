@@ -15,8 +15,8 @@ from harness.router.http.quotas import usage_of
 
 _RELAYED_LINE_BYTES = 1024 * 1024
 """A longer line is passed on in parts."""
-_LINE_LIMIT_BYTES = 16 * 1024 * 1024
-"""Limit of one line of an event; no event of a model is that long."""
+_EVENT_LIMIT_BYTES = 16 * 1024 * 1024
+"""Limit of one event with all its lines; no event of a model is that long."""
 
 
 class RelayedStream(StreamingResponse):
@@ -142,6 +142,8 @@ class Events:
     def __init__(self) -> None:
         self._rest = bytearray()
         self._data: list[bytes] = []
+        self._data_bytes = 0
+        """Of the lines of the event that is not complete."""
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Data of the events that ``chunk`` completes, in order.
@@ -154,10 +156,11 @@ class Events:
         if b"\n" in chunk:
             *lines, rest = bytes(self._rest).split(b"\n")
             self._rest = bytearray(rest)
-        if len(self._rest) > _LINE_LIMIT_BYTES:
-            message = f"the server sent a line of more than {_LINE_LIMIT_BYTES} bytes"
+        events = self._events(line.removesuffix(b"\r") for line in lines)
+        if self._data_bytes + len(self._rest) > _EVENT_LIMIT_BYTES:
+            message = f"the server sent an event of more than {_EVENT_LIMIT_BYTES} bytes"
             raise RouterError(502, "upstream", message)
-        return self._events(line.removesuffix(b"\r") for line in lines)
+        return events
 
     def end(self) -> list[bytes]:
         """The last event, if the stream ended without its empty line."""
@@ -172,8 +175,9 @@ class Events:
         if line:
             if line.startswith(b"data:"):
                 self._data.append(line[5:].removeprefix(b" "))
+                self._data_bytes += len(line)
             return None
         if not self._data:
             return None
-        event, self._data = b"\n".join(self._data), []
+        event, self._data, self._data_bytes = b"\n".join(self._data), [], 0
         return event

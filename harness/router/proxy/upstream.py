@@ -86,7 +86,13 @@ class Upstream(ABC):
 
     @abstractmethod
     async def fate(self, request: SentRequest) -> Fate:
-        """What became of it, once it has broken ``request`` off and that has been reported."""
+        """What became of it, once it has broken ``request`` off and that has been reported.
+
+        Waits some seconds where only its node can say.
+        """
+
+    def look_later(self, request: SentRequest) -> None:  # noqa: B027 - the coordinator's end is known at once
+        """Find its fate in the background."""
 
     @abstractmethod
     def on_progress(self) -> None:
@@ -114,6 +120,9 @@ class PoolUpstream(Upstream):
 
     async def fate(self, request: SentRequest) -> Fate:
         return await self._pool.fate(self.target, request)
+
+    def look_later(self, request: SentRequest) -> None:
+        self._pool.look_later(self.target, request)
 
     def on_progress(self) -> None:
         self._pool.succeeded(self.target)
@@ -146,8 +155,8 @@ class CoordinatorUpstream(Upstream):
 
     async def fate(self, request: SentRequest) -> Fate:
         if poison := self._instance.poison:
-            return Fate.POISONED if poison is request else Fate.NOTHING
-        return Fate.LOST if self.died else Fate.NOTHING
+            return Fate.POISONED if poison.digest == request.digest else Fate.NOTHING
+        return Fate.LOST if self.died and not self._instance.by_request else Fate.NOTHING
 
     def on_progress(self) -> None:
         self._instance.mark_progress()
@@ -167,12 +176,14 @@ class UpstreamRequest:
     request_id: str = ""
     key: str = ""
     """Names the client's key without showing it."""
-    losses: int = 0
-    """Servers that were lost while they had this request."""
+    lost: list[tuple[Upstream, SentRequest]] = field(default_factory=list)
+    """Servers that broke it off, and what each had been sent."""
     load_ns: int = 0
     """How long it waited for the coordinator, loads included."""
     attempt: int = 1
-    body_for_server: Callable[[], Awaitable[Body]] | None = None
+    last: bool = False
+    """Whether it is not sent once more."""
+    body_for_server: Callable[["UpstreamRequest"], Awaitable[Body]] | None = None
     """Makes the body for the server that has it now; None: every server may get the same body."""
     ignored: Mapping[str, str] = field(default_factory=dict)
     """Headers that name what that server does not get."""

@@ -172,8 +172,8 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "dimensions": "llama-server gives all numbers of a vector; `/api/embed` truncates them",
     "n_discard, n_cache_reuse, speculative.*, backend_sampling": "the servers are not started for it",
     "response_fields, verbose, sse_ping_interval, t_max_prompt_ms": "of no use through the router",
-    "template, context, truncate, num_ctx and Ollama's other options of a load": (
-        "the plan decides them; llama-server keeps its own cache of prompts"
+    "template, context, truncate, num_ctx": (
+        "the plan decides them, and Ollama's other options of a load; llama-server caches prompts itself"
     ),
 }
 """Second column, for people: not passed on but named in a header. All other names are here too."""

@@ -41,15 +41,18 @@ class _CachedRoute:
     """On the monotonic clock."""
     loaded: str | None
     """What the coordinator had loaded."""
+    drained_version: int
 
 
 @dataclass(frozen=True)
 class _Footprint:
-    """Memory that one file takes, on one machine and over the backends; the same until the file changes."""
+    """Memory that one file takes, on one machine and over the backends; the same until the file
+    or the drained backends change."""
 
     file: ModelFile
     need: Need | None
     sharded: Sharded
+    drained_version: int
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,10 @@ class RouteResolver:
         if file is None:
             return Facts(model, need=self.pool.need(model, self.config.context), offers=offers)
         footprint = self._footprints.get(file.name)
-        if footprint is None or footprint.file != file:
-            footprint = self._footprints[file.name] = await asyncio.to_thread(self._footprint, file)
+        version = self.planner.drained.version
+        if footprint is None or (footprint.file, footprint.drained_version) != (file, version):
+            footprint = await asyncio.to_thread(self._footprint, file, version)
+            self._footprints[file.name] = footprint
         loaded = self.loaded() == file.name
         return Facts(model, file.file_bytes, footprint.need, offers, footprint.sharded, file.name, loaded)
 
@@ -137,7 +142,12 @@ class RouteResolver:
             RouterError: nobody has it (404), or it fits nowhere (507).
         """
         cached = self._routes.get(model)
-        if cached is None or cached.loaded != self.loaded() or time.monotonic() > cached.until_s:
+        now = (self.loaded(), self.planner.drained.version)
+        if (
+            cached is None
+            or (cached.loaded, cached.drained_version) != now
+            or time.monotonic() > cached.until_s
+        ):
             cached = await self._resolve(model, record)
         if record:
             self._keep(cached.entry)
@@ -145,7 +155,7 @@ class RouteResolver:
 
     async def _resolve(self, model: str, record: bool) -> _CachedRoute:
         self._routes.pop(model, None)
-        loaded = self.loaded()
+        loaded, version = self.loaded(), self.planner.drained.version
         facts = await self.facts(model)
         chosen = choose_route(facts, self.config.routes, large_model_bytes=self.config.large_model_bytes)
         entry = _entry(facts, chosen)
@@ -154,12 +164,16 @@ class RouteResolver:
                 log("request_not_routed", **{name: entry[name] for name in ("model", "route", "reason")})
                 if facts.file_bytes is not None or facts.offers:
                     self._keep(entry)  # the name of an unknown model is any text: it would push out the rest
+            blocked = self.planner.drained.blocked
+            if chosen.status == 507 and facts.file_bytes is not None and blocked:
+                raise RouterError(503, "no_backends", blocked)
             if chosen.status != 404:
                 raise RouterError(chosen.status, chosen.error_class, chosen.message)
             hint = f"there are: {', '.join(await self.models()) or 'none'}"
             raise RouterError(404, UNKNOWN_MODEL, f"model '{model}' not found", hint=hint)
         chosen = replace(chosen, model=facts.name or model)
-        cached = self._routes[model] = _CachedRoute(chosen, entry, time.monotonic() + _FRESH_S, loaded)
+        cached = _CachedRoute(chosen, entry, time.monotonic() + _FRESH_S, loaded, version)
+        self._routes[model] = cached
         while len(self._routes) > _CACHED_ROUTES:
             del self._routes[next(iter(self._routes))]
         return cached
@@ -167,22 +181,22 @@ class RouteResolver:
     def _keep(self, entry: dict[str, Any]) -> None:
         self._last.append(entry | {"time_ns": time.time_ns(), "request_id": request_id.get()})
 
-    def _footprint(self, file: ModelFile) -> _Footprint:
+    def _footprint(self, file: ModelFile, version: int) -> _Footprint:
         try:
             header = self.catalogue.header(file)
             need = Need(bytes_on_one_machine(header, self.config.context), header.block_count + 1)
         except HarnessError as error:
-            return _Footprint(file, None, Sharded(None, f"cannot be sized: {error}"))
+            return _Footprint(file, None, Sharded(None, f"cannot be sized: {error}"), version)
         try:
             # By the memory that the nodes have, not by what is left beside the running coordinator.
             plan = self.planner.plan(LoadRequest(model=file.name), header, {})
         except RouterError as error:
-            return _Footprint(file, need, Sharded(False, error.message))
+            return _Footprint(file, need, Sharded(False, error.message), version)
         used = gib(sum(share.total_bytes for share in plan.shares), 2)
         available = gib(sum(share.available_bytes for share in plan.shares), 2)
         count = f"{len(plan.shares)} backend{'s' if len(plan.shares) > 1 else ''}"
         text = f"{header.block_count + 1} layers and {used} over {count} of {available}"
-        return _Footprint(file, need, Sharded(True, text))
+        return _Footprint(file, need, Sharded(True, text), version)
 
 
 def _entry(facts: Facts, chosen: Decision | Refusal) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """Packs what a node needs to install this project without a network: one tar file of wheels and lock files.
 
 Runs on the control machine. The wheels of a lock file are downloaded once for each kind of node
-(Python, machine, libc); the project's own wheel is built once for each state of its sources. Prints
+(Python, machine, libc); the project's own wheel is built once for each state of its sources, and has
+only what the services named by the lock files import: no other change restarts them. Prints
 one JSON object: ``key`` names the contents, ``tar`` is the file, ``built`` says whether it was made just now.
 """
 
 import argparse
+import ast
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,8 +23,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-PROJECT_FILES = ("pyproject.toml", "README.md", "LICENSE")
+PROJECT_FILES = ("README.md", "LICENSE")
 KEEP_TARS = 8
+_WHEEL_TABLES = {"build-system", "project", "project.scripts", "tool.hatch.build.targets.wheel"}
+"""Of pyproject.toml: the node installs with ``--no-deps``, so the extras are not among them."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +56,62 @@ class Target:
         return options
 
 
-def source_files(project: Path) -> list[Path]:
-    """The files that the project's wheel is made of, in a fixed order."""
-    package = (path for path in (project / "harness").rglob("*") if path.is_file())
-    kept = (path for path in package if "__pycache__" not in path.parts and path.suffix != ".pyc")
-    return [project / name for name in PROJECT_FILES] + sorted(kept)
+def source_files(project: Path, services: Sequence[str]) -> list[Path]:
+    """The files that the node's wheel is made of: what the services reach by imports, and its data files."""
+    package = project / "harness"
+    waiting = [path for service in services for path in (package / service).rglob("*.py")]
+    modules: set[Path] = set()
+    while waiting:
+        if (path := waiting.pop()) not in modules:
+            modules.add(path)
+            waiting += _imported(project, path)
+    folders = {path.parent for path in modules}
+    others = (path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
+    return sorted(modules | {path for path in others if _package_of(path) in folders})
 
 
-def digest(project: Path, files: Sequence[Path]) -> str:
-    """Hash of the files' names and contents."""
-    total = hashlib.sha256()
+def _imported(project: Path, module: Path) -> list[Path]:
+    """The project's files that an import in this module runs, wherever it stands but under TYPE_CHECKING."""
+    names: list[str] = []
+    nodes: list[ast.AST] = [ast.parse(module.read_bytes())]
+    for node in nodes:
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            nodes += node.orelse
+            continue
+        nodes += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    files = []
+    for name in names:
+        parts = name.split(".")
+        for length in range(1, len(parts) + 1 if parts[0] == "harness" else 1):
+            path = project.joinpath(*parts[:length])
+            files += [path.with_suffix(".py"), path / "__init__.py"]
+    return [path for path in files if path.is_file()]
+
+
+def _package_of(path: Path) -> Path:
+    """The nearest folder above a data file that is a package."""
+    return next(folder for folder in path.parents if (folder / "__init__.py").is_file())
+
+
+def node_pyproject(project: Path, files: Sequence[Path]) -> str:
+    """What the node's wheel needs of pyproject.toml; of the scripts only those whose module it has."""
+    start, *tables = re.split(r"(?m)^(?=\[)", (project / "pyproject.toml").read_text())
+    kept = [table for table in tables if table[1:].partition("]")[0] in _WHEEL_TABLES]
+    have = {".".join(path.relative_to(project).with_suffix("").parts) for path in files}
+
+    def script(line: re.Match[str]) -> str:
+        return line[0] if {line["module"], f"{line['module']}.__init__"} & have else ""
+
+    return start + re.sub(r'(?m)^[\w-]+ = "(?P<module>harness[\w.]*):\w+"\n', script, "".join(kept))
+
+
+def digest(project: Path, files: Sequence[Path], more: str = "") -> str:
+    """Hash of the files' names and contents, and of ``more``."""
+    total = hashlib.sha256(more.encode())
     for path in files:
         content = path.read_bytes()
         total.update(f"{path.relative_to(project)}\0{len(content)}\0".encode())
@@ -81,7 +132,9 @@ def build(project: Path, cache: Path, extras: Sequence[str], target: Target) -> 
     for lock in locks:
         if not lock.is_file():
             raise SystemExit(f"harness_venv: no lock file {lock}")
-    sources, locked = digest(project, source_files(project)), digest(project, locks)
+    files = source_files(project, sorted(set(extras)))
+    # What pip wants besides is no reason to restart a service; the locks name the versions.
+    sources, locked = digest(project, files, node_pyproject(project, files)), digest(project, locks)
     key = hashlib.sha256(f"{sources} {locked} {target.name}".encode()).hexdigest()[:16]
     tar = cache / f"wheelhouse-{key}.tar"
     with _locked(cache):
@@ -90,7 +143,7 @@ def build(project: Path, cache: Path, extras: Sequence[str], target: Target) -> 
             wheels = cache / f"locked-{locked[:16]}-{target.name}"
             _once(wheels, lambda folder: _download(locks, target, folder))
             own = cache / f"project-{sources[:16]}"
-            _once(own, lambda folder: _build_project(project, folder))
+            _once(own, lambda folder: _build_project(project, files, folder))
             _pack(tar, [*sorted(wheels.iterdir()), *sorted(own.iterdir()), *locks])
             _forget_old(cache)
         tar.touch()
@@ -112,13 +165,14 @@ def _download(locks: Sequence[Path], target: Target, folder: Path) -> None:
     )
 
 
-def _build_project(project: Path, folder: Path) -> None:
-    """Build from a copy, without the remains of builds and the other files of a checkout."""
+def _build_project(project: Path, files: Sequence[Path], folder: Path) -> None:
+    """Build from a copy of these files alone."""
     with tempfile.TemporaryDirectory() as scratch:
-        for path in source_files(project):
+        for path in [*(project / name for name in PROJECT_FILES), *files]:
             copy = Path(scratch) / path.relative_to(project)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
+        (Path(scratch) / "pyproject.toml").write_text(node_pyproject(project, files))
         _pip(
             "cannot build the project's wheel",
             "wheel",

@@ -64,7 +64,7 @@ def entries(cache: Path, pattern: re.Pattern[str] = NAME) -> list[Entry]:
     with contextlib.suppress(FileNotFoundError):
         for path in cache.joinpath("rpc").iterdir():
             with contextlib.suppress(FileNotFoundError):
-                status = path.stat(follow_symlinks=False)
+                status = path.lstat()  # Python 3.9 has no stat(follow_symlinks=)
                 if pattern.match(path.name):
                     used = max(status.st_atime, status.st_mtime)
                     matching.append(Entry(path, status.st_size, status.st_mtime, used))

@@ -1,9 +1,11 @@
 """The fault matrix: when a row is good, and what its table says."""
 
+from pathlib import Path
+
 import pytest
 from harness.contracts.run_records import Request
 
-from fault_matrix import ROWS, Outcome, saw, table
+from fault_matrix import CLOCK, HOSTILE, ROWS, Outcome, load, save, saw, table, told
 
 
 def outcome(answered_s: float | None, classes: list[str], right: list[str] | None = None) -> Outcome:
@@ -47,5 +49,28 @@ def test_client_saw_its_answer_an_error_or_no_end() -> None:
     assert saw(None, 7) == "a stream without an end (7 tokens after the fault)"
 
 
+def test_class_in_the_error_of_a_client_counts() -> None:
+    texts = [
+        "507: disk_full: the head node's disk is full",
+        "the coordinator ended while it answered (backend_lost): see ps, state T",
+        "the stream broke after 0 tokens: it was stopped (hm)",
+    ]
+    assert told(texts) == ["disk_full", "backend_lost"]
+
+
+def test_outcomes_of_an_earlier_call_are_kept_in_the_order_of_the_rows(tmp_path: Path) -> None:
+    path = tmp_path / "matrix.json"
+    assert load(path) == []
+    late, early = outcome(1.0, []), outcome(None, ["unknown"])
+    late.row, early.row = ROWS[3].name, ROWS[1].name
+    save([late, early], path)
+    assert load(path) == [early, late]
+
+
 def test_rows_have_names_of_their_own() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize("script", [CLOCK, HOSTILE], ids=["clock", "hostile samples"])
+def test_script_of_a_node_can_be_compiled(script: str) -> None:
+    compile(script, "script", "exec")

@@ -34,7 +34,8 @@ def inventory(tmp_path: Path) -> Path:
             "run benchmark --profile nightly",
             "no profile 'nightly'; shipped ones: default, faults, ",
         ),
-        ("release show 1234", "llama.cpp 1234 is not in the release catalogue, which has 6666, "),
+        ("deploy --tags rpc-server", "no part has the tag rpc-server; there are: llama_cpp, rpc_server, "),
+        ("release show b1234", "llama.cpp 1234 is not in the release catalogue, which has 6666, "),
         ("release fetch 6751 --source svn", "no source 'svn'; there are: pypi, git, archive"),
         (
             "release fetch 6751 --source git --archive x.tgz",
@@ -62,6 +63,10 @@ def test_wrong_input_is_one_line_that_names_it(
     assert re.search(message, str(done.exception))
     assert "\n" not in str(done.exception)
     assert not (tmp_path / "cache").exists()
+
+
+def test_runs_that_a_filter_leaves_out_are_not_called_absent() -> None:
+    assert "; `harness runs` lists all" in CliRunner().invoke(app, ["runs", "--model", "zzz"]).output
 
 
 def test_list_of_releases_counts_what_somebody_can_bring_about_and_says_what_is_deployed() -> None:

@@ -1,6 +1,7 @@
 """What is kept of llama-server's output: all that a diagnosis needs, nothing that a request says."""
 
 import json
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from harness.contracts.diagnosis import ExitStatus
 from harness.diagnosis.classify import diagnose_log
+from harness.diagnosis.scanner import meaning
 from harness.llama import log_filter
 from harness.llama.log_filter import LogFilter
 from hypothesis import given
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 LOGS = Path(__file__).parents[2] / "data" / "logs"
 RECORDED: dict[str, dict[str, Any]] = json.loads((LOGS / "recorded.json").read_text())
 READY = b"main: model loaded\n"
+READY_TIMED = b"0.03.001.002 I srv  llama_server: model loaded\n"
 QUOTING = [
     # Build 6751.
     b"slot update_slots: id  0 | task 61 | old: ... \n<|im_start|>user\n | Tell me about SECRET\n",
@@ -38,6 +41,20 @@ QUOTING = [
 ]
 
 
+OF_A_TEXT = b"res SECRET\nsrv ::= SECRET\nmain: SECRET\nCUDA error: SECRET\nrecv failed (SECRET\n"
+"""Lines of a grammar, a prompt or an answer that look like lines of llama-server."""
+GRAMMAR = b"parse: error parsing grammar: expecting ::= at SECRET\n\nroot ::= a\n" + OF_A_TEXT
+WITHOUT_QUOTES = [
+    b"0.07.218.212 E slot  operator(): id  0 | task 1 | got exception: Failed to parse tools: SECRET\n",
+    b"0.07.218.212 W srv  stop: got exception: Unknown role: SECRET\n",
+    b"0.07.218.212 W common_chat_peg_parse: unparsed peg-native output: SECRET\n",
+    b"0.07.218.212 E common_chat_format_example: failed to apply template: SECRET\n",
+    b"0.07.218.212 E srv  send_error: task id = 3, error: Failed to format input: SECRET\n",
+    b"0.07.218.212 W srv  control: control stop on unknown completion id=SECRET, no live slot\n",
+    b"0.07.218.212 W srv  evict: stop on unknown stream session, conv_id=SECRET matched nothing, [SECRET]\n",
+]
+
+
 def kept(output: bytes, line_bytes: int = 2048) -> bytes:
     log = LogFilter(line_bytes)
     return log.feed(output) + log.end()
@@ -46,6 +63,38 @@ def kept(output: bytes, line_bytes: int = 2048) -> bytes:
 @pytest.mark.parametrize("output", QUOTING)
 def test_what_a_request_says_is_left_out(output: bytes) -> None:
     assert b"SECRET" not in kept(READY + output)
+
+
+def test_grammar_that_cannot_be_parsed_is_left_out_whole() -> None:
+    after = b"srv  update_slots: all slots are idle\n"
+    end = b"llama_grammar_init_impl: failed to parse grammar\n"
+    assert kept(READY + GRAMMAR + end + after) == READY + end + after
+    end = b"0.07.218.212 E failed to parse grammar\n"
+    assert kept(READY + GRAMMAR + end + after) == READY + end + after
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"0.07.218.212 E common_sampler_init: error initializing grammar sampler for grammar:\n",
+        b"0.07.218.212 W common_chat_peg_parse: unparsed peg-native output: \n",
+        b"0.07.218.212 E anthropic string not as expected: \n",
+        b"WARNING: JSON schema conversion was incomplete: \n",
+    ],
+)
+def test_rest_of_a_message_is_left_out_where_lines_have_a_time(first: bytes) -> None:
+    text = b"res SECRET\nsrv ::= SECRET\nmain: SECRET\nrecv failed (SECRET\ncommon_x: SECRET\n"
+    after = b"0.07.218.213 I srv  update_slots: all slots are idle\n"
+    output = kept(READY_TIMED + first + text + after)
+    assert b"SECRET" not in output
+    assert output.endswith(after)
+
+
+@pytest.mark.parametrize("line", WITHOUT_QUOTES)
+def test_what_a_message_says_of_a_request_without_quotes_is_left_out(line: bytes) -> None:
+    output = kept(READY_TIMED + line)
+    assert b"SECRET" not in output
+    assert output.startswith(READY_TIMED + line[:30])
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -58,6 +107,81 @@ def test_recorded_log_keeps_its_diagnosis(name: str) -> None:
         for log in (raw, kept(raw))
     ]
     assert classes[0] == classes[1]
+
+
+def untimed(line: str) -> str:
+    return re.sub(r"^\d+\.\d\d\.\d{3}\.\d{3} [A-Z] ", "", line)
+
+
+CASES: list[dict[str, Any]] = json.loads((LOGS / "wordings.json").read_text())
+WORDINGS = [untimed(line) for case in CASES for line in case["lines"]]
+SAID = [line.split("what():  ")[1] for line in WORDINGS if "what():  " in line]
+"""What an exception says: llama-server prints that of one that it catches as well."""
+CAUGHT = [
+    before + said
+    for before in (
+        "got exception: ",
+        "srv    operator(): got exception: ",
+        "slot update_slots: id  0 | task 12 | got exception: ",
+        "srv    send_error: task id = 12, error: ",
+        "srv    send_error: task id = 12, error: got exception: ",
+    )
+    for said in SAID
+]
+VULKAN = [
+    "ggml_vulkan: Compute pipeline creation failed for matmul_f16",
+    "ggml_vulkan: vk::Device::createComputePipeline: ErrorUnknown",
+]
+RECORDED_LINES = [
+    untimed(line)
+    for name in RECORDED
+    for line in (LOGS / f"{name}.log").read_text(errors="replace").splitlines()
+]
+PAST_THE_LOG = re.compile(
+    r"ggml_vulkan: |terminat|  what\(\): |\S+: symbol lookup error|\S+: \S+: .*Assertion `"
+)
+"""Printed without a time by every build."""
+NOT_KEPT = {
+    "another program prints it: systemd, a shell, the kernel, Ollama or llama-swap": re.compile(
+        r"systemd\[|kernel: |NVRM: |oom-kill:|\[[\d.]+\] |[\w-]+\[\d+\]: segfault|Broken pipe|time="
+        r"|Error: |llama runner |ERROR Port"
+    ),
+    "rpc-server prints it": re.compile(
+        r"Accepted client|Expected HELLO|Starting RPC server|Unknown command"
+        r"|Failed to (?:create server socket|allocate input)|  local cache|         Never expose|Invalid host"
+    ),
+    "llama-server prints it before it is ready": re.compile(
+        r"error: (?:unknown|invalid) |error while handling|(?:main: )?couldn't bind|bind(?: failed)?: "
+        r"|build: |load_backend: |load_tensors: |llama_model_load: error |ERR \[|\{\"tid\""
+    ),
+    "a path that the request names may be in it": re.compile(r".*(?:exception|error): filesystem error: "),
+}
+"""Lines that the filter may take from a diagnosis."""
+
+
+def kinds(log: str) -> set[str]:
+    return {kind.name for line in log.splitlines() for kind, _, _ in meaning(line)}
+
+
+def changed(line: str) -> bool:
+    time = "" if PAST_THE_LOG.match(line) else "0.06.000.000 E "
+    logs = [(READY, line.encode()), (READY_TIMED, (time + line).encode())]
+    return any(kinds(kept(ready + text).removeprefix(ready).decode()) != kinds(line) for ready, text in logs)
+
+
+def test_no_line_of_a_running_server_means_less_to_a_diagnosis() -> None:
+    lines = dict.fromkeys([*WORDINGS, *CAUGHT, *VULKAN, *RECORDED_LINES])
+    lost = [line for line in lines if changed(line)]
+    assert [line for line in lost if not any(p.match(line) for p in NOT_KEPT.values())] == []
+    assert [reason for reason, p in NOT_KEPT.items() if not any(map(p.match, lost))] == []
+
+
+@pytest.mark.parametrize(
+    "said", [b"std::bad_alloc of SECRET", b"vk::SECRET: Error: SECRET", b"Compute error. SECRET"]
+)
+def test_exception_that_only_begins_like_a_failure_of_the_server_is_left_out(said: bytes) -> None:
+    for before in (b"0.07.218.212 E srv  x: got exception: ", b"0.07.218.212 E srv  x: task id = 3, error: "):
+        assert kept(READY_TIMED + before + said) == READY_TIMED + before + b"'...\n"
 
 
 @pytest.mark.parametrize(

@@ -113,32 +113,35 @@ def test_evidence_cannot_name_a_file_outside_the_logs(tmp_path: Path) -> None:
     assert find_excerpt(run, "link.log:1", "keep out", []) is None
 
 
-def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
-    run = copy_run(tmp_path)
-    first = write_report(run).read_bytes()
-    assert write_report(run).read_bytes() == first
+def test_the_same_run_gives_the_same_page(recorded: str, tmp_path: Path) -> None:
+    assert write_report(copy_run(tmp_path)).read_text() == recorded
 
 
-def test_a_failed_report_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = copy_run(tmp_path)
-    before = write_report(run).read_bytes()
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A run of which only the manifest was written."""
+    run = tmp_path / "empty"
+    run.mkdir()
+    (run / "run.json").write_bytes((copy_run(tmp_path) / "run.json").read_bytes())
+    change_manifest(run, lambda m: m.update(nodes=[], outcome=None, ended_ns=None, models={}))
+    return run
+
+
+def test_a_failed_report_leaves_the_earlier_one(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = write_report(empty).read_bytes()
 
     def broken(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("harness.common.files.os.fsync", broken)
     with pytest.raises(HarnessError, match=r"report\.html: No space left on device"):
-        write_report(run)
-    assert (run / "report.html").read_bytes() == before
-    assert list(run.glob(".*.tmp")) == []
+        write_report(empty)
+    assert (empty / "report.html").read_bytes() == before
+    assert list(empty.glob(".*.tmp")) == []
 
 
-def test_a_run_without_anything_but_its_manifest_is_reported(tmp_path: Path) -> None:
-    run = tmp_path / "empty"
-    run.mkdir()
-    (run / "run.json").write_bytes((copy_run(tmp_path) / "run.json").read_bytes())
-    change_manifest(run, lambda m: m.update(nodes=[], outcome=None, ended_ns=None, models={}))
-    text = write_report(run).read_text()
+def test_a_run_without_anything_but_its_manifest_is_reported(empty: Path) -> None:
+    text = write_report(empty).read_text()
     assert "No trial ended in this run" in text
     assert "No node samples were recorded" in text
 

@@ -13,10 +13,9 @@ from harness.report.sections.verdict import verdict_section
 from tests.unit.report_runs import KINDS, RECORDED, change_lines, copy_run
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+def failing_run(folder: Path) -> Path:
     """The recorded run of every kind: its parity fails; its soak has an error, a restart and a drift."""
-    run = copy_run(tmp_path, KINDS)
+    run = copy_run(folder, KINDS)
 
     def change(trial: dict[str, Any]) -> None:
         details, metrics = trial["details"], trial["metrics"]
@@ -35,16 +34,25 @@ def run(tmp_path: Path) -> Path:
     return run
 
 
-def test_parity_shows_where_the_texts_differ(run: Path) -> None:
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return failing_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_report(failing_run(tmp_path_factory.mktemp("failing"))).read_text()
+
+
+def test_parity_shows_where_the_texts_differ(run: Path, page: str) -> None:
     (row,) = parity_rows(load_run(run))
     assert (row["compared"], row["equal"], row["gap"], row["mark"].outcome) == (32, 3, 0.004, "failed")
     assert row["reference"][: row["common"]] == "The cat "
-    page = write_report(run).read_text()
     assert '<mark class="part">ran &lt;b&gt;away&lt;/b&gt;.</mark>' in page
     assert f'href="#parity-{row["anchor"]}"' in page
 
 
-def test_soak_shows_its_drifts_with_their_intervals(run: Path) -> None:
+def test_soak_shows_its_drifts_with_their_intervals(run: Path, page: str) -> None:
     (row,) = soak_rows(load_run(run))
     assert (row.requests, row.failed, row.restarts, row.errors) == (12, 1, 1, [("HTTP 503", 1)])
     rate, memory, _ = row.drifts
@@ -53,7 +61,6 @@ def test_soak_shows_its_drifts_with_their_intervals(run: Path) -> None:
     assert (memory["what"], memory["colour"], memory["beyond_noise"]) == ("node1", 0, False)
     assert len(row.rates) == 12
     assert all(0 <= second <= row.took_s for second, _ in row.rates)
-    page = write_report(run).read_text()
     assert "-12.5 %" in page
     assert "-20.0 % to -5.0 %" in page
 

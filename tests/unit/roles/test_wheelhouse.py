@@ -1,80 +1,29 @@
 """What the control machine packs for the nodes, and when it packs anew."""
 
-import importlib.util
-import shutil
-import sys
-import tarfile
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-REPOSITORY = Path(__file__).parents[3]
-SCRIPT = REPOSITORY / "roles" / "harness_venv" / "files" / "wheelhouse.py"
+from tests.unit.roles.wheelhouse_project import key, load, small_project
 
 
-@pytest.fixture(scope="module")
-def wheelhouse() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("wheelhouse", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["wheelhouse"] = module
-    spec.loader.exec_module(module)
+@pytest.fixture
+def wheelhouse(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, which downloads and builds nothing here: tests/integration does."""
+    module = load()
+    monkeypatch.setattr(module, "_download", lambda locks, target, folder: None)
+    monkeypatch.setattr(module, "_build_project", lambda project, files, folder: None)
     return module
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A small project of the same form, whose lock files ask for nothing."""
-    folder = tmp_path / "project"
-    (folder / "harness" / "monitor").mkdir(parents=True)
-    (folder / "requirements").mkdir()
-    (folder / "harness" / "__init__.py").write_text('__version__ = "0.1.0"\n')
-    (folder / "harness" / "monitor" / "__init__.py").write_text("")
-    for name in ("README.md", "LICENSE", "pyproject.toml"):
-        shutil.copy(REPOSITORY / name, folder / name)
-    for extra in ("monitor", "router"):
-        (folder / "requirements" / f"{extra}.lock").write_text(f"# {extra}\n")
-    return folder
-
-
-def key(wheelhouse: ModuleType, project: Path, cache: Path, *extras: str) -> str:
-    target = wheelhouse.Target("3.11", "x86_64", "2.36")
-    return str(wheelhouse.build(project, cache, extras or ("monitor",), target)["key"])
-
-
-@pytest.fixture
-def offline(wheelhouse: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Replaces the download, which these lock files do not need; records the lock files."""
-    locks_downloaded: list[str] = []
-
-    def download(locks: list[Path], target: object, folder: Path) -> None:
-        locks_downloaded.extend(lock.name for lock in locks)
-
-    monkeypatch.setattr(wheelhouse, "_download", download)
-    return locks_downloaded
-
-
-def test_second_build_finds_the_first(
-    wheelhouse: ModuleType, project: Path, tmp_path: Path, offline: list[str]
-) -> None:
-    target = wheelhouse.Target("3.11", "x86_64", "2.36")
-    first = wheelhouse.build(project, tmp_path / "cache", ["monitor"], target)
-    second = wheelhouse.build(project, tmp_path / "cache", ["monitor"], target)
-    assert (first["built"], second["built"]) == (True, False)
-    assert first["key"] == second["key"]
-    assert offline == ["monitor.lock"]
-    with tarfile.open(str(first["tar"])) as archive:
-        names = archive.getnames()
-        owners = {(entry.uid, entry.mode) for entry in archive.getmembers()}
-    assert names == ["llama_harness-0.1.0-py3-none-any.whl", "monitor.lock"]
-    assert owners == {(0, 0o644)}
+    return small_project(tmp_path / "project")
 
 
 def test_what_lies_around_in_a_checkout_changes_nothing(
-    wheelhouse: ModuleType, project: Path, tmp_path: Path, offline: list[str]
+    wheelhouse: ModuleType, project: Path, tmp_path: Path
 ) -> None:
     before = key(wheelhouse, project, tmp_path / "cache")
     (project / "harness" / "__pycache__").mkdir()
@@ -85,7 +34,7 @@ def test_what_lies_around_in_a_checkout_changes_nothing(
 
 
 def test_change_of_a_source_a_lock_or_the_extras_is_another_key(
-    wheelhouse: ModuleType, project: Path, tmp_path: Path, offline: list[str]
+    wheelhouse: ModuleType, project: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
     keys = [key(wheelhouse, project, cache), key(wheelhouse, project, cache, "router", "monitor")]
@@ -99,51 +48,67 @@ def test_change_of_a_source_a_lock_or_the_extras_is_another_key(
     assert len(set(keys)) == 5
 
 
-def test_old_packs_are_forgotten(
-    wheelhouse: ModuleType, project: Path, tmp_path: Path, offline: list[str], monkeypatch: pytest.MonkeyPatch
+def test_change_of_what_no_service_imports_is_the_same_key(
+    wheelhouse: ModuleType, project: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(wheelhouse, "_build_project", lambda project, folder: None)
+    cache, package = tmp_path / "cache", project / "harness"
+    (package / "used").mkdir()
+    (package / "used" / "__init__.py").write_text("")
+    (package / "used" / "data").mkdir()
+    (package / "used" / "data" / "list.json").write_text("[]")
+    (package / "monitor" / "service.py").write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    import harness.report\n"
+        "def start():\n    from harness.used import part\n"
+    )
+    (package / "used" / "part.py").write_text("")
+    before = key(wheelhouse, project, cache)
+    (package / "report" / "templates").mkdir(parents=True)
+    (package / "report" / "__init__.py").write_text("import harness.monitor\n")
+    (package / "report" / "templates" / "report.css").write_text("body {}\n")
+    (package / "used" / "unused.py").write_text("")
+    (package / "router" / "__init__.py").write_text("VALUE = 1\n")
+    (project / "README.md").write_text("# other\n")
+    assert key(wheelhouse, project, cache) == before
+    changed = set()
+    for path in (package / "used" / "part.py", package / "used" / "data" / "list.json"):
+        path.write_text("0")
+        changed.add(key(wheelhouse, project, cache))
+    assert len(changed | {before}) == 3
+
+
+def test_key_has_of_pyproject_only_what_the_wheel_is_made_of(
+    wheelhouse: ModuleType, project: Path, tmp_path: Path
+) -> None:
+    cache, pyproject = tmp_path / "cache", project / "pyproject.toml"
+    whole = pyproject.read_text()
+    before = key(wheelhouse, project, cache)
+    for old, new in [("line-length = 110", "line-length = 100"), ('"ruff>=', '"other",\n  "ruff>=')]:
+        assert old in whole
+        pyproject.write_text(whole.replace(old, new))
+        assert key(wheelhouse, project, cache) == before
+    for old, new in [
+        ('"pyyaml>=6,', '"pyyaml>=5,'),
+        ("hatchling==", "hatchling>="),
+        ('version = "0', 'version = "9'),
+    ]:
+        assert old in whole
+        pyproject.write_text(whole.replace(old, new))
+        assert key(wheelhouse, project, cache) != before
+
+
+def test_old_packs_are_forgotten(wheelhouse: ModuleType, project: Path, tmp_path: Path) -> None:
     for number in range(12):
-        (project / "harness" / "__init__.py").write_text(f"VALUE = {number}\n")
+        (project / "harness" / "monitor" / "__init__.py").write_text(f"VALUE = {number}\n")
         newest = key(wheelhouse, project, tmp_path / "cache")
     kept = list((tmp_path / "cache").glob("wheelhouse-*.tar"))
     assert len(kept) == wheelhouse.KEEP_TARS
     assert tmp_path / "cache" / f"wheelhouse-{newest}.tar" in kept
 
 
-def test_failed_build_leaves_nothing_that_looks_made(
-    wheelhouse: ModuleType, project: Path, tmp_path: Path, offline: list[str]
-) -> None:
-    (project / "pyproject.toml").write_text("not toml")
-    with pytest.raises(SystemExit, match="cannot build the project's wheel"):
-        key(wheelhouse, project, tmp_path / "cache")
-    left = [path.name for path in (tmp_path / "cache").iterdir() if not path.name.startswith("locked-")]
-    assert left == [".lock"]
-
-
 def test_unknown_extra_is_named(wheelhouse: ModuleType, project: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"no lock file .*nothing\.lock"):
         key(wheelhouse, project, tmp_path / "cache", "nothing")
-
-
-def test_wheel_without_a_hash_in_the_lock_is_refused(
-    wheelhouse: ModuleType, project: Path, tmp_path: Path
-) -> None:
-    (project / "requirements" / "monitor.lock").write_text("psutil==7.2.2\n")
-    with pytest.raises(
-        SystemExit, match=r"cannot get the wheels of monitor\.lock for py3\.11-x86_64-glibc2\.36"
-    ):
-        key(wheelhouse, project, tmp_path / "cache")
-
-
-def test_same_sources_give_the_same_wheel(wheelhouse: ModuleType, project: Path, tmp_path: Path) -> None:
-    wheels = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        wheelhouse._build_project(project, tmp_path / name)
-        (wheel,) = (tmp_path / name).iterdir()
-        wheels.append(wheel.read_bytes())
-    assert wheels[0] == wheels[1]
 
 
 def test_wheels_are_asked_for_the_node_and_not_for_this_machine(wheelhouse: ModuleType) -> None:

@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+
+# uvicorn imports these by name when it starts, and Python 3.11's import lock fails with a KeyError if the
+# garbage collector runs at that moment (CPython issue 91351).
+import uvicorn.lifespan.off
+import uvicorn.lifespan.on
 from harness.router.__main__ import server_settings
 from harness.router.app import Drain, create_app
 from harness.router.config import RouterConfig
@@ -19,6 +24,18 @@ from starlette.types import ASGIApp
 KEY = "a-key-of-one-user"
 OTHER_KEY = "the-key-of-another-user"
 ADMIN_KEY = "the-key-of-the-admin"
+
+
+class _Server(uvicorn.Server):
+    """Ends when it is told to: uvicorn's own loop looks ten times a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ending = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.ending.wait()
 
 
 @asynccontextmanager
@@ -54,7 +71,7 @@ async def serve_app(
 async def _listening(config: RouterConfig, app: Gate, lifespan: Any = "auto") -> AsyncIterator[int]:
     settings = server_settings(config, app)
     settings.lifespan = lifespan
-    server = uvicorn.Server(settings)
+    server = _Server(settings)
     # A port of our own: asyncio's listening sockets have SO_REUSEADDR, with which two processes that ask
     # for any port at the same moment may be given the same one, and the second cannot listen.
     listening = socket.socket()
@@ -67,7 +84,7 @@ async def _listening(config: RouterConfig, app: Gate, lifespan: Any = "auto") ->
     try:
         yield int(listening.getsockname()[1])
     finally:
-        server.should_exit = True
+        server.ending.set()
         await serving
 
 

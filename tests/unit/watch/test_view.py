@@ -184,3 +184,9 @@ def test_table_shows_the_share_of_each_node_and_takes_no_markup_from_outside() -
     assert f"serves {PEER}" in text
     assert "no key [bold]here" in text
     assert "[red]no[/red] Redis" in text
+
+
+def test_drained_backend_says_so_and_what_its_monitor_sees() -> None:
+    view = node_view(node("node1"), sample(), 1.0, None, None, drained=True)
+    assert (view.state, view.memory_total_bytes) == ("drained", sample().memory.total_bytes)
+    assert view.reason.startswith("no load is planned on it; ")

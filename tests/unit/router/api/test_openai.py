@@ -1,5 +1,6 @@
 """The OpenAI API refuses a request before it looks for a server."""
 
+import gc
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,7 +10,10 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from tests.unit.router.serving import KEY, exchange, serve
+from harness.router.http.bodies import Body
+from harness.router.http.disconnect import ClientWatch
+from harness.router.proxy.upstream import UpstreamRequest
+from tests.unit.router.serving import KEY, Connection, exchange, serve
 
 
 @pytest_asyncio.fixture
@@ -112,3 +116,41 @@ async def test_llama_server_that_gets_a_request_after_an_ollama_gets_its_own_bod
             status, headers, _ = await asked(port, "/v1/completions", body)
     assert (status, headers["x-llama-attempt"], headers["x-llama-ignored"]) == (200, "2", "n_discard")
     assert ["n_discard" in each for each in bodies] == [True, False]
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/event-stream"])
+async def test_request_that_has_ended_leaves_nothing_for_the_garbage_collector(
+    tmp_path: Path, content_type: str
+) -> None:
+    """A cycle would hold its body until a collection, and collections would take a tenth of the time."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=b"data: {}\n\n", content_type=content_type)
+
+    async def listed(request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m"}]})
+
+    def held() -> list[object]:
+        return [each for each in gc.get_objects() if isinstance(each, Body | ClientWatch | UpstreamRequest)]
+
+    server = web.Application()
+    server.router.add_get("/v1/models", listed)
+    server.router.add_post("/v1/completions", answer)
+    async with TestServer(server) as upstream:
+        pool = [{"node": "one", "url": str(upstream.make_url("")), "models": ["m"]}]
+        async with serve(tmp_path, pool=pool) as port:
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(3):
+                    assert (await sent(port, b'{"model": "m", "prompt": "a"}')).startswith(b"HTTP/1.1 200")
+                assert held() == []
+            finally:
+                gc.enable()
+
+
+async def sent(port: int, body: bytes) -> bytes:
+    head = f"host: x\r\nauthorization: Bearer {KEY}\r\nconnection: close\r\ncontent-length: {len(body)}"
+    async with Connection.to(port) as client:
+        client.send(b"POST /v1/completions HTTP/1.1\r\n" + head.encode() + b"\r\n\r\n" + body)
+        return await client.rest()

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ from harness.router.coordinator.loads import Loads
 from harness.router.coordinator.manager import CoordinatorManager
 from harness.router.coordinator.post_mortem import PostMortem
 from harness.router.coordinator.recovery import Recovery
+from harness.router.drained import DrainedNodes
 from harness.router.errors import RouterError
 from harness.router.failures import Failures, SentRequest
 from harness.router.http.metrics import Metrics
@@ -166,6 +167,11 @@ class FakeBackends:
         """Raised once by the next look at samples."""
         self.missing: dict[str, str] = {}
         self.stale: dict[str, str] = {}
+        self.cut: dict[str, str] = {}
+        """Nodes that answer no connection, and how."""
+
+    async def unreachable(self, addresses: Mapping[str, str]) -> dict[str, str]:
+        return {node: self.cut[node] for node in addresses if node in self.cut}
 
     async def samples(self, nodes: Sequence[str]) -> dict[str, Any]:
         error, self.error = self.error, None
@@ -197,7 +203,7 @@ class FakePostMortem:
     async def diagnose(self, instance: CoordinatorInstance) -> Diagnosis:
         if self.error:
             raise self.error
-        instance.poison = self.poison
+        instance.poison, instance.by_request = self.poison, self.poison is not None
         asked = bool(instance.process and instance.process.signals)
         return Diagnosis(
             failure_class=FailureClass.STOPPED if asked else FailureClass.SEGFAULT,
@@ -259,7 +265,9 @@ def bench(folder: Path, **config: Any) -> Bench:
         metrics=metrics,
         tasks=tasks,
     )
-    manager = CoordinatorManager(router, engine, Loads(router, planner, launcher, recovery), recovery, tasks)
+    drained = DrainedNodes([backend.node for backend in router.backends])
+    loads = Loads(router, planner, launcher, recovery, drained)
+    manager = CoordinatorManager(router, engine, loads, recovery, tasks)
     return Bench(manager, engine, planner, backends, post_mortem, tasks, failed, failures)
 
 

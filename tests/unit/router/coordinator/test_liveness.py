@@ -1,6 +1,7 @@
 """Slow or stalled: what decides it."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -103,6 +104,16 @@ def test_thread_that_works_wakes_and_one_that_waits_for_ever_does_not() -> None:
         assert thread_use(os.getpid()).wakes > own.wakes
         process.communicate(b"\n")
     assert thread_use(process.pid) == ThreadUse()
+
+
+def test_thread_that_a_signal_has_stopped_says_so() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=PIPE) as process:
+        assert not thread_use(process.pid).stopped
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        assert thread_use(process.pid).stopped
+        process.send_signal(signal.SIGCONT)
+        process.communicate(b"\n")
 
 
 def test_thread_that_spins_is_preempted_and_does_not_wake() -> None:

@@ -10,11 +10,14 @@ import pytest
 from harness.contracts.coordinator_state import CoordinatorPhase
 from harness.contracts.diagnosis import Diagnosis, FailureClass
 from harness.contracts.plan import LoadRequest
+from harness.router.config import RouterConfig
 from harness.router.coordinator import engine, liveness, manager, post_mortem, readiness
 from harness.router.coordinator.engine import LoadError, Slots, ThreadUse
 from harness.router.coordinator.instance import CoordinatorInstance
+from harness.router.coordinator.post_mortem import PostMortem
 from harness.router.errors import RouterError
 from harness.router.failures import SentRequest
+from harness.router.nodes.samples import NodeSamples
 from tests.unit.router.coordinator.fakes import Bench, bench, until
 
 
@@ -377,6 +380,25 @@ async def test_deaths_that_requests_caused_are_nobody_elses_budget(tmp_path: Pat
     await at.manager.close()
 
 
+async def test_deaths_through_one_of_several_requests_spend_the_budget_and_are_listed_once(
+    tmp_path: Path,
+) -> None:
+    at = bench(tmp_path, restart_budget=1)
+    at.post_mortem.diagnose = PostMortem(  # type: ignore[method-assign]
+        RouterConfig(address="127.0.0.1"), NodeSamples(None), at.failures
+    ).diagnose
+    lost = await at.loaded()
+    for name in ("one", "two"):
+        lost.sent.add(SentRequest(name, "key", name, "a"))
+    at.engine.process.die(signal.SIGSEGV)
+    await lost.ended.wait()
+    with pytest.raises(RouterError) as raised:
+        await at.ask()
+    assert raised.value.error_class == "restart_budget_spent"
+    assert len(at.failures.history) == 1
+    await at.manager.close()
+
+
 async def test_request_beside_the_poison_is_told_no_more_than_to_ask_again(tmp_path: Path) -> None:
     at = bench(tmp_path)
     async with at.manager.acquire("a") as grant:
@@ -420,6 +442,45 @@ async def test_main_thread_that_spins_is_ended(tmp_path: Path, monkeypatch: pyte
     at.engine.hangs = False
     assert hung.failure == "hung"
     assert "main thread used" in hung.state.signals[0].reason
+    await at.manager.close()
+
+
+async def test_stopped_coordinator_is_not_a_stalled_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = bench(tmp_path, suspect_s=0.01, stall_deadline_s=0.02, canary_deadline_s=0)
+    frozen = await at.loaded()
+    monkeypatch.setattr(at.engine, "main_thread", lambda process: ThreadUse(7, 1.0, stopped=True))
+    at.engine.hangs = True
+    await asyncio.wait_for(frozen.ended.wait(), 15)
+    at.engine.hangs = False
+    assert (frozen.failure, frozen.poison) == ("stopped_busy", None)
+    assert "stopped (state T)" in frozen.state.signals[0].reason
+    await at.manager.close()
+
+
+async def test_node_that_answered_and_answers_no_more_is_cut_off(tmp_path: Path) -> None:
+    at = bench(tmp_path, suspect_s=0.01, canary_deadline_s=0)
+    waits = await at.loaded()
+    await until(lambda: bool(waits.answering))
+    at.backends.cut = {"node1": "10.0.0.1: No route to host"}
+    at.engine.hangs = True
+    await asyncio.wait_for(waits.ended.wait(), 15)
+    at.engine.hangs = False
+    assert waits.failure == "network_partition"
+    assert waits.state.diagnosis is not None
+    assert [evidence.source for evidence in waits.state.diagnosis.evidence] == ["router", "node node1"]
+    await at.manager.close()
+
+
+async def test_node_that_never_answered_is_not_called_cut_off(tmp_path: Path) -> None:
+    at = bench(tmp_path, suspect_s=0.01, stall_deadline_s=0.5, canary_deadline_s=0)
+    at.backends.cut = {"node1": "no answer from 10.0.0.1 within 2 s"}
+    waits = await at.loaded()
+    at.engine.hangs = True
+    await asyncio.wait_for(waits.ended.wait(), 15)
+    at.engine.hangs = False
+    assert waits.failure == "backend_stalled"
     await at.manager.close()
 
 

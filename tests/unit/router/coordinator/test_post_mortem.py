@@ -4,6 +4,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -194,11 +195,19 @@ async def test_request_is_blamed_for_a_crash_while_the_backends_live_on(
     )
 
 
-async def test_newest_of_several_requests_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_none_of_several_requests_is_blamed_and_each_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     older, newer = sent("older", 1), sent("newer", 2)
     instance, diagnosis = await judged(tmp_path, monkeypatch, signal.SIGSEGV, newer, older)
-    assert instance.poison is newer
-    assert diagnosis.confidence is Confidence.LIKELY
+    assert (instance.poison, instance.by_request) == (None, True)
+    assert (diagnosis.failure_class, diagnosis.confidence) == (
+        FailureClass.POISON_REQUEST, Confidence.LIKELY,
+    )  # fmt: skip
+    assert diagnosis.evidence[0].line == (
+        "2 requests were in flight: request older of key key (digest digest-older); "
+        "request newer of key key (digest digest-newer), and every backend lived on"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGPIPE])
@@ -249,6 +258,41 @@ async def test_request_that_came_first_after_the_last_sign_of_life_is_blamed_for
     )  # fmt: skip
     diagnosis = judge.diagnose_hang(instance, spinning(instance, old, poison, queued))
     assert (instance.poison, diagnosis.failure_class) == (poison, FailureClass.POISON_REQUEST)
+
+
+async def test_none_of_two_requests_beside_the_last_sign_of_life_is_blamed_for_a_spin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ns, judge = time.time_ns(), post_mortem(monkeypatch, Nodes())
+    instance = await dead(tmp_path, signal.SIGKILL)
+    one, two = sent("one", now_ns - 59 * 10**9), sent("two", now_ns - 50 * 10**9)
+    diagnosis = judge.diagnose_hang(instance, spinning(instance, one, two, sent("queued", now_ns - 10**9)))
+    assert (instance.poison, instance.by_request) == (None, True)
+    assert ("request two" in diagnosis.evidence[0].line, "queued" in diagnosis.evidence[0].line) == (
+        True,
+        False,
+    )
+
+
+async def test_request_near_the_last_sign_of_life_is_likely_while_earlier_ones_are_in_flight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ns, judge = time.time_ns(), post_mortem(monkeypatch, Nodes())
+    instance = await dead(tmp_path, signal.SIGKILL)
+    early = [sent(f"early {number}", now_ns - 90 * 10**9) for number in range(3)]
+    near = sent("near", now_ns - 59 * 10**9)
+    diagnosis = judge.diagnose_hang(instance, spinning(instance, *early, near))
+    assert (instance.poison, diagnosis.confidence) == (near, Confidence.LIKELY)
+    assert diagnosis.evidence[0].line == f"{near} was the only one sent near the last sign of life"
+
+
+async def test_one_request_twice_in_flight_is_certain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, same = sent("one"), replace(sent("one"), request_id="same")
+    instance, diagnosis = await judged(tmp_path, monkeypatch, signal.SIGSEGV, one, same)
+    assert (instance.poison, diagnosis.confidence) == (same, Confidence.CERTAIN)
+    assert "was the only one in flight" in diagnosis.evidence[0].line
 
 
 async def test_request_that_spins_is_blamed_though_its_client_left(

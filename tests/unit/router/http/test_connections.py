@@ -164,6 +164,18 @@ async def test_client_that_leaves_is_given_up_whatever_it_sent_behind(behind: by
         await all_closed(app)
 
 
+async def test_client_that_leaves_after_a_large_body_is_given_up() -> None:
+    """uvicorn stops reading while much of a body waits; the end of a connection would go unseen then."""
+    async with running() as (app, port), Connection.to(port) as client:
+        client.send(b"POST /v1/wait HTTP/1.1\r\n" + BEARER + b"content-length: 100000\r\n\r\n")
+        client.send(b"a" * 100_000)
+        await within(app.started.acquire())
+        await client.drain()
+        client.leave()
+        await within(app.given_up.acquire())
+        await all_closed(app)
+
+
 async def test_more_than_a_head_of_pipelined_requests_is_not_kept() -> None:
     async with running(head_limit_bytes=4096) as (app, port), Connection.to(port) as client:
         client.send(WAIT)

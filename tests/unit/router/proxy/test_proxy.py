@@ -16,10 +16,12 @@ from aiohttp.test_utils import TestServer
 from harness.monitor.sample import Sample, Unit
 from harness.router.config import PoolServer, Route, RouterConfig
 from harness.router.coordinator.manager import CoordinatorManager
+from harness.router.coordinator.post_mortem import PostMortem
 from harness.router.errors import RouterError
-from harness.router.failures import Failures, SentRequest
+from harness.router.failures import Failures, SentRequest, digest_of
 from harness.router.http.metrics import Metrics
 from harness.router.http.quotas import Quotas, RequestUsage
+from harness.router.nodes.samples import NodeSamples
 from harness.router.pool.crashes import UNIT, PoolCrashes
 from harness.router.pool.pool import Pool
 from harness.router.proxy.proxy import Proxy
@@ -100,6 +102,9 @@ class Setup:
         ]
         config = RouterConfig(address="127.0.0.1", request_timeout_s=0.3)
         self.failures, self.units = Failures(config, Metrics()), dict[str, Unit]()
+        self.read = asyncio.Event()
+        self.read.set()
+        """Redis answers."""
         self.pool = Pool(pool, crashes=PoolCrashes(self._samples, self.failures))
         resolver, coordinator = cast("RouteResolver", Routed()), cast("CoordinatorManager", None)
         self.proxy = Proxy(config, resolver, self.pool, coordinator, session, self.failures)
@@ -110,6 +115,7 @@ class Setup:
         self.proxy = Proxy(config, resolver, self.pool, at.manager, self.proxy._session, at.failures)
 
     async def _samples(self, nodes: Sequence[str]) -> dict[str, Sample]:
+        await self.read.wait()
         known = {node: {UNIT: self.units[node]} for node in nodes if node in self.units}
         return {node: node_sample(time.time_ns(), node, units=units) for node, units in known.items()}
 
@@ -221,18 +227,39 @@ async def refusal(work: Awaitable[object]) -> RouterError:
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
-async def test_request_that_ends_a_pool_server_is_not_sent_again_nor_taken_again(
+async def test_request_that_ends_the_only_pool_server_is_not_sent_nor_taken_again(
     setup: Setup, number: int
 ) -> None:
+    setup.pool._servers[1].silent = True
     setup.first.handler = setup.dies(setup.first, number)
     error = await refusal(setup.send(body=b"poison"))
     assert (error.status, error.error_class) == (400, "poison_request")
-    assert setup.second.requests == []
     assert (await refusal(setup.send(body=b"poison"))).error_class == "poison_request"
     assert len(setup.first.requests) == 1
     (failure,) = setup.failures.history
     assert (failure.request_id, failure.key, failure.model) == ("poison", "key", "tiny")
-    assert (await setup.send(body=b"other"))[1] == b'{"from": "second"}'
+
+
+async def test_request_that_ends_two_pool_servers_is_not_taken_again(setup: Setup) -> None:
+    setup.failures._key_limit = 1
+    for server in (setup.first, setup.second):
+        server.handler = setup.dies(server, signal.SIGSEGV)
+    assert (await refusal(setup.send(body=b"poison"))).error_class == "poison_request"
+    assert len(setup.first.requests + setup.second.requests) == 2
+    assert {failure.request_id for failure in setup.failures.history} == {"poison"}
+    assert (await refusal(setup.send())).error_class == "key_suspended"
+
+
+async def test_request_does_not_wait_for_samples_to_be_sent_to_another_server(setup: Setup) -> None:
+    setup.failures._key_limit = 1
+    setup.read = asyncio.Event()
+    setup.first.handler = setup.dies(setup.first, signal.SIGSEGV)
+    assert (await asyncio.wait_for(setup.send(body=b"fatal there"), 10))[1] == b'{"from": "second"}'
+    assert not setup.failures.history
+    setup.read.set()
+    await setup.pool._supervisor.finished()
+    assert [failure.request_id for failure in setup.failures.history] == ["fatal there"]
+    assert (await setup.send(body=b"other"))[1] == b'{"from": "second"}', "one node's word suspends no key"
 
 
 async def test_pool_server_that_is_killed_blames_no_request(setup: Setup) -> None:
@@ -249,15 +276,21 @@ async def test_server_that_the_inventory_only_names_is_not_judged_by_a_unit(setu
     assert list(setup.failures.history) == []
 
 
-async def test_request_beside_the_poison_is_sent_to_another_server(setup: Setup) -> None:
+async def test_requests_in_flight_at_one_end_are_sent_to_another_server_and_none_is_refused(
+    setup: Setup,
+) -> None:
     setup.first.handler = setup.dies(setup.first, signal.SIGSEGV, delay_s=0.1)
     busy = [setup.pool.use(setup.pool.pick("tiny", exclude=setup.first.url)) for _ in range(3)]  # type: ignore[arg-type]
     with busy[0], busy[1], busy[2]:
         older = asyncio.create_task(setup.send(body=b"older"))
         await until(lambda: setup.first.requests != [])
-        error = await refusal(setup.send(body=b"poison"))
-        assert error.error_class == "poison_request"
-        assert (await older)[1] == b'{"from": "second"}'
+        for body in (await setup.send(body=b"newer"), await older):
+            assert body[1] == b'{"from": "second"}'
+    await setup.pool._supervisor.finished()
+    (failure,) = setup.failures.history
+    assert ("request older" in failure.message, "request newer" in failure.message) == (True, True)
+    for name in (b"older", b"newer"):
+        await setup.send(body=name)
 
 
 async def test_node_that_reports_one_crash_after_the_other_blames_a_request_once(setup: Setup) -> None:
@@ -282,6 +315,24 @@ async def test_request_in_flight_at_two_losses_is_not_taken_again(setup: Setup) 
     assert (await refusal(setup.send(body=b"twice"))).error_class == "poison_request"
     assert (await refusal(setup.send(body=b"twice"))).error_class == "poison_request"
     assert len(setup.first.requests + setup.second.requests) == 2
+
+
+async def test_request_of_an_earlier_end_is_not_blamed_for_a_crash_with_nothing_in_flight(
+    setup: Setup,
+) -> None:
+    crashes, server = setup.pool._crashes, setup.pool._servers[0]
+    assert crashes
+    request = SentRequest("innocent", "key", "digest", "tiny")
+    server.sent.add(request)
+    for number in (signal.SIGKILL, signal.SIGSEGV):  # killed for memory, then it crashes while it loads
+        setup.units["first"] = Unit(
+            active="activating", sub="auto-restart", main_pid=0, restarts=0, result="signal",
+            exit_code="killed", exit_status=number, exited_ns=time.time_ns(),
+        )  # fmt: skip
+        await crashes.look(server)
+        server.sent.end(request)
+        await asyncio.sleep(0.01)
+    assert not setup.failures.history
 
 
 async def test_poison_is_found_though_its_client_left(setup: Setup) -> None:
@@ -330,7 +381,8 @@ async def test_request_in_flight_at_two_losses_of_the_coordinator_is_not_taken_a
 async def test_key_that_is_suspended_has_no_model_loaded(setup: Setup, tmp_path: Path) -> None:
     at = bench(tmp_path)
     at.failures._key_limit = 1
-    at.failures.blame(SentRequest("poison", "key", "digest", "tiny"), "")
+    poison = SentRequest("poison", "key", "digest", "tiny")
+    at.failures.blame(poison, "", [poison])
     setup.use(at)
     assert (await refusal(setup.send())).error_class == "key_suspended"
     assert not at.manager.starts
@@ -341,6 +393,105 @@ async def test_requests_that_wait_for_the_coordinator_keep_none_from_the_pool(se
     quotas = Quotas(RouterConfig(address="127.0.0.1", queue_per_key=1), 1, Metrics())
     with quotas.begin("one").queued():
         assert (await setup.send(usage=quotas.begin("one")))[1] == b'{"from": "first"}'
+
+
+async def test_request_beside_the_one_that_ends_the_coordinator_is_answered_and_not_blamed(
+    setup: Setup, tmp_path: Path
+) -> None:
+    at = bench(tmp_path, restart_budget=2)
+    at.engine.url = setup.first.url
+    setup.use(at)
+    in_flight: list[web.Request] = []
+    ends = asyncio.Event()
+
+    async def die(request: web.Request) -> web.StreamResponse:
+        """The first two are in flight at an end; of those that are sent again, the first ends it again."""
+        in_flight.append(request)
+        if len(in_flight) < 3:
+            await ends.wait()
+        elif len(in_flight) == 3:
+            at.engine.process.die(signal.SIGSEGV)
+        else:
+            return await setup.first.answer(request)
+        return await setup.first.break_off(request)
+
+    real = PostMortem(RouterConfig(address="127.0.0.1"), NodeSamples(None), at.failures)
+    at.post_mortem.diagnose = real.diagnose  # type: ignore[method-assign]
+    setup.first.handler = die
+    asked = [asyncio.create_task(setup.send(body=name)) for name in (b"one", b"two")]
+    await until(lambda: len(in_flight) == 2)
+    at.engine.process.die(signal.SIGSEGV)
+    ends.set()
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    refused = [error.error_class for error in results if isinstance(error, RouterError)]
+    answered = [result for result in results if not isinstance(result, BaseException)]
+    assert refused == ["poison_request"]
+    assert [body for _, body in answered] == [b'{"from": "first"}']
+    assert [bool(failure.request_id) for failure in at.failures.history] == [False, True]
+    await at.manager.close()
+
+
+async def test_streams_that_are_asked_for_again_are_sent_one_after_the_other_until_one_ends_the_coordinator(
+    setup: Setup, tmp_path: Path
+) -> None:
+    at = bench(tmp_path, restart_budget=2)
+    at.engine.url = setup.first.url
+    setup.use(at)
+    at.post_mortem.diagnose = PostMortem(  # type: ignore[method-assign]
+        RouterConfig(address="127.0.0.1"), NodeSamples(None), at.failures
+    ).diagnose
+    begun, most = list[bytes](), 0
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        """The first end needs both streams; after that, the poison request ends the server alone."""
+        nonlocal most
+        begun.append(await request.read())
+        most = max(most, len(begun)) if len(at.engine.processes) > 1 else 0
+        process, response = (
+            at.engine.process,
+            web.StreamResponse(headers={"content-type": "text/event-stream"}),
+        )
+        await response.prepare(request)
+        await response.write(b"data: 1\n\n")
+        if len(at.engine.processes) == 1:
+            await until(lambda: len(begun) == 2 or bool(process.exit))
+        await asyncio.sleep(0.05)  # another one that is sent meanwhile is in flight with it
+        begun.remove(b"poison" if b"poison" in begun else begun[0])
+        if len(at.engine.processes) == 1 or await request.read() == b"poison":
+            if not process.exit:
+                process.die(signal.SIGSEGV)
+            return await setup.first.break_off(request)
+        return response
+
+    setup.first.handler = stream
+    for _ in range(2):
+        asked = [setup.send(body=body) for body in (b"poison", b"innocent")]
+        results = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(results[0], RouterError)
+    assert not isinstance(results[1], BaseException), results[1]
+    assert most == 1
+    assert [failure.request_id for failure in at.failures.history] == [None, "poison"]
+    assert (await refusal(setup.send(body=b"poison"))).error_class == "poison_request"
+    assert len(at.engine.processes) == 3
+    await at.manager.close()
+
+
+async def test_suspect_waits_for_its_turn_without_keeping_a_server(setup: Setup, tmp_path: Path) -> None:
+    at = bench(tmp_path)
+    at.engine.url = setup.first.url
+    setup.use(at)
+    usage = Quotas(RouterConfig(address="127.0.0.1"), 1, Metrics()).begin("one")
+    digests = [await digest_of(CHAT, await usage.hold(body)) for body in (b"one", b"two")]
+    suspects = [SentRequest(digest, "key", digest, "tiny") for digest in digests]
+    assert at.failures.culprit(suspects, suspects) is None
+    async with at.failures.turn(suspects[0]):
+        waits = asyncio.create_task(setup.send(body=b"two"))
+        await until(lambda: bool(at.engine.processes))
+        await asyncio.wait_for(at.ask("another"), 10)  # its model is loaded in place of the suspect's
+        assert (await asyncio.wait_for(setup.send(body=b"no suspect"), 10))[1] == b'{"from": "first"}'
+        assert len(setup.first.requests) == 1
+    assert (await waits)[1] == b'{"from": "first"}'
+    await at.manager.close()
 
 
 async def test_request_beside_two_poison_requests_is_not_blamed(setup: Setup, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from itertools import chain
 
 import pytest
 from harness.router.errors import RouterError
@@ -75,13 +76,19 @@ def test_events_end_at_an_empty_line_in_either_style() -> None:
     assert events.end() == [b"last"]
 
 
-def test_event_without_end_is_not_kept() -> None:
+@pytest.mark.parametrize("part", [b"x" * 65536, b"data: " + b"x" * 65536 + b"\n"], ids=["line", "lines"])
+def test_event_without_end_is_not_kept(part: bytes) -> None:
     events = Events()
-    for _ in range(16):
-        events.feed(b"x" * 1024 * 1024)
-    with pytest.raises(RouterError) as failed:
-        events.feed(b"x")
+    parts = chain.from_iterable(map(events.feed, [part] * 300))
+    with pytest.raises(RouterError, match="an event of more than 16777216 bytes") as failed:
+        next(parts)
     assert failed.value.status == 502
+
+
+def test_many_short_events_are_no_long_one() -> None:
+    events = Events()
+    event = b"data: " + b"x" * 65536 + b"\n\n"
+    assert sum(len(events.feed(event)) for _ in range(300)) == 300
 
 
 async def test_line_that_never_ends_is_not_begun() -> None:

@@ -15,6 +15,7 @@ from harness.llama.gguf import GgufModel
 from harness.llama.synthetic.writer import synthesise
 from harness.monitor.sample import Sample
 from harness.router.config import Route, RouterConfig, RouteRule
+from harness.router.drained import DrainedNodes
 from harness.router.errors import RouterError
 from harness.router.models.catalogue import Catalogue, ModelFile
 from harness.router.models.planner import Planner
@@ -302,3 +303,16 @@ async def test_file_that_is_being_copied_leaves_one_header_in_memory(tmp_path: P
     gc.collect()
     headers = [one for one in gc.get_objects() if isinstance(one, GgufModel) and one.path == copy]
     assert len(headers) == 1
+
+
+async def test_drain_and_undrain_decide_anew_at_once(tmp_path: Path, gguf: Path) -> None:
+    (tmp_path / "m.gguf").symlink_to(gguf)
+    resolve = resolver(config(tmp_path))
+    drained = resolve.planner.drained = DrainedNodes([backend.node for backend in resolve.config.backends])
+    assert (await resolve.decide("m")).route is Route.COORDINATOR
+    drained.add(*(backend.node for backend in resolve.config.backends))
+    with pytest.raises(RouterError, match="every backend is drained") as refused:
+        await resolve.decide("m")
+    assert refused.value.status == 503
+    drained.remove(*(backend.node for backend in resolve.config.backends))
+    assert (await resolve.decide("m")).route is Route.COORDINATOR

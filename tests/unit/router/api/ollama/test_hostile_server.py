@@ -3,7 +3,8 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def spoiled(draw: st.DrawFn, answer: dict[str, Any]) -> dict[str, Any]:
             if isinstance(at[key], dict | list) and at[key] and draw(st.booleans()):
                 at = at[key]
                 continue
-            at[key] = draw(VALUES)
+            at[key] = deepcopy(draw(VALUES))  # a sampled list is the strategy's own
             break
     return dict(spoilt)
 
@@ -170,30 +171,37 @@ async def answering(raw: bytes, asked: list[bytes] | None = None) -> AsyncIterat
         yield int(server.sockets[0].getsockname()[1])
 
 
-@pytest.mark.parametrize("name", ANSWERS)
-async def test_hostile_answer_ends_in_an_answer_or_a_clear_error(tmp_path: Path, name: str) -> None:
-    chat = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-    asked = [
-        ("/api/chat", chat | {"stream": False}),
-        ("/api/chat", chat),
-        ("/api/generate", {"model": "m", "prompt": "a", "stream": False}),
-        ("/api/embed", {"model": "m", "input": "a"}),
-        ("/v1/chat/completions", chat),
-    ]
-    async with answering(ANSWERS[name]) as hostile:
-        pool = [{"node": "n", "url": f"http://127.0.0.1:{hostile}", "models": ["m"], "keep_alive": False}]
-        async with serve(tmp_path, pool=pool) as port, aiohttp.ClientSession() as session:
+async def test_hostile_answer_ends_in_an_answer_or_a_clear_error(tmp_path: Path) -> None:
+    """One router in front of a server for each answer, which alone has the model of its name."""
+    async with AsyncExitStack() as stack:
+        ports = {name: await stack.enter_async_context(answering(raw)) for name, raw in ANSWERS.items()}
+        pool = [
+            {"node": f"n{port}", "url": f"http://127.0.0.1:{port}", "models": [name], "keep_alive": False}
+            for name, port in ports.items()
+        ]
+        router = await stack.enter_async_context(serve(tmp_path, pool=pool))
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        for name, hostile in ports.items():
+            chat = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
+            asked = [
+                ("/api/chat", chat | {"stream": False}),
+                ("/api/chat", chat),
+                ("/api/generate", {"model": name, "prompt": "a", "stream": False}),
+                ("/api/embed", {"model": name, "input": "a"}),
+                ("/v1/chat/completions", chat),
+            ]
             for path, body in asked:
-                url, headers = f"http://127.0.0.1:{port}{path}", {"authorization": f"Bearer {KEY}"}
+                url, headers = f"http://127.0.0.1:{router}{path}", {"authorization": f"Bearer {KEY}"}
                 async with session.post(url, json=body, headers=headers) as response:
                     text = await response.text(errors="replace")
-                assert response.status in (200, 400, 500, 502, 599), (path, text)
-                assert text != "Internal Server Error", path
-                assert "private" not in text
-                assert f"127.0.0.1:{hostile}" not in text
+                case = (name, path, text)
+                assert response.status in (200, 400, 500, 502, 599), case
+                assert text != "Internal Server Error", case
+                assert "private" not in text, case
+                assert f"127.0.0.1:{hostile}" not in text, case
                 if path.startswith("/api/") and "embed" not in path:
                     last = json.loads(text.splitlines()[-1], parse_constant=pytest.fail)
-                    assert last.get("done") or isinstance(last["error"], str), (path, text)
+                    assert last.get("done") or isinstance(last["error"], str), case
 
 
 async def post(port: int, path: str, body: object) -> tuple[int, Any]:
