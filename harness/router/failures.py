@@ -11,7 +11,6 @@ other key had a request in flight.
 """
 
 import asyncio
-import hashlib
 import logging
 import math
 import signal
@@ -28,8 +27,8 @@ from pydantic import BaseModel, Field
 from harness.contracts.diagnosis import Diagnosis, FailureClass
 from harness.router.config import RouterConfig
 from harness.router.errors import RouterError
-from harness.router.http.bodies import Body
 from harness.router.http.metrics import Metrics
+from harness.router.in_flight import LEFT_S, SentRequest, digests
 from harness.router.json_log import log
 
 POISON = str(FailureClass.POISON_REQUEST)
@@ -38,10 +37,7 @@ CRASH_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal
 
 _KEPT_FAILURES = 100
 _KEPT_DIGESTS = 4096
-_KEPT_LEFT = 64
 _NAMED = 8
-_LEFT_S = 60.0
-"""A server may continue a request for this long after its client has left."""
 
 
 class Failure(BaseModel):
@@ -68,56 +64,6 @@ class Fate(StrEnum):
     """It ended; the cause is unknown."""
     POISONED = "poisoned"
     """The request ended it."""
-
-
-@dataclass(frozen=True, eq=False)
-class SentRequest:
-    """One request that was sent to a server. Times are UTC, nanoseconds."""
-
-    request_id: str
-    key: str
-    """Names the client's key without showing it."""
-    digest: str
-    """Of path and body."""
-    model: str
-    sent_ns: int = field(default_factory=time.time_ns)
-    again: bool = False
-    """The server that had it before was lost."""
-
-    def __str__(self) -> str:
-        return f"request {self.request_id} of key {self.key} (digest {self.digest})"
-
-
-async def digest_of(path: str, body: Body) -> str:
-    """The digest of a request: equal for requests that do the same to a server."""
-    digest = hashlib.sha256(path.encode() + b"\0")
-    async for piece in body.pieces():
-        digest.update(piece)
-    return digest.hexdigest()[:16]
-
-
-class InFlight:
-    """The requests that one server works on."""
-
-    def __init__(self) -> None:
-        self._requests: list[SentRequest] = []
-        self._left: deque[tuple[int, SentRequest]] = deque(maxlen=_KEPT_LEFT)
-
-    def add(self, request: SentRequest) -> None:
-        self._requests.append(request)
-
-    def end(self, request: SentRequest, *, answered: bool = False) -> None:
-        """The request is over for its client; one without its whole answer may still occupy the server."""
-        if request in self._requests:
-            self._requests.remove(request)
-            if not answered:
-                self._left.append((time.time_ns(), request))
-
-    def at(self, time_ns: int, *, left_within_s: float = _LEFT_S) -> list[SentRequest]:
-        """The requests that the server had at a moment, oldest first; with those whose clients just left."""
-        left = [request for left_ns, request in self._left if time_ns - left_ns < left_within_s * 1e9]
-        found = [request for request in [*self._requests, *left] if request.sent_ns <= time_ns]
-        return sorted(found, key=lambda request: request.sent_ns)
 
 
 @dataclass
@@ -219,7 +165,7 @@ class Failures:
             return suspects[0]
         for request in suspects:
             # A node's sample comes when another server may have answered already.
-            if time.monotonic() - self._cleared.get(request.digest, -math.inf) > _LEFT_S:
+            if time.monotonic() - self._cleared.get(request.digest, -math.inf) > LEFT_S:
                 self._suspect(request, node)
         if not node:
             self._count(in_flight)
@@ -365,11 +311,6 @@ def describe(
     some = "; ".join(map(str, suspects[:_NAMED]))
     more = f"; {len(suspects) - _NAMED} more" if len(suspects) > _NAMED else ""
     return f"{len(suspects)} requests were {where}: {some}{more}"
-
-
-def digests(requests: Sequence[SentRequest]) -> int:
-    """How many different requests these are."""
-    return len({request.digest for request in requests})
 
 
 def _forget_oldest(by_digest: dict[str, Any]) -> None:

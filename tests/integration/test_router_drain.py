@@ -66,9 +66,8 @@ def test_drain_moves_the_model_and_outlives_the_router(stack: RouterStack) -> No
 
 
 def test_playbooks_drain_and_undrain(stack: RouterStack, tmp_path: Path) -> None:
-    """As an operator types them, and from a play of the node itself."""
     (tmp_path / "admin.key").write_text(ADMIN_KEY)
-    hosts, play = tmp_path / "hosts.yml", tmp_path / "play.yml"
+    hosts = tmp_path / "hosts.yml"
     hosts.write_text(
         yaml.safe_dump(
             {
@@ -87,22 +86,12 @@ def test_playbooks_drain_and_undrain(stack: RouterStack, tmp_path: Path) -> None
             }
         )
     )
-    drain = {
-        "name": "Drain it",
-        "ansible.builtin.include_tasks": str(PLAYBOOKS / "tasks" / "drain.yml"),
-        "vars": {"drain_verb": "drain"},
-    }
-    play.write_text(
-        yaml.safe_dump([{"name": "Drain", "hosts": "node2", "gather_facts": False, "tasks": [drain]}])
-    )
     for program, variables, left in (
         (PLAYBOOKS / "drain.yml", {"node": "node2"}, ["node2"]),
         (PLAYBOOKS / "undrain.yml", {"node": "node2"}, []),
         (PLAYBOOKS / "drain.yml", {"node": "node1, node2"}, ["node1", "node2"]),
         (PLAYBOOKS / "undrain.yml", {"node": "node1"}, ["node2"]),
         (PLAYBOOKS / "undrain.yml", {"node": "node2"}, []),
-        (play, {}, ["node2"]),
-        (PLAYBOOKS / "undrain.yml", {"node": "node1,node2"}, []),
     ):
         run_playbook(program, hosts, variables)
         assert stack.admin("coordinator")[1]["drained"] == left

@@ -18,7 +18,7 @@ from harness.errors import HarnessError
 from harness.router.config import RouterConfig
 from harness.router.coordinator.engine import CoordinatorProcess
 from harness.router.errors import RouterError
-from harness.router.failures import InFlight, SentRequest
+from harness.router.in_flight import InFlight, SentRequest
 from harness.router.json_log import log
 from harness.router.models.planner import PlannedLoad
 

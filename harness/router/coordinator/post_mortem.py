@@ -19,7 +19,8 @@ from harness.monitor.readers.kernel_log import KernelLog
 from harness.monitor.sample import RPC_SERVERS, Sample
 from harness.router.config import RouterConfig
 from harness.router.coordinator.instance import DISK_FULL_ADVICE, CoordinatorInstance
-from harness.router.failures import CRASH_SIGNALS, Failures, SentRequest, describe, digests
+from harness.router.failures import CRASH_SIGNALS, Failures, describe
+from harness.router.in_flight import SentRequest, digests
 from harness.router.nodes.samples import NodeSamples
 
 _HEAD = "head"

@@ -5,7 +5,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from harness.monitor.sample import Sample
-from harness.router.failures import CRASH_SIGNALS, Failures, Fate, SentRequest, describe
+from harness.router.failures import CRASH_SIGNALS, Failures, Fate, describe
+from harness.router.in_flight import SentRequest
 from harness.router.pool.server import ServerState
 
 UNIT = "llama-pool-server.service"

@@ -14,7 +14,8 @@ from harness.errors import HarnessError
 from harness.planner.memory import compute_bytes, kv_bytes
 from harness.router.config import PoolServer, read_keys
 from harness.router.errors import RouterError
-from harness.router.failures import Fate, InFlight, SentRequest
+from harness.router.failures import Fate
+from harness.router.in_flight import InFlight, SentRequest
 from harness.router.json_log import log
 from harness.router.pool.crashes import PoolCrashes
 from harness.router.pool.server import (

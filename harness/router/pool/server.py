@@ -20,8 +20,8 @@ from harness.llama.gguf import GgufModel
 from harness.llama.ollama_storage import same_model
 from harness.router.config import PoolServer
 from harness.router.errors import RouterError
-from harness.router.failures import InFlight, SentRequest
 from harness.router.http.answers import LISTING_BYTES, read_answer
+from harness.router.in_flight import InFlight, SentRequest
 
 Kind = Literal["openai", "ollama"]
 

@@ -10,11 +10,12 @@ from starlette.requests import Request
 from harness.router.config import Route, RouterConfig
 from harness.router.coordinator.manager import CoordinatorManager
 from harness.router.errors import CONNECTION_ERRORS, UNKNOWN_MODEL, RouterError
-from harness.router.failures import Failures, Fate, SentRequest, digest_of
+from harness.router.failures import Failures, Fate
 from harness.router.http.answers import read_answer, too_long
 from harness.router.http.bodies import Body
 from harness.router.http.quotas import usage_of
 from harness.router.http.stream_stats import STREAM_TYPES
+from harness.router.in_flight import SentRequest, digest_of
 from harness.router.json_log import log
 from harness.router.pool.pool import Pool
 from harness.router.proxy.upstream import (

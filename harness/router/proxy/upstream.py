@@ -12,8 +12,9 @@ import aiohttp
 from harness.router.config import Route
 from harness.router.coordinator.manager import CoordinatorManager, Grant
 from harness.router.errors import RouterError
-from harness.router.failures import Fate, InFlight, SentRequest
+from harness.router.failures import Fate
 from harness.router.http.bodies import Body
+from harness.router.in_flight import InFlight, SentRequest
 from harness.router.pool.pool import Pool, unreachable
 from harness.router.pool.server import Kind, PoolTarget
 from harness.router.routing.rule import Decision

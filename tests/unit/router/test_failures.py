@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from harness.router.config import RouterConfig
 from harness.router.errors import RouterError
-from harness.router.failures import Failures, InFlight, SentRequest, digest_of
+from harness.router.failures import Failures
 from harness.router.http.bodies import Body, BodyStore
 from harness.router.http.metrics import Metrics
+from harness.router.in_flight import InFlight, SentRequest, digest_of
 
 S = 10**9
 

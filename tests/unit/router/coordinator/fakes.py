@@ -23,8 +23,9 @@ from harness.router.coordinator.post_mortem import PostMortem
 from harness.router.coordinator.recovery import Recovery
 from harness.router.drained import DrainedNodes
 from harness.router.errors import RouterError
-from harness.router.failures import Failures, SentRequest
+from harness.router.failures import Failures
 from harness.router.http.metrics import Metrics
+from harness.router.in_flight import SentRequest
 from harness.router.models.planner import PlannedLoad, ReplacedProcess
 from harness.router.nodes.backends import BackendWatch, StaleConnections
 from harness.router.supervisor import TaskSupervisor

@@ -16,7 +16,7 @@ from harness.router.coordinator.engine import LoadError, Slots, ThreadUse
 from harness.router.coordinator.instance import CoordinatorInstance
 from harness.router.coordinator.post_mortem import PostMortem
 from harness.router.errors import RouterError
-from harness.router.failures import SentRequest
+from harness.router.in_flight import SentRequest
 from harness.router.nodes.samples import NodeSamples
 from tests.unit.router.coordinator.fakes import Bench, bench, until
 

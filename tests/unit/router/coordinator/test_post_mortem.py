@@ -15,8 +15,9 @@ from harness.router.config import Backend, RouterConfig
 from harness.router.coordinator.instance import CoordinatorInstance
 from harness.router.coordinator.liveness import spins
 from harness.router.coordinator.post_mortem import PostMortem, diagnose_load
-from harness.router.failures import Failures, SentRequest
+from harness.router.failures import Failures
 from harness.router.http.metrics import Metrics
+from harness.router.in_flight import SentRequest
 from harness.router.nodes.samples import NodeSamples
 from tests.node_samples import MEMORY, node_sample
 from tests.unit.router.coordinator.fakes import ENDPOINT, bench

@@ -18,9 +18,10 @@ from harness.router.config import PoolServer, Route, RouterConfig
 from harness.router.coordinator.manager import CoordinatorManager
 from harness.router.coordinator.post_mortem import PostMortem
 from harness.router.errors import RouterError
-from harness.router.failures import Failures, SentRequest, digest_of
+from harness.router.failures import Failures
 from harness.router.http.metrics import Metrics
 from harness.router.http.quotas import Quotas, RequestUsage
+from harness.router.in_flight import SentRequest, digest_of
 from harness.router.nodes.samples import NodeSamples
 from harness.router.pool.crashes import UNIT, PoolCrashes
 from harness.router.pool.pool import Pool
